@@ -1,0 +1,181 @@
+// Matrix products, the one place where the reference spends its time: out (+)= a b, blocked and vectorised in
+// plain C++, for any strides (so that transposed operands need no copies), one product or a group of them
+// (the experts of a layer) in one parallel region.
+//
+// b is packed into panels of NR columns, a into panels of MR rows, so that the inner kernel streams both and
+// keeps an MR x NR tile of the output in registers. Every output element is summed over k in the same order
+// whatever the blocking of rows and columns and whatever the number of threads: the bits do not depend on them.
+#pragma once
+#include "real.h"
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <omp.h>
+#include <vector>
+
+constexpr size_t MR = vector_registers == 32 ? 8 : 6, NV = 2, NR = NV * vector_length;
+constexpr size_t KC = 512; // k in blocks of KC: an MR x KC panel of a stays in the first-level cache
+constexpr size_t MC = 96;  // rows of a packed at once by one thread (a multiple of MR)
+constexpr size_t NC = 512; // columns of one work item (a multiple of NR)
+
+// A matrix that is read: element (i, j) at data[i * row + j * column].
+struct Matrix {
+    const real* data;
+    size_t row, column;
+    real at(size_t i, size_t j) const { return data[i * row + j * column]; }
+    Matrix transposed() const { return {data, column, row}; }
+    Matrix from(size_t i, size_t j) const { return {data + i * row + j * column, row, column}; }
+};
+inline Matrix row_major(const real* data, size_t columns) { return {data, columns, 1}; }
+
+inline size_t round_up(size_t x, size_t to) { return (x + to - 1) / to * to; }
+
+// Memory that is aligned to vectors and only ever grows.
+struct Workspace {
+    real* reserve(size_t count) {
+        if (count > size) {
+            data.reset((real*)std::aligned_alloc(64, round_up(count * sizeof(real), 64)));
+            if (!data) throw std::bad_alloc();
+            size = count;
+        }
+        return data.get();
+    }
+    struct Free {
+        void operator()(real* p) const { std::free(p); }
+    };
+    std::unique_ptr<real, Free> data;
+    size_t size = 0;
+};
+
+// `width` consecutive "lanes" of a matrix, interleaved: packed[k * width + lane] for k < count, lanes beyond
+// `lanes` zero. lane_stride and k_stride say where element (lane, k) is.
+template <size_t width>
+void pack_panel(real* packed, const real* data, size_t lane_stride, size_t k_stride, size_t lanes, size_t count) {
+    if (lane_stride == 1 && lanes == width) {
+        for (size_t k = 0; k < count; k++)
+            for (size_t lane = 0; lane < width; lane++) packed[k * width + lane] = data[k * k_stride + lane];
+        return;
+    }
+    for (size_t lane = 0; lane < width; lane++)
+        for (size_t k = 0; k < count; k++)
+            packed[k * width + lane] = lane < lanes ? data[lane * lane_stride + k * k_stride] : real(0);
+}
+
+// a (rows, count) -> panels of MR rows, each (count, MR).
+inline void pack_a(real* packed, Matrix a, size_t rows, size_t count) {
+    for (size_t i = 0; i < rows; i += MR)
+        pack_panel<MR>(packed + i * count, a.data + i * a.row, a.row, a.column, std::min(MR, rows - i), count);
+}
+
+// b (count, columns) -> panels of NR columns, each (count, NR).
+inline void pack_b(real* packed, Matrix b, size_t count, size_t columns) {
+    for (size_t j = 0; j < columns; j += NR)
+        pack_panel<NR>(packed + j * count, b.data + j * b.column, b.column, b.row, std::min(NR, columns - j), count);
+}
+
+// tile(MR, NR) = (accumulate ? out : bias or 0) + sum over k of a[k][i] b[k][j], of which rows x columns are stored.
+inline void kernel(real* out, size_t out_row, const real* a, const real* b, size_t count, size_t rows,
+                   size_t columns, bool accumulate, const real* bias) {
+    vec acc[MR][NV];
+    alignas(64) real edge[MR * NR];
+    const bool whole = rows == MR && columns == NR;
+    if (accumulate || bias) {
+        for (size_t i = 0; i < MR && !whole; i++)
+            for (size_t j = 0; j < NR; j++)
+                edge[i * NR + j] = i < rows && j < columns ? (accumulate ? out[i * out_row + j] : bias[j]) : real(0);
+        for (size_t i = 0; i < MR; i++)
+            for (size_t v = 0; v < NV; v++)
+                acc[i][v] = *(const vec*)((!whole ? edge + i * NR : accumulate ? out + i * out_row : bias) +
+                                          v * vector_length);
+    } else {
+        for (size_t i = 0; i < MR; i++)
+            for (size_t v = 0; v < NV; v++) acc[i][v] = vec{};
+    }
+    for (size_t k = 0; k < count; k++, a += MR, b += NR) {
+        vec bk[NV];
+        for (size_t v = 0; v < NV; v++) bk[v] = *(const vec*)(b + v * vector_length);
+#pragma GCC unroll 16
+        for (size_t i = 0; i < MR; i++)
+#pragma GCC unroll 4
+            for (size_t v = 0; v < NV; v++) acc[i][v] += a[i] * bk[v];
+    }
+    for (size_t i = 0; i < MR; i++)
+        for (size_t v = 0; v < NV; v++)
+            *(vec*)((whole ? out + i * out_row : edge + i * NR) + v * vector_length) = acc[i][v];
+    for (size_t i = 0; i < rows && !whole; i++)
+        for (size_t j = 0; j < columns; j++) out[i * out_row + j] = edge[i * NR + j];
+}
+
+// out (rows, columns) (+)= a b from packed operands. b_count is the k-length the panels of b were packed with
+// (b itself may point to a later k inside its panels).
+inline void multiply_packed(real* out, size_t out_row, const real* a, const real* b, size_t b_count, size_t rows,
+                            size_t columns, size_t count, bool accumulate, const real* bias = nullptr) {
+    for (size_t j = 0; j < columns; j += NR)
+        for (size_t i = 0; i < rows; i += MR)
+            kernel(out + i * out_row + j, out_row, a + i * count, b + j * b_count, count, std::min(MR, rows - i),
+                   std::min(NR, columns - j), accumulate, bias ? bias + j : nullptr);
+}
+
+// out (M,N) = a (M,K) b (K,N) [+ bias (N)], or += with accumulate.
+struct Product {
+    real* out;
+    Matrix a, b;
+    size_t M, N, K;
+    bool accumulate;
+    const real* bias;
+};
+
+inline void multiply(const Product* products, size_t n_products) {
+    static Workspace packed_b;
+    size_t total = 0, panels = 0, items = 0;
+    const size_t nc = round_up(NC, NR);
+    for (size_t p = 0; p < n_products; p++) {
+        const Product& g = products[p];
+        total += round_up(g.N, NR) * g.K;
+        panels += (g.N + NR - 1) / NR;
+        items += ((g.M + MC - 1) / MC) * ((g.N + nc - 1) / nc);
+    }
+    real* packed = packed_b.reserve(total);
+#pragma omp parallel
+    {
+        static thread_local Workspace packed_a;
+        real* block = packed_a.reserve(MC * KC);
+        // All of every b, its panels dealt out to the threads.
+#pragma omp for schedule(static)
+        for (size_t q = 0; q < panels; q++) {
+            size_t panel = q, p = 0;
+            real* into = packed;
+            for (; panel >= (products[p].N + NR - 1) / NR; p++) {
+                panel -= (products[p].N + NR - 1) / NR;
+                into += round_up(products[p].N, NR) * products[p].K;
+            }
+            const Product& g = products[p];
+            size_t j = panel * NR;
+            pack_b(into + j * g.K, g.b.from(0, j), g.K, std::min(NR, g.N - j));
+        }
+        // Then blocks of MC rows and nc columns of every out.
+#pragma omp for schedule(dynamic, 1)
+        for (size_t q = 0; q < items; q++) {
+            size_t item = q, p = 0;
+            const real* from = packed;
+            auto n_items = [&](const Product& g) { return ((g.M + MC - 1) / MC) * ((g.N + nc - 1) / nc); };
+            for (; item >= n_items(products[p]); p++) {
+                item -= n_items(products[p]);
+                from += round_up(products[p].N, NR) * products[p].K;
+            }
+            const Product& g = products[p];
+            const size_t column_blocks = (g.N + nc - 1) / nc;
+            const size_t i = item / column_blocks * MC, j = item % column_blocks * nc;
+            const size_t rows = std::min(MC, g.M - i), columns = std::min(nc, g.N - j);
+            for (size_t k = 0; k < g.K; k += KC) {
+                const size_t count = std::min(KC, g.K - k);
+                pack_a(block, g.a.from(i, k), rows, count);
+                multiply_packed(g.out + i * g.N + j, g.N, block, from + j * g.K + k * NR, g.K, rows, columns, count,
+                                g.accumulate || k > 0, g.bias ? g.bias + j : nullptr);
+            }
+        }
+    }
+}
+
+inline void multiply(const Product& product) { multiply(&product, 1); }

@@ -1,0 +1,310 @@
+// The MoE-X feed-forward layer (Yang et al., arXiv 2503.07639), forward and backward, in the order a token meets
+// it: expert statistics, router, choice, load balance, dispatch, experts, combine. N tokens, E experts of D
+// units, K of them per token, C channels. A token's visit to one of its experts is a slot; the N*K slots are
+// sorted by expert, so that each expert works on consecutive rows.
+#pragma once
+#include "layers.h"
+
+// ---------------------------------------------------------------------------------------------------------
+// Expert statistics, once per optimizer step: over the D rows of W_enc[j] and the D numbers of b_enc[j],
+//   m_j = mean (C),  v_j = population variance (C),  mb_j, vb_j the same of b_enc[j]
+
+// m v (E,C), mb vb (E), w_enc (E,D,C), b_enc (E,D)
+inline void expert_statistics_forward(real* m, real* v, real* mb, real* vb, const real* w_enc, const real* b_enc,
+                                      size_t E, size_t D, size_t C) {
+#pragma omp parallel for schedule(static)
+    for (size_t j = 0; j < E; j++) {
+        real *mj = m + j * C, *vj = v + j * C;
+        std::fill(mj, mj + C, real(0));
+        std::fill(vj, vj + C, real(0));
+        for (size_t i = 0; i < D; i++)
+            for (size_t c = 0; c < C; c++) mj[c] += w_enc[(j * D + i) * C + c];
+        for (size_t c = 0; c < C; c++) mj[c] /= D;
+        for (size_t i = 0; i < D; i++)
+            for (size_t c = 0; c < C; c++) {
+                const real d = w_enc[(j * D + i) * C + c] - mj[c];
+                vj[c] += d * d;
+            }
+        for (size_t c = 0; c < C; c++) vj[c] /= D;
+        real mean = 0, variance = 0;
+        for (size_t i = 0; i < D; i++) mean += b_enc[j * D + i];
+        mean /= D;
+        for (size_t i = 0; i < D; i++) variance += (b_enc[j * D + i] - mean) * (b_enc[j * D + i] - mean);
+        mb[j] = mean;
+        vb[j] = variance / D;
+    }
+}
+
+// The mean moves by 1/D of any row; the variance by 2/D (row - mean), its own mean's part summing to zero:
+//   dW_enc[j][i] += dm_j / D + dv_j * 2 (W_enc[j][i] - m_j) / D,   db_enc[j][i] likewise
+inline void expert_statistics_backward(real* dw_enc, real* db_enc, const real* dm, const real* dv, const real* dmb,
+                                       const real* dvb, const real* w_enc, const real* b_enc, const real* m,
+                                       const real* mb, size_t E, size_t D, size_t C) {
+    const real share = real(1) / D;
+#pragma omp parallel for collapse(2) schedule(static)
+    for (size_t j = 0; j < E; j++)
+        for (size_t i = 0; i < D; i++) {
+            const real* row = w_enc + (j * D + i) * C;
+            real* drow = dw_enc + (j * D + i) * C;
+            for (size_t c = 0; c < C; c++)
+                drow[c] += share * (dm[j * C + c] + 2 * dv[j * C + c] * (row[c] - m[j * C + c]));
+            db_enc[j * D + i] += share * (dmb[j] + 2 * dvb[j] * (b_enc[j * D + i] - mb[j]));
+        }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Router: how sparsely would expert j fire on x? Were the rows of W_enc[j] Gaussian, its pre-activations would be
+// Gaussian over the units, of mean and variance
+//   mu_j = m_j . x + mb_j        var_j = v_j . (x*x) + vb_j + 1e-12 = sd_j^2
+// and a share Phi(mu/sd) of them positive. The score falls as that share rises:
+//   g_j = -erf(mu_j / (sqrt(2) sd_j)) = 1 - 2 Phi(mu_j / sd_j)
+
+// g mu sd (N,E), x (N,C)
+inline void router_forward(real* g, real* mu, real* sd, const real* x, const real* m, const real* v, const real* mb,
+                           const real* vb, size_t N, size_t E, size_t C) {
+    const real root_half = real(0.70710678118654752440);
+#pragma omp parallel for schedule(static)
+    for (size_t n = 0; n < N; n++)
+        for (size_t j = 0; j < E; j++) {
+            const real *row = x + n * C, *mj = m + j * C, *vj = v + j * C;
+            real mean = 0, variance = 0;
+#pragma omp simd reduction(+ : mean, variance)
+            for (size_t c = 0; c < C; c++) {
+                mean += mj[c] * row[c];
+                variance += vj[c] * (row[c] * row[c]);
+            }
+            const size_t nj = n * E + j;
+            mu[nj] = mean + mb[j];
+            sd[nj] = std::sqrt(variance + vb[j] + real(1e-12));
+            g[nj] = -std::erf(root_half * mu[nj] / sd[nj]);
+        }
+}
+
+// With phi = exp(-mu^2 / (2 sd^2)) sqrt(2/pi), from d erf(u)/du = 2/sqrt(pi) exp(-u^2):
+//   dg/dmu = -phi / sd      dg/dsd = phi mu / sd^2      dsd/dvar = 1 / (2 sd)
+//   dx += sum_j dmu_j m_j + dvar_j 2 x v_j
+//   dm_j += sum_n dmu_j x     dv_j += sum_n dvar_j (x*x)     dmb_j += sum_n dmu_j     dvb_j += sum_n dvar_j
+// dx (N,C), dm dv (E,C), dmb dvb (E), dmu dvar scratch (N,E), dg (N,E)
+inline void router_backward(real* dx, real* dm, real* dv, real* dmb, real* dvb, real* dmu, real* dvar, const real* dg,
+                            const real* x, const real* mu, const real* sd, const real* m, const real* v, size_t N,
+                            size_t E, size_t C) {
+    const real root = real(0.79788456080286535588); // sqrt(2/pi)
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+        for (size_t n = 0; n < N; n++) {
+            const real* row = x + n * C;
+            for (size_t j = 0; j < E; j++) {
+                const size_t nj = n * E + j;
+                const real z = mu[nj] / sd[nj], phi = root * std::exp(real(-0.5) * z * z);
+                dmu[nj] = dg[nj] * -phi / sd[nj];
+                dvar[nj] = dg[nj] * phi * z / sd[nj] / (2 * sd[nj]);
+                for (size_t c = 0; c < C; c++)
+                    dx[n * C + c] += dmu[nj] * m[j * C + c] + 2 * dvar[nj] * row[c] * v[j * C + c];
+            }
+        }
+        const size_t width = 64;
+#pragma omp for schedule(static)
+        for (size_t first = 0; first < C; first += width) {
+            const size_t end = std::min(first + width, C);
+            for (size_t n = 0; n < N; n++)
+                for (size_t j = 0; j < E; j++)
+                    for (size_t c = first; c < end; c++) {
+                        const real xc = x[n * C + c];
+                        dm[j * C + c] += dmu[n * E + j] * xc;
+                        dv[j * C + c] += dvar[n * E + j] * xc * xc;
+                    }
+        }
+    }
+    add_column_sums(dmb, dmu, N, E);
+    add_column_sums(dvb, dvar, N, E);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Choice: S = the K experts of highest score, a tie to the lower index;  w = softmax of g over S
+
+// choice (N,K) in falling order of score, weight (N,K), g (N,E)
+inline void choice_forward(int32_t* choice, real* weight, const real* g, size_t N, size_t E, size_t K) {
+#pragma omp parallel for schedule(static)
+    for (size_t n = 0; n < N; n++) {
+        int32_t* s = choice + n * K;
+        real* w = weight + n * K;
+        const real* gn = g + n * E;
+        for (size_t k = 0; k < K; k++) {
+            size_t best = E;
+            for (size_t j = 0; j < E; j++)
+                if (std::find(s, s + k, int32_t(j)) == s + k && (best == E || gn[j] > gn[best])) best = j;
+            s[k] = int32_t(best);
+        }
+        real sum = 0;
+        for (size_t k = 0; k < K; k++) sum += w[k] = std::exp(gn[s[k]] - gn[s[0]]);
+        for (size_t k = 0; k < K; k++) w[k] /= sum;
+    }
+}
+
+// dg[s_k] += w_k (dw_k - sum_i dw_i w_i); the choice itself is a constant.   dg (N,E), dweight (N,K)
+inline void choice_backward(real* dg, const real* dweight, const real* weight, const int32_t* choice, size_t N,
+                            size_t E, size_t K) {
+#pragma omp parallel for schedule(static)
+    for (size_t n = 0; n < N; n++) {
+        real mean = 0;
+        for (size_t k = 0; k < K; k++) mean += dweight[n * K + k] * weight[n * K + k];
+        for (size_t k = 0; k < K; k++)
+            dg[n * E + choice[n * K + k]] += weight[n * K + k] * (dweight[n * K + k] - mean);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Load balance: aux = E sum_j f_j P_j, f_j = share of the N*K slots that went to expert j (a constant in the
+// backward pass), P_j = mean over tokens of p_nj, p_n = softmax of g_n over all E
+
+// returns aux; p (N,E), begin (E+1) from dispatch()
+inline real balance_forward(real* p, real* mean, const real* g, const int32_t* begin, size_t N, size_t E, size_t K) {
+#pragma omp parallel for schedule(static)
+    for (size_t n = 0; n < N; n++) {
+        const real *gn = g + n * E, most = *std::max_element(gn, gn + E);
+        real sum = 0;
+        for (size_t j = 0; j < E; j++) sum += p[n * E + j] = std::exp(gn[j] - most);
+        for (size_t j = 0; j < E; j++) p[n * E + j] /= sum;
+    }
+    std::fill(mean, mean + E, real(0));
+    add_column_sums(mean, p, N, E);
+    real aux = 0;
+    for (size_t j = 0; j < E; j++) aux += E * (real(begin[j + 1] - begin[j]) / (N * K)) * (mean[j] / N);
+    return aux;
+}
+
+// dp_nj = scale E f_j / N;  dg_nj = p_nj (dp_nj - sum_i dp_ni p_ni).   dg (N,E) is written.
+inline void balance_backward(real* dg, const real* p, const int32_t* begin, real scale, size_t N, size_t E, size_t K) {
+#pragma omp parallel for schedule(static)
+    for (size_t n = 0; n < N; n++) {
+        auto dp = [&](size_t j) { return scale * E * (real(begin[j + 1] - begin[j]) / (N * K)) / N; };
+        real mean = 0;
+        for (size_t j = 0; j < E; j++) mean += dp(j) * p[n * E + j];
+        for (size_t j = 0; j < E; j++) dg[n * E + j] = p[n * E + j] * (dp(j) - mean);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Dispatch: a stable counting sort of the N*K assignments by expert. No expert is ever full.
+
+// begin (E+1): expert j's slots are [begin[j], begin[j+1]);  slot (N,K): where assignment (n,k) went;
+// token (N*K): whose it is
+inline void dispatch(int32_t* begin, int32_t* slot, int32_t* token, const int32_t* choice, size_t N, size_t E, size_t K) {
+    std::fill(begin, begin + E + 1, 0);
+    for (size_t i = 0; i < N * K; i++) begin[choice[i] + 1]++;
+    for (size_t j = 0; j < E; j++) begin[j + 1] += begin[j];
+    for (size_t i = 0; i < N * K; i++) { // begin[j] serves as expert j's cursor and ends at its end
+        slot[i] = begin[choice[i]]++;
+        token[slot[i]] = int32_t(i / K);
+    }
+    for (size_t j = E; j > 0; j--) begin[j] = begin[j - 1];
+    begin[0] = 0;
+}
+
+// out (N*K,C): the row of x (N,C) of each slot's token
+inline void gather(real* out, const real* x, const int32_t* token, size_t slots, size_t C) {
+#pragma omp parallel for schedule(static)
+    for (size_t s = 0; s < slots; s++) std::copy(x + token[s] * C, x + (token[s] + 1) * C, out + s * C);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Experts: on its own slots, expert j computes  h = x W_enc[j]^T + b_enc[j],  z = act(h),  y = z W_dec[j] + b_dec[j]
+
+struct Experts {
+    size_t E, D, C;
+    bool relu;
+    const real *w_enc, *b_enc, *w_dec, *b_dec; // (E,D,C) (E,D) (E,D,C) (E,C)
+    const int32_t* begin;                      // (E+1)
+    Product* products;                         // scratch (E)
+
+    // One product per expert that has slots, in a single parallel region. make(j, first slot, slots) describes it.
+    template <class Make> void each(Make make) const {
+        size_t n = 0;
+        for (size_t j = 0; j < E; j++)
+            if (begin[j + 1] > begin[j]) products[n++] = make(j, size_t(begin[j]), size_t(begin[j + 1] - begin[j]));
+        multiply(products, n);
+    }
+};
+
+// z h (N*K,D), h may be z for relu; y (N*K,C); x (N*K,C) gathered
+inline void experts_forward(real* y, real* z, real* h, const real* x, const Experts& e) {
+    const size_t D = e.D, C = e.C;
+    e.each([&](size_t j, size_t s, size_t n) -> Product {
+        return {h + s * D, row_major(x + s * C, C), row_major(e.w_enc + j * D * C, C).transposed(), n, D, C, false,
+                e.b_enc + j * D};
+    });
+    activation_forward(z, h, e.begin[e.E] * D, e.relu);
+    e.each([&](size_t j, size_t s, size_t n) -> Product {
+        return {y + s * C, row_major(z + s * D, D), row_major(e.w_dec + j * D * C, C), n, C, D, false, e.b_dec + j * C};
+    });
+}
+
+// From dy: dz = dy W_dec^T,  dW_dec += z^T dy,  db_dec += sum dy,  dh = dz act'(h),
+//          dx = dh W_enc,   dW_enc += dh^T x,  db_enc += sum dh.       dh (N*K,D) scratch
+inline void experts_backward(real* dx, real* dw_enc, real* db_enc, real* dw_dec, real* db_dec, real* dh, const real* dy,
+                             const real* x, const real* z, const real* h, const Experts& e) {
+    const size_t D = e.D, C = e.C;
+    e.each([&](size_t j, size_t s, size_t n) -> Product {
+        return {dh + s * D, row_major(dy + s * C, C), row_major(e.w_dec + j * D * C, C).transposed(), n, D, C, false, nullptr};
+    });
+    activation_backward(dh, dh, h, e.begin[e.E] * D, e.relu);
+    e.each([&](size_t j, size_t s, size_t n) -> Product {
+        return {dw_dec + j * D * C, row_major(z + s * D, D).transposed(), row_major(dy + s * C, C), D, C, n, true, nullptr};
+    });
+    e.each([&](size_t j, size_t s, size_t n) -> Product {
+        return {dw_enc + j * D * C, row_major(dh + s * D, D).transposed(), row_major(x + s * C, C), D, C, n, true, nullptr};
+    });
+    e.each([&](size_t j, size_t s, size_t n) -> Product {
+        return {dx + s * C, row_major(dh + s * D, D), row_major(e.w_enc + j * D * C, C), n, C, D, false, nullptr};
+    });
+    for (size_t j = 0; j < e.E; j++) {
+        const size_t s = e.begin[j], n = e.begin[j + 1] - e.begin[j];
+        add_column_sums(db_dec + j * C, dy + s * C, n, C);
+        add_column_sums(db_enc + j * D, dh + s * D, n, D);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Combine: out_n = x_n + sum_k w_nk y_slot(n,k)   (the residual and the weighted sum in one pass)
+
+// out x (N,C), y (N*K,C), weight slot (N,K)
+inline void combine_forward(real* out, const real* x, const real* y, const real* weight, const int32_t* slot, size_t N,
+                            size_t K, size_t C) {
+#pragma omp parallel for schedule(static)
+    for (size_t n = 0; n < N; n++) {
+        std::copy(x + n * C, x + (n + 1) * C, out + n * C);
+        for (size_t k = 0; k < K; k++) {
+            const real w = weight[n * K + k], *row = y + slot[n * K + k] * C;
+            for (size_t c = 0; c < C; c++) out[n * C + c] += w * row[c];
+        }
+    }
+}
+
+// dy_slot(n,k) = w_nk dout_n;  dw_nk = dout_n . y_slot(n,k)
+inline void combine_backward(real* dy, real* dweight, const real* dout, const real* y, const real* weight,
+                             const int32_t* slot, size_t N, size_t K, size_t C) {
+#pragma omp parallel for schedule(static)
+    for (size_t n = 0; n < N; n++)
+        for (size_t k = 0; k < K; k++) {
+            const size_t s = slot[n * K + k];
+            const real w = weight[n * K + k], *d = dout + n * C;
+            real dot = 0;
+#pragma omp simd reduction(+ : dot)
+            for (size_t c = 0; c < C; c++) {
+                dy[s * C + c] = w * d[c];
+                dot += d[c] * y[s * C + c];
+            }
+            dweight[n * K + k] = dot;
+        }
+}
+
+// dx_n = sum over its slots of dx_slot: the gather's backward.  dx (N,C), dslots (N*K,C)
+inline void gather_backward(real* dx, const real* dslots, const int32_t* slot, size_t N, size_t K, size_t C) {
+#pragma omp parallel for schedule(static)
+    for (size_t n = 0; n < N; n++) {
+        std::fill(dx + n * C, dx + (n + 1) * C, real(0));
+        for (size_t k = 0; k < K; k++)
+            for (size_t c = 0; c < C; c++) dx[n * C + c] += dslots[slot[n * K + k] * C + c];
+    }
+}

@@ -1,0 +1,77 @@
+// How this project fails: a function that cannot do its job calls fail("what, where, expected what"),
+// which throws Error; main() runs its body under run_main(), which prints `moex: <message>` and turns
+// the error into the exit status: 1, or 2 for a wrong command line. Nothing else prints errors or exits,
+// so destructors run, temporary files go, and tests and fuzzers can call any reader and catch Error.
+#pragma once
+#include <cstdarg>
+#include <cstdio>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+struct Error : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+struct UsageError : Error {
+    using Error::Error;
+};
+
+__attribute__((format(printf, 1, 0))) inline std::string vstrf(const char* format, va_list args) {
+    va_list again;
+    va_copy(again, args);
+    int length = vsnprintf(nullptr, 0, format, args);
+    std::string text(length > 0 ? length : 0, '\0');
+    if (length > 0) vsnprintf(text.data(), text.size() + 1, format, again);
+    va_end(again);
+    return text;
+}
+
+// printf into a string.
+__attribute__((format(printf, 1, 2))) inline std::string strf(const char* format, ...) {
+    va_list args;
+    va_start(args, format);
+    std::string text = vstrf(format, args);
+    va_end(args);
+    return text;
+}
+
+[[noreturn]] __attribute__((format(printf, 1, 2))) inline void fail(const char* format, ...) {
+    va_list args;
+    va_start(args, format);
+    std::string text = vstrf(format, args);
+    va_end(args);
+    throw Error(text);
+}
+
+[[noreturn]] __attribute__((format(printf, 1, 2))) inline void fail_usage(const char* format, ...) {
+    va_list args;
+    va_start(args, format);
+    std::string text = vstrf(format, args);
+    va_end(args);
+    throw UsageError(text);
+}
+
+// Text from a file, made safe to put into a one-line message: control characters and anything beyond
+// 80 bytes are replaced.
+inline std::string quoted(const std::string& text) {
+    std::string out = "'";
+    for (unsigned char c : text.substr(0, 80)) out += c < 32 || c == 127 ? '?' : char(c);
+    return out + (text.size() > 80 ? "...'" : "'");
+}
+
+// The body of every main(): returns the process's exit status.
+template <class Body> int run_main(Body body) {
+    try {
+        return body();
+    } catch (const UsageError& e) {
+        fprintf(stderr, "moex: %s (see --help)\n", e.what());
+        return 2;
+    } catch (const Error& e) {
+        fprintf(stderr, "moex: %s\n", e.what());
+    } catch (const std::bad_alloc&) {
+        fprintf(stderr, "moex: out of memory\n");
+    } catch (const std::length_error&) {
+        fprintf(stderr, "moex: out of memory: a size beyond what any machine holds was asked for\n");
+    }
+    return 1;
+}

@@ -1,0 +1,143 @@
+// The one table of tensors. for_each_tensor() lists every tensor of a model: where its pointer lives, its name,
+// shape, whether it decays, how it starts, and whether it belongs to the experts. Sizes, memory, initial
+// values, weight decay, checkpoints, gradient tests and printing all follow from that list.
+//
+// Parameters<T> are the same pointers for weights (T float or bf16), gradients and optimizer moments.
+#pragma once
+#include "config.h"
+#include "random.h"
+#include <string>
+#include <vector>
+
+template <class T> struct LayerParameters {
+    T *ln_1_weight, *ln_1_bias;         // (C) (C)
+    T *c_attn_weight, *c_attn_bias;     // (3C,C) (3C): rows of q, then k, then v
+    T *c_proj_weight, *c_proj_bias;     // (C,C) (C)
+    T *ln_2_weight, *ln_2_bias;         // (C) (C)
+    T *fc_weight, *fc_bias;             // dense: (W,C) (W) with W = K*D
+    T *fc_proj_weight, *fc_proj_bias;   // dense: (C,W) (C)
+    T *w_enc, *b_enc;                   // moe: (E,D,C) (E,D)
+    T *w_dec, *b_dec;                   // moe: (E,D,C) (E,C)
+    T* router;                          // moe, topk only: (E,C)
+};
+
+template <class T> struct Parameters {
+    T *wte, *wpe;                       // (V,C), also the output head; (block_size,C)
+    std::vector<LayerParameters<T>> h;  // L of them
+    T *ln_f_weight, *ln_f_bias;         // (C) (C)
+};
+
+enum class Init { zeros, ones, normal, normal_residual }; // N(0, 0.02), the last times 1/sqrt(2L)
+
+struct Tensor {
+    std::string name;
+    std::vector<size_t> shape;
+    bool decay;      // used as a matrix: weight decay applies
+    Init init;
+    bool experts;    // leading dimension E, of which a token uses K
+    size_t count;    // product of the shape
+    size_t offset;   // in elements, into a block of parameters
+};
+
+template <class T, class Visit> void for_each_tensor(const Config& c, Parameters<T>& p, Visit visit) {
+    const size_t C = c.n_embd, V = c.vocab_size, E = c.n_expert, D = c.d_expert, W = c.dense_width();
+    const bool matrix = true, vector = false, experts = true, shared = false;
+    p.h.resize(c.n_layer);
+    visit(p.wte, "wte.weight", {V, C}, matrix, Init::normal, shared);
+    visit(p.wpe, "wpe.weight", {c.block_size, C}, matrix, Init::normal, shared);
+    for (size_t l = 0; l < c.n_layer; l++) {
+        LayerParameters<T>& h = p.h[l];
+        const std::string at = "h." + std::to_string(l) + ".";
+        visit(h.ln_1_weight, at + "ln_1.weight", {C}, vector, Init::ones, shared);
+        visit(h.ln_1_bias, at + "ln_1.bias", {C}, vector, Init::zeros, shared);
+        visit(h.c_attn_weight, at + "attn.c_attn.weight", {3 * C, C}, matrix, Init::normal, shared);
+        visit(h.c_attn_bias, at + "attn.c_attn.bias", {3 * C}, vector, Init::zeros, shared);
+        visit(h.c_proj_weight, at + "attn.c_proj.weight", {C, C}, matrix, Init::normal_residual, shared);
+        visit(h.c_proj_bias, at + "attn.c_proj.bias", {C}, vector, Init::zeros, shared);
+        visit(h.ln_2_weight, at + "ln_2.weight", {C}, vector, Init::ones, shared);
+        visit(h.ln_2_bias, at + "ln_2.bias", {C}, vector, Init::zeros, shared);
+        if (c.moe()) {
+            visit(h.w_enc, at + "moe.w_enc", {E, D, C}, matrix, Init::normal, experts);
+            visit(h.b_enc, at + "moe.b_enc", {E, D}, vector, Init::zeros, experts);
+            visit(h.w_dec, at + "moe.w_dec", {E, D, C}, matrix, Init::normal_residual, experts);
+            visit(h.b_dec, at + "moe.b_dec", {E, C}, vector, Init::zeros, experts);
+            if (c.topk()) visit(h.router, at + "moe.router", {E, C}, matrix, Init::normal, shared);
+        } else {
+            visit(h.fc_weight, at + "mlp.c_fc.weight", {W, C}, matrix, Init::normal, shared);
+            visit(h.fc_bias, at + "mlp.c_fc.bias", {W}, vector, Init::zeros, shared);
+            visit(h.fc_proj_weight, at + "mlp.c_proj.weight", {C, W}, matrix, Init::normal_residual, shared);
+            visit(h.fc_proj_bias, at + "mlp.c_proj.bias", {C}, vector, Init::zeros, shared);
+        }
+    }
+    visit(p.ln_f_weight, "ln_f.weight", {C}, vector, Init::ones, shared);
+    visit(p.ln_f_bias, "ln_f.bias", {C}, vector, Init::zeros, shared);
+}
+
+// The table of a config. Offsets are rounded up so that every tensor begins on a 128-byte boundary in fp32.
+// Refuses sizes whose sums or products overflow.
+inline std::vector<Tensor> tensor_table(const Config& config) {
+    std::vector<Tensor> table;
+    Parameters<char> unused;
+    size_t offset = 0;
+    for_each_tensor(config, unused,
+                    [&](char*&, const std::string& name, std::vector<size_t> shape, bool decay, Init init, bool experts) {
+                        size_t count = 1;
+                        bool overflow = false;
+                        for (size_t n : shape) overflow |= __builtin_mul_overflow(count, n, &count);
+                        if (overflow || count > size_t(1) << 48) fail("%s: too large: the sizes of its shape overflow", name.c_str());
+                        table.push_back({name, std::move(shape), decay, init, experts, count, offset});
+                        offset += (count + 31) / 32 * 32;
+                    });
+    if (offset > size_t(1) << 48) fail("a model of these sizes has too many parameters: %zu", offset);
+    return table;
+}
+
+// Elements in a block that holds the whole table, padding included.
+inline size_t block_elements(const std::vector<Tensor>& table) {
+    return (table.back().offset + table.back().count + 31) / 32 * 32;
+}
+
+template <class T> Parameters<T> carve_parameters(const Config& config, const std::vector<Tensor>& table, T* block) {
+    Parameters<T> p{};
+    size_t i = 0;
+    for_each_tensor(config, p, [&](T*& pointer, const std::string&, const std::vector<size_t>&, bool, Init, bool) {
+        pointer = block + table[i++].offset;
+    });
+    return p;
+}
+
+// Initial values. Every number depends only on the seed, the tensor's name and its place in the tensor.
+template <class T> void init_parameters(const Config& config, const std::vector<Tensor>& table, T* block, uint64_t seed) {
+    for (const Tensor& t : table) {
+        const uint64_t stream = random_stream(t.name.c_str());
+        const double std = t.init == Init::normal_residual ? 0.02 / std::sqrt(2.0 * config.n_layer) : 0.02;
+        T* out = block + t.offset;
+#pragma omp parallel for
+        for (size_t i = 0; i < t.count; i++)
+            out[i] = t.init == Init::zeros  ? T(0)
+                     : t.init == Init::ones ? T(1)
+                                            : T(float(std * random_normal(seed, stream, i)));
+    }
+}
+
+struct ParameterCount {
+    size_t total, active; // active: with K of E experts
+};
+inline ParameterCount count_parameters(const Config& config, const std::vector<Tensor>& table) {
+    ParameterCount n{0, 0};
+    for (const Tensor& t : table) {
+        n.total += t.count;
+        n.active += t.experts ? t.count / config.n_expert * config.n_expert_active : t.count;
+    }
+    return n;
+}
+
+// Floating-point operations to train on one token in a sequence of T: three times the forward's two per active
+// weight (embeddings are looked up, the head is a matrix), causal attention at the half that is computed, and
+// the router's two products with m and v (or its one matrix).
+inline double flops_per_token(const Config& c, size_t T) {
+    const double C = c.n_embd, L = c.n_layer, W = c.dense_width(), E = c.n_expert;
+    const double linear = 4 * C * C + 2 * C * W + (!c.moe() ? 0 : c.topk() ? E * C : 2 * E * C);
+    const double attention = 2 * C * (T + 1) / 2.0;
+    return 3 * 2 * (L * (linear + attention) + C * c.vocab_size);
+}

@@ -1,0 +1,95 @@
+// The gradient of every tensor of every variant against central finite differences, in double. For each tensor, the
+// derivative along random directions (which touch every element) and along single elements:
+//   |analytic - numeric| <= 1e-6 * max(|analytic|, |numeric|)
+// Weights are drawn large enough that attention, routing and both moments of the router matter.
+#include "../dev/cpu/model.h"
+#include "check.h"
+
+static_assert(sizeof(real) == 8, "build with -DMOEX_DOUBLE");
+
+struct Variant {
+    const char *name, *ffn, *act, *router;
+    size_t E, K, B, T, NH, C;
+};
+
+static double total_loss(Model& model, const std::vector<int32_t>& x, const std::vector<int32_t>& y, size_t B, size_t T, double lambda) {
+    model.statistics_stale = true;
+    const Losses losses = forward(model, x.data(), y.data(), B, T);
+    return losses.loss + lambda * losses.aux;
+}
+
+static void test_variant(const Variant& v) {
+    Config c;
+    c.n_layer = 2, c.n_head = v.NH, c.n_embd = v.C, c.block_size = v.T, c.vocab_size = 13;
+    c.ffn = v.ffn, c.act = v.act, c.router = v.router, c.n_expert = v.E, c.n_expert_active = v.K, c.d_expert = 10;
+    Model model(c, v.B, v.T);
+    for (size_t i = 0; i < model.weights.count; i++) model.weights.data[i] = 0.3 * random_normal(11, 0, i);
+    for (const Tensor& t : model.table)
+        if (t.init == Init::ones)
+            for (size_t i = 0; i < t.count; i++) model.weights.data[t.offset + i] += 1;
+    std::vector<int32_t> x(v.B * v.T), y(v.B * v.T);
+    for (size_t i = 0; i < x.size(); i++) x[i] = random_u64(3, 1, i) % 13, y[i] = random_u64(3, 2, i) % 13;
+
+    const double lambda = 0.7, share = 0.5; // share: as in one of two accumulation steps
+    model.statistics_stale = true;
+    forward(model, x.data(), y.data(), v.B, v.T, share);
+    backward(model, share * lambda);
+    forward(model, x.data(), y.data(), v.B, v.T, share); // gradients add up over micro-steps
+    backward(model, share * lambda);
+
+    double worst = 0;
+    for (const Tensor& t : model.table) {
+        real* w = model.weights.data + t.offset;
+        const std::vector<real> saved(w, w + t.count);
+        for (int trial = 0; trial < 5; trial++) {
+            std::vector<real> direction(t.count);
+            double length = 0, analytic = 0;
+            for (size_t i = 0; i < t.count; i++) {
+                const uint64_t one = random_u64(5, trial, t.offset) % t.count; // trials 3 and 4: a single element
+                direction[i] = trial < 3 ? random_normal(5, trial, t.offset + i) : i == one;
+                length += direction[i] * direction[i];
+            }
+            for (size_t i = 0; i < t.count; i++) {
+                direction[i] /= std::sqrt(length);
+                analytic += direction[i] * model.gradients.data[t.offset + i];
+            }
+            auto loss_at = [&](double s) {
+                for (size_t i = 0; i < t.count; i++) w[i] = saved[i] + s * direction[i];
+                return total_loss(model, x, y, v.B, v.T, lambda);
+            };
+            // A large step crosses kinks of relu and changes of routing, a small one drowns in the rounding of the
+            // loss: the better of two counts. Below 1e-3 that rounding is all there is, as for the bias of the keys.
+            double error = INFINITY, numeric = 0;
+            for (double step : {1e-5, 1e-6}) {
+                const double near = loss_at(step) - loss_at(-step), far = loss_at(2 * step) - loss_at(-2 * step);
+                const double estimate = (8 * near - far) / (12 * step); // fourth order
+                const double size = std::fmax(std::fmax(std::fabs(analytic), std::fabs(estimate)), 1e-3);
+                if (std::fabs(analytic - estimate) / size < error)
+                    error = std::fabs(analytic - estimate) / size, numeric = estimate;
+            }
+            std::copy(saved.begin(), saved.end(), w);
+            worst = std::fmax(worst, error);
+            check(error <= 1e-6, "%s %s: analytic %.10g numeric %.10g", v.name, t.name.c_str(), analytic, numeric);
+        }
+    }
+    if (getenv("MOEX_TEST_VERBOSE")) printf("%-28s worst relative error %.2g\n", v.name, worst);
+}
+
+int main() {
+    for (const Variant& v : std::vector<Variant>{
+             {"moe relu sparsity", "moe", "relu", "sparsity", 4, 2, 2, 9, 2, 16},
+             {"moe gelu topk", "moe", "gelu", "topk", 4, 2, 2, 9, 2, 16},
+             {"moe relu topk", "moe", "relu", "topk", 4, 2, 2, 9, 2, 16},
+             {"moe gelu sparsity", "moe", "gelu", "sparsity", 4, 2, 2, 9, 2, 16},
+             {"dense gelu", "dense", "gelu", "sparsity", 4, 2, 2, 9, 2, 16},
+             {"dense relu", "dense", "relu", "sparsity", 4, 2, 2, 9, 2, 16},
+             {"moe K = 1", "moe", "relu", "sparsity", 3, 1, 2, 5, 1, 8},
+             {"moe K = E", "moe", "relu", "sparsity", 3, 3, 2, 5, 4, 12},
+             {"topk K = 1", "moe", "gelu", "topk", 3, 1, 1, 6, 2, 8},
+             {"moe E = 1", "moe", "relu", "sparsity", 1, 1, 1, 6, 2, 8},
+             {"attention blocks", "moe", "relu", "sparsity", 2, 1, 1, 131, 2, 8},
+             {"one position", "moe", "relu", "sparsity", 4, 2, 3, 1, 2, 8},
+         })
+        test_variant(v);
+    return finish();
+}
