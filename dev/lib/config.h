@@ -115,7 +115,7 @@ inline Config config_from_strings(const std::map<std::string, std::string>& stri
 struct Preset {
     const char* name;
     Config config;
-    size_t batch, seq, total_tokens, steps, warmup; // batch: rows per micro-batch; total_tokens: per step
+    size_t batch, rows, steps, warmup; // rows per micro-batch and per step
     double lr;
 };
 
@@ -128,12 +128,12 @@ inline const std::vector<Preset>& presets() {
     };
     static const std::vector<Preset> list = {
         // Six minutes on two cores: see the README.
-        {"demo", sized(4, 4, 128, 256, 256, 32, "chess-32"), 16, 256, 16 * 256, 2000, 100, 2e-3},
+        {"demo", sized(4, 4, 128, 256, 256, 32, "chess-32"), 16, 16, 2000, 100, 2e-3},
         // The paper's chess models: 8 layers, experts of 2048, dense twin 4096.
-        {"chess", sized(8, 8, 512, 2048, 1023, 32, "chess-32"), 10, 1023, 100 * 1023, 60000, 2000, 3e-4},
+        {"chess", sized(8, 8, 512, 2048, 1023, 32, "chess-32"), 10, 100, 60000, 2000, 3e-4},
         // The paper's language models: GPT-2 small and medium, experts of 4 C.
-        {"small", sized(12, 12, 768, 3072, 1024, 50257, "gpt2"), 8, 1024, 320 * 1024, 100000, 5000, 3e-4},
-        {"medium", sized(24, 16, 1024, 4096, 1024, 50257, "gpt2"), 4, 1024, 320 * 1024, 100000, 5000, 3e-4},
+        {"small", sized(12, 12, 768, 3072, 1024, 50257, "gpt2"), 8, 320, 100000, 5000, 3e-4},
+        {"medium", sized(24, 16, 1024, 4096, 1024, 50257, "gpt2"), 4, 320, 100000, 5000, 3e-4},
     };
     return list;
 }

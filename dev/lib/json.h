@@ -5,6 +5,7 @@
 // tree: json_quote() and json_number() give the pieces, the caller joins them.
 #pragma once
 #include "error.h"
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstdint>
@@ -91,8 +92,7 @@ struct JsonReader {
     Json value() {
         skip_space();
         if (++values > json_max_values)
-            fail("%s: JSON of more than %zu values, nothing sensible has so many", where.c_str(),
-                 json_max_values);
+            fail("%s: JSON of more than %zu values, at byte %zu", where.c_str(), json_max_values, at);
         Json v;
         if (peek() == '{' || peek() == '[') {
             if (depth == json_max_depth)

@@ -14,9 +14,9 @@
 #include <vector>
 
 struct Options {
-    std::string program, purpose;         // purpose: shown by --help under the usage line; may have several lines
-    std::string positional;               // what follows the options, for the usage line ("" for nothing)
-    std::vector<std::string> arguments;   // what followed the options
+    std::string program, purpose; // purpose: shown by --help under the usage line; may have several lines
+    std::string positional;       // what follows the options, for the usage line ("" for nothing)
+    std::vector<std::string> arguments; // what followed the options
 
     Options(std::string program, std::string purpose, std::string positional = "")
         : program(std::move(program)), purpose(std::move(purpose)), positional(std::move(positional)) {}
@@ -24,7 +24,8 @@ struct Options {
     // short_name 0: long form only. Ranges are inclusive.
     void add(char short_name, const char* name, const char* arg, int64_t* target, int64_t low, int64_t high,
              const char* help) {
-        push(short_name, name, arg, help, strf("%lld", (long long)*target), [=](const char* text) {
+        auto get = [=] { return strf("%lld", (long long)*target); };
+        push(short_name, name, arg, help, get(), get, [=](const char* text) {
             char* end;
             errno = 0;
             long long value = strtoll(text, &end, 10);
@@ -38,37 +39,54 @@ struct Options {
     }
     void add(char short_name, const char* name, const char* arg, double* target, double low, double high,
              const char* help) {
-        push(short_name, name, arg, help, strf("%g", *target), [=](const char* text) {
-            char* end;
-            double value = strtod(text, &end);
-            if (end == text || *end || !std::isfinite(value))
-                fail_usage("--%s: %s is not a number", name, quoted(text).c_str());
-            if (!(value >= low && value <= high))
-                fail_usage("--%s: %s is out of range, expected %g to %g", name, text, low, high);
-            *target = value;
-        });
+        push(
+            short_name, name, arg, help, strf("%g", *target), [=] { return strf("%.17g", *target); },
+            [=](const char* text) {
+                char* end;
+                double value = strtod(text, &end);
+                if (end == text || *end || !std::isfinite(value))
+                    fail_usage("--%s: %s is not a number", name, quoted(text).c_str());
+                if (!(value >= low && value <= high))
+                    fail_usage("--%s: %s is out of range, expected %g to %g", name, text, low, high);
+                *target = value;
+            });
     }
     void add(char short_name, const char* name, const char* arg, std::string* target, const char* help) {
-        push(short_name, name, arg, help, *target, [=](const char* text) { *target = text; });
+        push(
+            short_name, name, arg, help, *target, [=] { return *target; },
+            [=](const char* text) { *target = text; });
     }
     // One of a fixed set of words.
     void add(char short_name, const char* name, std::string* target, std::vector<std::string> words,
              const char* help) {
         std::string list;
         for (const std::string& w : words) list += (list.empty() ? "" : "|") + w;
-        push(short_name, name, list.c_str(), help, *target, [=](const char* text) {
-            for (const std::string& w : words)
-                if (w == text) return void(*target = w);
-            fail_usage("--%s: %s is unknown, expected %s", name, quoted(text).c_str(), list.c_str());
-        });
+        push(
+            short_name, name, list.c_str(), help, *target, [=] { return *target; },
+            [=](const char* text) {
+                for (const std::string& w : words)
+                    if (w == text) return void(*target = w);
+                fail_usage("--%s: %s is unknown, expected %s", name, quoted(text).c_str(), list.c_str());
+            });
     }
     void add(char short_name, const char* name, bool* target, const char* help) {
-        push(short_name, name, "", help, "", [=](const char*) { *target = true; });
+        push(
+            short_name, name, "", help, "", [=] { return *target ? "1" : "0"; },
+            [=](const char* text) { *target = !text || *text == '1'; });
     }
     // A heading between groups of options in --help.
-    void section(const char* title) { list.push_back({0, "", "", title, "", nullptr}); }
+    void section(const char* title) { list.push_back({0, "", "", title, "", nullptr, nullptr}); }
 
+    // Was it on the command line?  Its value as text; and the way back from such text.
     bool given(const std::string& name) const { return seen.count(name) > 0; }
+    std::string text(const std::string& name) const { return find(name).get(); }
+    void restore(const std::string& name, const std::string& text) const { find(name).set(text.c_str()); }
+    std::vector<std::string> names() const {
+        std::vector<std::string> out;
+        for (const Entry& e : list)
+            if (e.set) out.push_back(e.name);
+        return out;
+    }
 
     // Returns false when --help was asked for and printed: the program then ends with status 0.
     bool parse(int argc, char** argv) {
@@ -88,8 +106,9 @@ struct Options {
             if (c == 'h') return print_help(), false;
             if (c == ':') fail_usage("%s: a value is missing", argv[optind - 1]);
             if (c == '?')
-                fail_usage("%s: unknown option",
-                           optopt > 0 && optopt < 256 ? strf("-%c", optopt).c_str() : quoted(argv[optind - 1]).c_str());
+                fail_usage("%s: unknown option", optopt > 0 && optopt < 256
+                                                     ? strf("-%c", optopt).c_str()
+                                                     : quoted(argv[optind - 1]).c_str());
             for (size_t i = 0; i < list.size(); i++)
                 if (list[i].set && (c == int(256 + i) || (c < 256 && c == list[i].short_name))) {
                     list[i].set(optarg);
@@ -123,14 +142,20 @@ struct Options {
     struct Entry {
         char short_name;
         std::string name, arg, help, initial;
+        std::function<std::string()> get;
         std::function<void(const char*)> set;
     };
     std::vector<Entry> list;
     std::set<std::string> seen;
 
     void push(char short_name, const char* name, const char* arg, const char* help, std::string initial,
-              std::function<void(const char*)> set) {
-        list.push_back({short_name, name, arg, help, std::move(initial), std::move(set)});
+              std::function<std::string()> get, std::function<void(const char*)> set) {
+        list.push_back({short_name, name, arg, help, std::move(initial), std::move(get), std::move(set)});
+    }
+    const Entry& find(const std::string& name) const {
+        for (const Entry& e : list)
+            if (e.set && e.name == name) return e;
+        fail("--%s: there is no such option", name.c_str());
     }
     static std::string left_side(const Entry& e) {
         std::string left = e.short_name ? strf("-%c, --", e.short_name) : "    --";

@@ -1,0 +1,82 @@
+// What the reference computes, in double, for the PyTorch twin to check: for each variant OUT/<variant>/ holds
+// model.safetensors (a checkpoint) and expect.safetensors (tokens, logits, loss, aux, every gradient, the losses of
+// ten AdamW steps on that batch and the weights after them).
+#include "../dev/cpu/model.h"
+#include "../dev/lib/checkpoint.h"
+#include "../dev/lib/schedule.h"
+
+static_assert(sizeof(real) == 8, "build with -DMOEX_DOUBLE");
+
+struct Variant {
+    const char *name, *ffn, *act, *router;
+    size_t E, K;
+};
+
+static void dump(const std::string& dir, const Variant& v) {
+    const size_t B = 3, T = 70; // more than one block of attention
+    Config c;
+    c.n_layer = 2, c.n_head = 2, c.n_embd = 16, c.block_size = 72, c.vocab_size = 13;
+    c.ffn = v.ffn, c.act = v.act, c.router = v.router, c.n_expert = v.E, c.n_expert_active = v.K, c.d_expert = 12;
+    Model model(c, B, T);
+    init_parameters(c, model.table, model.weights.data, 1);
+    for (size_t i = 0; i < model.weights.count; i++) model.weights.data[i] += 0.2 * random_normal(11, 0, i);
+    make_directories(dir);
+    save_model(dir + "/model.safetensors", c, model.table, model.weights.data, 0);
+
+    std::vector<int32_t> x(B * T), y(B * T);
+    for (size_t i = 0; i < x.size(); i++) x[i] = random_u64(3, 1, i) % 13, y[i] = random_u64(3, 2, i) % 13;
+    const double aux_weight = 0.05, clip = 1.0;
+    const Schedule schedule{1e-2, 0.1, 4, 20};
+    AdamW adam;
+
+    forward_logits(model, x.data(), B, T);
+    const std::vector<double> logits(model.a.logits, model.a.logits + B * T * 13);
+    const Losses losses = forward(model, x.data(), y.data(), B, T, 1);
+    backward(model, aux_weight);
+    const std::vector<double> gradients(model.gradients.data, model.gradients.data + model.gradients.count);
+    std::vector<double> losses10;
+    for (int64_t step = 0; step < 10; step++) {
+        zero_gradients(model);
+        losses10.push_back(forward(model, x.data(), y.data(), B, T, 1).loss);
+        backward(model, aux_weight);
+        const double norm = gradient_norm(model);
+        adam.lr = schedule.at(step);
+        update(model, adam, step + 1, norm > clip ? clip / norm : 1);
+    }
+
+    SafeTensorsWriter out(dir + "/expect.safetensors",
+                          {{"aux_weight", strf("%.17g", aux_weight)}, {"lr", strf("%.17g", schedule.lr)},
+                           {"warmup", std::to_string(schedule.warmup)}, {"steps", std::to_string(schedule.steps)},
+                           {"final_lr_frac", strf("%.17g", schedule.final_fraction)},
+                           {"weight_decay", strf("%.17g", adam.weight_decay)}, {"clip", strf("%.17g", clip)}});
+    out.declare("inputs", I64, {B, T}), out.declare("targets", I64, {B, T});
+    out.declare("logits", F64, {B, T, 13}), out.declare("loss", F64, {1}), out.declare("aux", F64, {1});
+    out.declare("losses10", F64, {10});
+    for (const char* prefix : {"grad.", "step10."})
+        for (const Tensor& t : model.table) out.declare(prefix + t.name, F64, t.shape);
+    for (const std::vector<int32_t>* tokens : {&x, &y}) {
+        const std::vector<int64_t> wide(tokens->begin(), tokens->end());
+        out.write(wide.data(), wide.size() * 8);
+    }
+    out.write(logits.data(), logits.size() * 8), out.write(&losses.loss, 8), out.write(&losses.aux, 8);
+    out.write(losses10.data(), losses10.size() * 8);
+    for (const double* block : {gradients.data(), (const double*)model.weights.data})
+        for (const Tensor& t : model.table) out.write(block + t.offset, t.count * 8);
+    out.commit();
+}
+
+int main(int argc, char** argv) {
+    return run_main([&] {
+        if (argc != 2) fail_usage("usage: dump_reference OUT");
+        for (const Variant& v : std::vector<Variant>{{"moe-relu-sparsity", "moe", "relu", "sparsity", 4, 2},
+                                                     {"moe-gelu-topk", "moe", "gelu", "topk", 4, 2},
+                                                     {"moe-relu-topk", "moe", "relu", "topk", 4, 2},
+                                                     {"moe-gelu-sparsity", "moe", "gelu", "sparsity", 4, 2},
+                                                     {"moe-relu-sparsity-k1", "moe", "relu", "sparsity", 4, 1},
+                                                     {"moe-relu-sparsity-kE", "moe", "relu", "sparsity", 4, 4},
+                                                     {"dense-gelu", "dense", "gelu", "sparsity", 4, 2},
+                                                     {"dense-relu", "dense", "relu", "sparsity", 4, 2}})
+            dump(std::string(argv[1]) + "/" + v.name, v);
+        return 0;
+    });
+}
