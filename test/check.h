@@ -17,6 +17,7 @@ inline bool check_at(bool ok, const char* file, int line, const std::string& wha
 
 // check(condition) or check(condition, "format", ...) with what to print when it is false.
 inline std::string check_text(const char* expression) { return expression; }
+inline std::string check_text(const char* expression, const char* text) { return strf("%s: %s", expression, text); }
 template <class... Args> std::string check_text(const char* expression, const char* format, Args... args) {
     char text[1024];
     snprintf(text, sizeof text, format, args...);

@@ -26,7 +26,7 @@ inline void add_column_sums(real* sums, const real* x, size_t N, size_t M) {
 // out (B,T,C), tokens (B,T), wte (V,C), wpe (>=T,C)
 inline void embedding_forward(real* out, const int32_t* tokens, const real* wte, const real* wpe, size_t B, size_t T,
                               size_t C) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (B * T > 1)
     for (size_t n = 0; n < B * T; n++) {
         const real *token = wte + tokens[n] * C, *position = wpe + n % T * C;
         for (size_t i = 0; i < C; i++) out[n * C + i] = token[i] + position[i];
@@ -55,7 +55,7 @@ inline void embedding_backward(real* dwte, real* dwpe, const real* dout, const i
 // out (N,C), mean rstd (N), x (N,C), weight bias (C)
 inline void layernorm_forward(real* out, real* mean, real* rstd, const real* x, const real* weight, const real* bias,
                               size_t N, size_t C) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (N > 1)
     for (size_t n = 0; n < N; n++) {
         const real* row = x + n * C;
         real m = 0, v = 0;
@@ -142,7 +142,7 @@ inline real gelu_slope(real h) {
 // out, h (count): out may be h itself when relu
 inline void activation_forward(real* out, const real* h, size_t count, bool relu) {
     const size_t block = 4096;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (count > 4 * block)
     for (size_t j = 0; j < count; j += block) {
         const size_t end = std::min(j + block, count);
         if (relu)
@@ -156,7 +156,7 @@ inline void activation_forward(real* out, const real* h, size_t count, bool relu
 // dh = dout * act'(h), in place when dh is dout. For relu, h may be its output: both are positive together.
 inline void activation_backward(real* dh, const real* dout, const real* h, size_t count, bool relu) {
     const size_t block = 4096;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (count > 4 * block)
     for (size_t j = 0; j < count; j += block) {
         const size_t end = std::min(j + block, count);
         if (relu)
@@ -171,7 +171,7 @@ inline void activation_backward(real* dh, const real* dout, const real* h, size_
 // Residual: out = x + y
 
 inline void residual_forward(real* out, const real* x, const real* y, size_t count) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (count > 16384)
     for (size_t i = 0; i < count; i++) out[i] = x[i] + y[i];
 }
 

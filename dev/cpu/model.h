@@ -105,14 +105,16 @@ struct Model {
     std::vector<Product> products;     // scratch of the experts
     std::vector<double> partial;       // scratch of the gradient norm
 
-    // For training on batches of up to B x T tokens; with B = 0 the weights alone.
-    explicit Model(const Config& config, size_t B = 0, size_t T = 0)
+    // For batches of up to B x T tokens; with training = false there is no backward pass, with B = 0 the weights alone.
+    explicit Model(const Config& config, size_t B = 0, size_t T = 0, bool training = true)
         : config(config), table(tensor_table(config)), weights(block_elements(table)), max_B(B), max_T(T) {
         if (T > config.block_size) fail("T is %zu, more than the model's block_size %zu", T, config.block_size);
         w = carve_parameters(config, table, weights.data);
         if (B == 0) return;
-        gradients = Block(weights.count), moment_1 = Block(weights.count), moment_2 = Block(weights.count);
-        g = carve_parameters(config, table, gradients.data);
+        if (training) {
+            gradients = Block(weights.count), moment_1 = Block(weights.count), moment_2 = Block(weights.count);
+            g = carve_parameters(config, table, gradients.data);
+        }
         activations = Block(activation_elements(config, B, T));
         size_t offset = 0;
         for_each_activation(config, B, T, a, [&](real*& pointer, size_t count) {

@@ -63,7 +63,7 @@ inline void expert_statistics_backward(real* dw_enc, real* db_enc, const real* d
 inline void router_forward(real* g, real* mu, real* sd, const real* x, const real* m, const real* v, const real* mb,
                            const real* vb, size_t N, size_t E, size_t C) {
     const real root_half = real(0.70710678118654752440);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (N > 1)
     for (size_t n = 0; n < N; n++)
         for (size_t j = 0; j < E; j++) {
             const real *row = x + n * C, *mj = m + j * C, *vj = v + j * C;
@@ -125,7 +125,7 @@ inline void router_backward(real* dx, real* dm, real* dv, real* dmb, real* dvb, 
 
 // choice (N,K) in falling order of score, weight (N,K), g (N,E)
 inline void choice_forward(int32_t* choice, real* weight, const real* g, size_t N, size_t E, size_t K) {
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (N > 1)
     for (size_t n = 0; n < N; n++) {
         int32_t* s = choice + n * K;
         real* w = weight + n * K;

@@ -33,7 +33,7 @@ static void save_checkpoint(const Model& model, const Run& run, const Options& o
     write_blocks<real>(state_path(run.flags.out, run.step), state_strings(run, options), model.table,
                        {{"m.", model.moment_1.data}, {"v.", model.moment_2.data}});
     save_model(model_path(run.flags.out, run.step), run.config, model.table, model.weights.data, run.step);
-    printf("checkpoint %s\n", model_path(run.flags.out, run.step).c_str());
+    printf("%scheckpoint %s\n", line_start(), model_path(run.flags.out, run.step).c_str());
     fflush(stdout);
 }
 
@@ -58,7 +58,7 @@ static double evaluate(Model& model, Run& run, std::vector<int32_t>& x, std::vec
     progress.finish(double(batches));
     log.evaluation(run.step, loss);
     if (c.moe()) log.expert_load(run.step, load);
-    printf("step %lld/%lld | val loss %.4f\n", (long long)run.step, (long long)run.schedule.steps, loss);
+    printf("%sstep %lld/%lld | val loss %.4f\n", line_start(), (long long)run.step, (long long)run.schedule.steps, loss);
     fflush(stdout);
     return loss;
 }
@@ -75,7 +75,7 @@ static void print_sample(Decoder& decoder, const TextTokenizer& tokenizer, const
         if (token == tokenizer.start() && run.config.tokenizer != "chess-32") break; // end of text
         text += tokenizer.decode(token);
     }
-    printf("--- sample at step %lld\n%s\n---\n", (long long)run.step, text.c_str());
+    printf("%s--- sample at step %lld\n%s\n---\n", line_start(), (long long)run.step, printable(text).c_str());
     fflush(stdout);
 }
 
@@ -144,10 +144,10 @@ static int train(int argc, char** argv) {
         const StepRecord record = {uint64_t(run.step + 1), losses.loss, c.moe() ? losses.aux / c.n_layer : 0, norm, adam.lr, 1e3 * seconds,
                                    run.tokens_per_step() / seconds, l0};
         log->step(record);
-        print_step(record, steps, training_seconds / done * (steps - run.step - 1));
+        print_step(record, run, training_seconds / done * (steps - run.step - 1));
     }
     if (stop_signal && run.step < steps) {
-        printf("stopped at step %lld of %lld; to go on: %s --resume --out %s\n", (long long)run.step, (long long)steps, argv[0], run.flags.out.c_str());
+        printf("%sstopped at step %lld of %lld; to go on: %s --resume --out %s\n", line_start(), (long long)run.step, (long long)steps, argv[0], run.flags.out.c_str());
         return 128 + stop_signal;
     }
     printf("done: %s\n", model_path(run.flags.out, run.step).c_str());

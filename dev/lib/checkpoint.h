@@ -127,3 +127,13 @@ inline int64_t newest_checkpoint(const std::string& dir, std::string* passed_ove
     }
     return -1;
 }
+
+// The checkpoint a path means: a file, or the newest whole one in a folder.
+inline std::string find_checkpoint(const std::string& path) {
+    if (path.empty()) fail_usage("--ckpt is missing: a checkpoint or the folder of a run");
+    struct stat st;
+    if (stat(path.c_str(), &st) != 0 || !S_ISDIR(st.st_mode)) return path;
+    const std::vector<int64_t> steps = checkpoint_steps(path);
+    if (steps.empty()) fail("%s: the folder holds no model_*.safetensors", path.c_str());
+    return model_path(path, steps[0]);
+}

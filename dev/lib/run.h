@@ -23,7 +23,7 @@ struct Flags {
     int64_t batch = 0, seq = 0, total_tokens = 0, steps = 0, warmup = -1; // 0, -1: as the preset says
     double lr = 0, final_lr_frac = 0.1, weight_decay = 0.1, clip = 1.0, aux_weight = 1e-3;
     bool upcycle = false, resume = false;
-    int64_t val_every = 100, val_batches = 20, sample_every = 500, checkpoint_every = 500, seed = 1;
+    int64_t print_every = 1, val_every = 100, val_batches = 20, sample_every = 500, checkpoint_every = 500, seed = 1;
     int64_t zero_stage = 0, recompute = 0;
     int64_t layers = 0, heads = 0, embd = 0, experts = 0, active = 0, d_expert = 0; // 0: as the preset says
     std::string ffn = "moe", act = "relu", router = "sparsity";
@@ -52,6 +52,7 @@ struct Flags {
         o.add(0, "aux-weight", "LAMBDA", &aux_weight, 0, 1e6, "weight of the load-balance loss");
         o.add(0, "seed", "N", &seed, 0, INT64_MAX, "of initial weights, data order, upcycling and samples");
         o.section("While it runs");
+        o.add(0, "print-every", "STEPS", &print_every, 1, big, "steps between step lines; on a terminal those between show in place");
         o.add('v', "val-every", "STEPS", &val_every, 0, big, "steps between validations (0: at the end only)");
         o.add('m', "val-batches", "BATCHES", &val_batches, 0, big, "micro-batches per validation (0: the whole set)");
         o.add('s', "sample-every", "STEPS", &sample_every, 0, big, "steps between samples (0: none)");
@@ -74,7 +75,7 @@ struct Flags {
 
 // Flags that may differ when a run resumes: they change what is shown and kept, not what is computed.
 inline bool free_to_change(const std::string& flag) {
-    static const std::set<std::string> names = {"out", "resume", "tokenizer", "val", "val-every", "val-batches", "sample-every",
+    static const std::set<std::string> names = {"out", "resume", "tokenizer", "val", "print-every", "val-every", "val-batches", "sample-every",
                                                 "checkpoint-every", "zero-stage", "recompute", "init", "upcycle", "train"};
     return names.count(flag) > 0;
 }
@@ -283,10 +284,14 @@ inline void print_settings(const Run& run, const std::vector<Tensor>& table, con
     fflush(stdout);
 }
 
-inline void print_step(const StepRecord& r, int64_t steps, double eta_seconds) {
+// Every line stays that --print-every asks for; on a terminal the others are drawn over.
+inline void print_step(const StepRecord& r, const Run& run, double eta_seconds) {
+    const long long step = (long long)r.step, steps = (long long)run.schedule.steps;
+    const bool stays = step % run.flags.print_every == 0 || step == 1 || step == steps, terminal = isatty(1);
+    if (!stays && !terminal) return;
     const int width = int(std::to_string(steps).size());
-    printf("step %*lld/%lld | loss %.4f | aux %.3f | norm %.3f | lr %.2e | l0 %.0f | %.1f ms | %s tok/s | eta %s\n", width + 2, (long long)r.step,
-           (long long)steps, r.loss, r.aux, r.norm, r.lr, r.l0, r.ms, human_count(r.tok_s).c_str(), human_duration(eta_seconds).c_str());
+    printf("%sstep %*lld/%lld | loss %.4f | aux %.3f | norm %.3f | lr %.2e | l0 %.0f | %.1f ms | %s tok/s | eta %s%s", terminal ? "\r\033[K" : "", width + 2,
+           step, steps, r.loss, r.aux, r.norm, r.lr, r.l0, r.ms, human_count(r.tok_s).c_str(), human_duration(eta_seconds).c_str(), stays ? "\n" : "");
     fflush(stdout);
 }
 

@@ -38,6 +38,16 @@ inline std::string human_duration(double seconds) {
     return strf("%ud%02uh", unsigned(s / 86400), unsigned(s / 3600 % 24));
 }
 
+// What clears a line that is being drawn over, before something that stays is printed on stdout.
+inline const char* line_start() { return isatty(1) ? "\r\033[K" : ""; }
+
+// Text from a model, safe to show: control characters other than tab and newline become dots.
+inline std::string printable(std::string text) {
+    for (char& c : text)
+        if (((unsigned char)c < 32 && c != '\n' && c != '\t') || c == 127) c = '.';
+    return text;
+}
+
 // A line on stderr, `label  [####....]  42%  1.26K games/s  eta 12s`, redrawn in place on a terminal (and
 // written every ten seconds elsewhere). total 0 means the end is not known: no bar, the count instead.
 struct Progress {

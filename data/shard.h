@@ -1,0 +1,122 @@
+// Token shards: the .bin files that training reads, byte-compatible with llm.c's.
+//   header  256 little-endian int32: [0] magic 20240520, [1] version 1, [2] count of tokens,
+//           [3] tokenizer (0 GPT-2 or unstated, 1 bytes, 2 chess-32), [4] row length R; the rest 0
+//   tokens  count uint16
+// R = 0: one stream of tokens. R > 0: rows of exactly R tokens, each a sample of its own.
+// llm.c writes 0 into [3] and [4], so its shards are GPT-2 streams here. It stores the count as int32; we
+// read the same bits as uint32, so that a shard may hold up to 2^32-1 tokens (8 GiB).
+// Shard reads one file, open_shards all files of a glob, ShardWriter writes one.
+#pragma once
+#include "../dev/lib/file.h"
+#include <algorithm>
+#include <bit>
+#include <glob.h>
+
+static_assert(std::endian::native == std::endian::little, "shards are mapped as they are: little-endian");
+
+enum Tokenizer : int32_t { TOKENIZER_GPT2 = 0, TOKENIZER_BYTES = 1, TOKENIZER_CHESS = 2 };
+
+inline const char* tokenizer_name(Tokenizer tokenizer) {
+    return tokenizer == TOKENIZER_BYTES ? "bytes" : tokenizer == TOKENIZER_CHESS ? "chess-32" : "gpt2";
+}
+
+inline Tokenizer tokenizer_from_name(const std::string& name) {
+    for (Tokenizer t : {TOKENIZER_GPT2, TOKENIZER_BYTES, TOKENIZER_CHESS})
+        if (name == tokenizer_name(t)) return t;
+    fail("%s: unknown tokenizer, expected gpt2, bytes or chess-32", quoted(name).c_str());
+}
+
+struct ShardHeader {
+    size_t tokens;
+    Tokenizer tokenizer;
+    size_t row;
+};
+
+inline constexpr int32_t shard_magic = 20240520, shard_version = 1;
+inline constexpr size_t shard_header_words = 256, shard_header_bytes = 4 * shard_header_words;
+
+// One shard, mapped into memory. The constructor checks everything that can be checked without reading the
+// tokens; whether each token is inside the model's vocabulary is the loader's to check, as it hands them out.
+struct Shard {
+    MappedFile file;
+    ShardHeader header;
+    const uint16_t* tokens; // (header.tokens)
+
+    explicit Shard(const std::string& path) : file(path) {
+        const char* name = path.c_str();
+        if (file.size < shard_header_bytes)
+            fail("%s: %s: %zu bytes, expected a token shard, whose header alone has %zu", name,
+                 file.size ? "cut short" : "empty", file.size, shard_header_bytes);
+        const int32_t* word = (const int32_t*)file.data;
+        if (word[0] != shard_magic)
+            fail("%s: not a token shard: its first word is %d, expected %d", name, word[0], shard_magic);
+        if (word[1] != shard_version)
+            fail("%s: token shard of version %d, expected %d", name, word[1], shard_version);
+        if (word[3] < TOKENIZER_GPT2 || word[3] > TOKENIZER_CHESS)
+            fail("%s: unknown tokenizer %d, expected 0 (gpt2), 1 (bytes) or 2 (chess-32)", name, word[3]);
+        if (word[4] < 0)
+            fail("%s: row length %d, expected 0 (a stream) or the tokens of a row", name, word[4]);
+        header = {uint32_t(word[2]), Tokenizer(word[3]), size_t(word[4])};
+        const size_t expected = shard_header_bytes + header.tokens * sizeof(uint16_t);
+        if (file.size != expected)
+            fail("%s: %s: %zu bytes, expected %zu for the %zu tokens its header counts", name,
+                 file.size < expected ? "cut short" : "too long", file.size, expected, header.tokens);
+        if (header.tokens == 0) fail("%s: holds no tokens", name);
+        if (header.row && header.tokens % header.row)
+            fail("%s: %zu tokens are not whole rows of %zu", name, header.tokens, header.row);
+        tokens = (const uint16_t*)(file.data + shard_header_bytes);
+    }
+};
+
+// Every shard that the glob matches, sorted by name. They must be of one kind: same tokenizer, same row.
+inline std::vector<Shard> open_shards(const std::string& pattern) {
+    glob_t found = {};
+    const int status = glob(pattern.c_str(), GLOB_TILDE | GLOB_BRACE, nullptr, &found);
+    std::vector<std::string> paths;
+    if (status == 0) paths.assign(found.gl_pathv, found.gl_pathv + found.gl_pathc);
+    globfree(&found);
+    if (status == GLOB_NOSPACE) throw std::bad_alloc();
+    if (paths.empty())
+        fail("%s: matches no file, expected the name or glob of token shards", pattern.c_str());
+    std::sort(paths.begin(), paths.end());
+    std::vector<Shard> shards;
+    for (const std::string& path : paths) {
+        shards.emplace_back(path);
+        const ShardHeader &h = shards.back().header, &first = shards[0].header;
+        if (h.tokenizer != first.tokenizer || h.row != first.row)
+            fail("%s: tokenizer %s and row length %zu, expected %s and %zu as in %s", path.c_str(),
+                 tokenizer_name(h.tokenizer), h.row, tokenizer_name(first.tokenizer), first.row,
+                 paths[0].c_str());
+    }
+    return shards;
+}
+
+// Writes one shard: write() as often as needed, then commit(). Without commit() nothing stays behind. The
+// count is known only at the end, so it is put into the header there.
+struct ShardWriter {
+    AtomicFile file;
+    size_t tokens = 0;
+
+    ShardWriter(const std::string& path, Tokenizer tokenizer, size_t row) : file(path), row(row) {
+        if (row > INT32_MAX) fail("%s: row length %zu, expected at most %d", path.c_str(), row, INT32_MAX);
+        const int32_t header[shard_header_words] = {shard_magic, shard_version, 0, tokenizer, int32_t(row)};
+        file.write(header, sizeof header);
+    }
+    void write(const uint16_t* ids, size_t n) {
+        if (n > UINT32_MAX - tokens) fail("%s: a shard holds at most 2^32-1 tokens", file.path.c_str());
+        file.write(ids, n * sizeof *ids);
+        tokens += n;
+    }
+    // Refuses what Shard would refuse: no tokens at all, or a part of a row at the end.
+    void commit() {
+        if (tokens == 0) fail("%s: no tokens were written to it", file.path.c_str());
+        if (row && tokens % row)
+            fail("%s: %zu tokens are not whole rows of %zu", file.path.c_str(), tokens, row);
+        const uint32_t count = uint32_t(tokens);
+        file.write_at(2 * sizeof(int32_t), &count, sizeof count);
+        file.commit();
+    }
+
+  private:
+    size_t row;
+};

@@ -1,0 +1,39 @@
+// sample_cpu: samples from a checkpoint with the reference model, one token at a time.
+#include "../lib/sample_run.h"
+#include "decode.h"
+
+static std::vector<TraceLayer> trace(const Decoder& decoder) {
+    const Config& c = decoder.model.config;
+    const size_t K = c.moe() ? c.n_expert_active : 1, D = c.moe() ? c.d_expert : c.dense_width();
+    std::vector<TraceLayer> layers;
+    for (const Decoder::Layer& h : decoder.layers) {
+        TraceLayer layer;
+        for (size_t k = 0; k < K; k++) {
+            const size_t expert = c.moe() ? size_t(h.choice[k]) : 0;
+            const double weight = c.moe() ? h.weight[k] : 1;
+            if (c.moe()) layer.experts.push_back({expert, weight});
+            for (size_t u = 0; u < D; u++)
+                if (h.z[k * D + u] > 0) layer.units.push_back({expert, u, weight * h.z[k * D + u]});
+        }
+        layers.push_back(std::move(layer));
+    }
+    return layers;
+}
+
+int main(int argc, char** argv) {
+    return run_main([&] {
+        SampleFlags flags;
+        Options options("sample_cpu", "Samples text or a game of chess from a MoE-X checkpoint, on the CPU.");
+        flags.declare(options);
+        if (!options.parse(argc, argv)) return 0;
+        flags.ckpt = find_checkpoint(flags.ckpt);
+        const SafeTensorsFile file(flags.ckpt);
+        Model model(read_config(file));
+        read_block(file, model.table, "", model.weights.data);
+        Decoder decoder(model);
+        Engine engine = {[&](int32_t token) { return decoder.step(token), decoder.logits.data(); },
+                         [&] { decoder.refresh(); }, [&] { return trace(decoder); }};
+        sample(flags, model.config, engine);
+        return 0;
+    });
+}

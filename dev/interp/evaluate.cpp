@@ -1,0 +1,158 @@
+// evaluate: what a checkpoint is worth on held-out data. Loss against what needs no model (uniform, unigram), active
+// units and expert loads per layer, and for chess the share of positions whose most probable next move is legal.
+#include "../../data/chess.h"
+#include "../../data/loader.h"
+#include "../cpu/decode.h"
+#include "../lib/checkpoint.h"
+#include "../lib/options.h"
+#include "../lib/terminal.h"
+
+struct Evaluation {
+    double loss = 0, uniform = 0, unigram = 0;
+    size_t tokens = 0;
+    std::vector<double> l0;                // (L) active units per token
+    std::vector<std::vector<double>> load; // (L,E) share of the assignments
+};
+
+// Mean cross-entropy over up to `rows` sequences, beside that of a uniform guess and of the data's own token
+// frequencies (the best any model without context can do).
+static Evaluation evaluate(Model& model, Loader& data, size_t rows, size_t T) {
+    const Config& c = model.config;
+    Evaluation e;
+    e.l0.resize(c.n_layer), e.load.assign(c.n_layer, std::vector<double>(c.n_expert));
+    const size_t B = model.max_B, n = std::min(rows, data.samples);
+    std::vector<int32_t> x(B * T), y(B * T);
+    std::vector<double> seen(c.vocab_size);
+    Progress progress("loss", "rows", double(n));
+    for (size_t done = 0; done < n;) {
+        const size_t b = std::min(B, n - done);
+        data.next(b, x.data(), y.data());
+        e.loss += forward(model, x.data(), y.data(), b, T).loss * b / n;
+        for (size_t i = 0; i < b * T; i++) seen[y[i]]++;
+        for (size_t l = 0; l < c.n_layer; l++) {
+            const LayerActivations& h = model.a.h[l];
+            size_t active = 0;
+            for (size_t i = 0; i < b * T * c.dense_width(); i++) active += h.z[i] > 0;
+            e.l0[l] += double(active) / (n * T);
+            for (size_t j = 0; j < c.n_expert && c.moe(); j++)
+                e.load[l][j] += double(h.begin[j + 1] - h.begin[j]) / (n * T * c.n_expert_active);
+        }
+        done += b;
+        progress.update(double(done));
+    }
+    progress.finish(double(n));
+    e.tokens = n * T;
+    e.uniform = std::log(double(c.vocab_size));
+    for (const double count : seen)
+        if (count > 0) e.unigram -= count / e.tokens * std::log(count / e.tokens);
+    return e;
+}
+
+constexpr size_t last_ply = 40, plies_per_band = 10;
+
+struct LegalMoves {
+    size_t positions[last_ply / plies_per_band] = {}, legal[last_ply / plies_per_band] = {};
+};
+
+// Plays through one game of the data; before each of its moves up to ply 40 asks for the model's own move, character
+// by character, each the most probable, and looks whether it is legal there. White's move number is given.
+static void count_legal(Decoder& decoder, const std::string& text, LegalMoves& counts) {
+    const size_t most_characters = 8; // no move is longer: Qa1xb2+ and its space
+    chess::GameTextReader game;
+    decoder.refresh();
+    for (size_t i = 0; i < text.size() && decoder.position + most_characters < decoder.model.config.block_size; i++) {
+        game.push(text[i]);
+        if (!game.ok() || game.games > 1 || game.moves.size() >= last_ply) return;
+        decoder.step(chess_id(text[i]));
+        const bool white = game.position.turn == chess::WHITE;
+        if (!(white ? text[i] == '.' : text[i] == ' ')) continue; // only where a move begins
+        const size_t here = decoder.position;
+        std::string move;
+        while (move.size() < most_characters) {
+            const std::vector<real>& logits = decoder.logits;
+            const char c = chess_char(int(std::max_element(logits.begin(), logits.begin() + chess_vocab) - logits.begin()));
+            if (c == ' ' || c == ';') break;
+            move += c;
+            decoder.step(chess_id(c));
+        }
+        decoder.position = here; // take the move back: the cache beyond is overwritten
+        const size_t band = game.moves.size() / plies_per_band;
+        counts.positions[band]++;
+        counts.legal[band] += !chess::parse_san(game.position, move).error;
+    }
+}
+
+static LegalMoves legal_moves(const Model& model, Loader& data, size_t games, size_t T) {
+    const size_t n = std::min(games, data.samples);
+    std::vector<std::string> texts(n);
+    std::vector<int32_t> x(T), y(T);
+    for (std::string& text : texts) {
+        data.next(1, x.data(), y.data());
+        for (const int32_t token : x) text += chess_char(token);
+    }
+    LegalMoves total;
+    Progress progress("legal moves", "games", double(n));
+    size_t done = 0;
+#pragma omp parallel
+    {
+        Decoder decoder(model);
+#pragma omp for schedule(dynamic, 1)
+        for (size_t i = 0; i < n; i++) {
+            LegalMoves counts;
+            count_legal(decoder, texts[i], counts);
+#pragma omp critical
+            {
+                for (size_t b = 0; b < last_ply / plies_per_band; b++)
+                    total.positions[b] += counts.positions[b], total.legal[b] += counts.legal[b];
+                progress.update(double(++done));
+            }
+        }
+    }
+    progress.finish(double(n));
+    return total;
+}
+
+static int run(int argc, char** argv) {
+    std::string ckpt, val;
+    int64_t rows = 512, games = 100, seq = 0;
+    Options options("evaluate", "Measures a checkpoint on held-out token shards, on the CPU.");
+    options.add(0, "ckpt", "FILE|DIR", &ckpt, "a checkpoint, or the folder of a run for its newest one");
+    options.add('j', "val", "GLOB", &val, "held-out token shards");
+    options.add(0, "rows", "ROWS", &rows, 1, 1 << 30, "sequences to measure the loss on, at most");
+    options.add(0, "games", "GAMES", &games, 0, 1 << 30, "chess: games to measure the legal-move rate on, at most");
+    options.add('t', "seq", "TOKENS", &seq, 0, 1 << 24, "positions per sequence (0: as many as model and data have)");
+    if (!options.parse(argc, argv)) return 0;
+    if (val.empty()) fail_usage("--val is missing: a glob of token shards");
+    const SafeTensorsFile file(find_checkpoint(ckpt));
+    const Config c = read_config(file);
+    const size_t row = open_shards(val)[0].header.row;
+    const size_t T = seq > 0 ? size_t(seq) : row ? std::min(c.block_size, row - 1) : c.block_size;
+    Loader data(val, T, c.vocab_size, false, 0);
+    Model model(c, std::max<size_t>(1, std::min<size_t>(16, 16384 / T)), T, false);
+    read_block(file, model.table, "", model.weights.data);
+
+    const Evaluation e = evaluate(model, data, size_t(rows), T);
+    printf("%s on %zu tokens of %s\n", file.path.c_str(), e.tokens, val.c_str());
+    printf("loss      %.4f   (uniform guess %.4f, token frequencies %.4f)   %.3f bits per token\n", e.loss, e.uniform, e.unigram, e.loss / std::log(2.0));
+    for (size_t l = 0; l < c.n_layer; l++) {
+        printf("layer %-2zu  %5.1f of %zu units fire", l, e.l0[l], c.dense_width());
+        if (c.moe()) printf("   expert load %%");
+        for (size_t j = 0; j < c.n_expert && c.moe(); j++) printf(" %5.1f", 100 * e.load[l][j]);
+        printf("\n");
+    }
+    if (data.tokenizer == TOKENIZER_CHESS && row && games > 0) {
+        data.position = 0;
+        const LegalMoves m = legal_moves(model, data, size_t(games), T);
+        size_t positions = 0, legal = 0;
+        for (size_t b = 0; b < last_ply / plies_per_band; b++) positions += m.positions[b], legal += m.legal[b];
+        printf("legal     %.1f%% of %zu positions up to ply %zu have a legal most probable move  (", positions ? 100.0 * legal / positions : 0.0, positions, last_ply);
+        for (size_t b = 0; b < last_ply / plies_per_band; b++)
+            printf("%splies %zu-%zu %.1f%%", b ? ", " : "", b * plies_per_band + 1, (b + 1) * plies_per_band, m.positions[b] ? 100.0 * m.legal[b] / m.positions[b] : 0.0);
+        printf(")\n");
+    }
+    return 0;
+}
+
+int main(int argc, char** argv) {
+    return run_main([&] { return run(argc, argv); });
+}
