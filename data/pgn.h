@@ -62,7 +62,8 @@ struct PgnReader {
         if (counts.bytes == 0) fail("%s: empty, expected games in PGN", name.c_str());
         if (counts.tags == 0 && !any_move)
             fail("%s: not PGN: no game found in its %llu bytes", name.c_str(), n(counts.bytes));
-        fail("%s: no usable game: %llu illegal, %llu cut, %llu variants, %llu without moves, %llu too long",
+        fail("%s: no usable game: %llu illegal, %llu cut, %llu FEN or variant, %llu without moves, %llu too "
+             "long",
              name.c_str(), n(counts.illegal), n(counts.cut), n(counts.variant), n(counts.empty),
              n(counts.overlong));
     }

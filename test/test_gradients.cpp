@@ -10,6 +10,7 @@ static_assert(sizeof(real) == 8, "build with -DMOEX_DOUBLE");
 struct Variant {
     const char *name, *ffn, *act, *router;
     size_t E, K, B, T, NH, C;
+    double skip = 0; // 1: the products that skip zeros, whatever the share of active units
 };
 
 static double total_loss(Model& model, const std::vector<int32_t>& x, const std::vector<int32_t>& y, size_t B, size_t T, double lambda) {
@@ -23,6 +24,7 @@ static void test_variant(const Variant& v) {
     c.n_layer = 2, c.n_head = v.NH, c.n_embd = v.C, c.block_size = v.T, c.vocab_size = 13;
     c.ffn = v.ffn, c.act = v.act, c.router = v.router, c.n_expert = v.E, c.n_expert_active = v.K, c.d_expert = 10;
     Model model(c, v.B, v.T);
+    model.skip = {v.skip, v.skip, v.skip};
     for (size_t i = 0; i < model.weights.count; i++) model.weights.data[i] = 0.3 * random_normal(11, 0, i);
     for (const Tensor& t : model.table)
         if (t.init == Init::ones)
@@ -88,6 +90,7 @@ int main() {
              {"topk K = 1", "moe", "gelu", "topk", 3, 1, 1, 6, 2, 8},
              {"moe E = 1", "moe", "relu", "sparsity", 1, 1, 1, 6, 2, 8},
              {"attention blocks", "moe", "relu", "sparsity", 2, 1, 1, 131, 2, 8},
+             {"zeros skipped", "moe", "relu", "sparsity", 4, 2, 2, 40, 2, 24, 1},
              {"one position", "moe", "relu", "sparsity", 4, 2, 3, 1, 2, 8},
          })
         test_variant(v);

@@ -153,6 +153,14 @@ inline void activation_forward(real* out, const real* h, size_t count, bool relu
     }
 }
 
+// How many of z (count) are positive: the units that fired.
+inline size_t count_active(const real* z, size_t count) {
+    size_t active = 0;
+#pragma omp parallel for simd schedule(static) reduction(+ : active) if (count > 16384)
+    for (size_t i = 0; i < count; i++) active += z[i] > 0;
+    return active;
+}
+
 // dh = dout * act'(h), in place when dh is dout. For relu, h may be its output: both are positive together.
 inline void activation_backward(real* dh, const real* dout, const real* h, size_t count, bool relu) {
     const size_t block = 4096;

@@ -34,6 +34,7 @@ struct LayerActivations {
     real* mid;                           // (N,C) residual stream after attention
     real *ln_2, *ln_2_mean, *ln_2_rstd;  // (N,C) (N) (N)
     real *h, *z;                         // pre-activations and units: moe (N*K,D) by slot, dense (N,W)
+    size_t active;                       // how many of z are positive
     real* out;                           // (N,C) residual stream after the feed-forward layer
     // moe only
     real *m, *v, *mb, *vb;               // expert statistics (E,C) (E,C) (E) (E)
@@ -103,6 +104,8 @@ struct Model {
     const int32_t *tokens = nullptr, *targets = nullptr;
     bool statistics_stale = true;      // the weights changed since the expert statistics were computed
     std::vector<Product> products;     // scratch of the experts
+    std::vector<SparseProduct> sparse_products;
+    SkipBelow skip;                    // when the experts skip relu's zeros
     std::vector<double> partial;       // scratch of the gradient norm
 
     // For batches of up to B x T tokens; with training = false there is no backward pass, with B = 0 the weights alone.
@@ -121,7 +124,7 @@ struct Model {
             pointer = activations.data + offset;
             offset += round_up(count, 32);
         });
-        products.resize(config.n_expert);
+        products.resize(config.n_expert), sparse_products.resize(config.n_expert);
         partial.resize((weights.count + norm_block - 1) / norm_block);
     }
     static size_t activation_elements(const Config& config, size_t B, size_t T) {
@@ -137,7 +140,7 @@ inline Experts layer_experts(Model& model, size_t l) {
     const Config& c = model.config;
     const LayerParameters<real>& w = model.w.h[l];
     return {c.n_expert, c.d_expert, c.n_embd, c.relu(), w.w_enc, w.b_enc, w.w_dec, w.b_dec, model.a.h[l].begin,
-            model.products.data()};
+            model.products.data(), model.sparse_products.data(), model.skip};
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -179,11 +182,12 @@ inline double forward_logits(Model& model, const int32_t* tokens, size_t B, size
             dispatch(h.begin, h.slot, h.token, h.choice, N, E, K);
             aux += balance_forward(h.p, h.mean_p, h.g, h.begin, N, E, K);
             gather(a.slots_x, h.ln_2, h.token, N * K, C);
-            experts_forward(h.y, h.z, h.h, a.slots_x, layer_experts(model, l));
+            h.active = experts_forward(h.y, h.z, h.h, a.slots_x, layer_experts(model, l));
             combine_forward(h.out, h.mid, h.y, h.weight, h.slot, N, K, C);
         } else {
             linear_forward(h.h, h.ln_2, w.fc_weight, w.fc_bias, N, C, W);
             activation_forward(h.z, h.h, N * W, c.relu());
+            h.active = count_active(h.z, N * W);
             linear_forward(a.proj, h.z, w.fc_proj_weight, w.fc_proj_bias, N, W, C);
             residual_forward(h.out, h.mid, a.proj, N * C);
         }
@@ -210,14 +214,9 @@ inline Losses forward(Model& model, const int32_t* tokens, const int32_t* target
 
 // Active units (> 0) per token, mean over layers, of the last forward pass.
 inline double mean_l0(const Model& model) {
-    const Config& c = model.config;
-    const size_t N = model.B * model.T, count = N * c.dense_width();
-    size_t active = 0;
-    for (const LayerActivations& h : model.a.h) {
-#pragma omp parallel for simd reduction(+ : active)
-        for (size_t i = 0; i < count; i++) active += h.z[i] > 0;
-    }
-    return double(active) / N / c.n_layer;
+    double active = 0;
+    for (const LayerActivations& h : model.a.h) active += double(h.active);
+    return active / (model.B * model.T) / model.a.h.size();
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -243,7 +242,7 @@ inline void backward(Model& model, real aux_scale) { // aux_scale: gradient_scal
             combine_backward(a.dy, a.dweight, a.dresidual, h.y, h.weight, h.slot, N, K, C);
             gather(a.slots_x, h.ln_2, h.token, N * K, C);
             experts_backward(a.dslots, dw.w_enc, dw.b_enc, dw.w_dec, dw.b_dec, a.dh, a.dy, a.slots_x, h.z, h.h,
-                             layer_experts(model, l));
+                             h.active, layer_experts(model, l));
             gather_backward(a.dln, a.dslots, h.slot, N, K, C);
             balance_backward(a.dg, h.p, h.begin, aux_scale, N, E, K);
             choice_backward(a.dg, a.dweight, h.weight, h.choice, N, E, K);

@@ -4,6 +4,7 @@
 // sorted by expert, so that each expert works on consecutive rows.
 #pragma once
 #include "layers.h"
+#include "sparse.h"
 
 // ---------------------------------------------------------------------------------------------------------
 // Expert statistics, once per optimizer step: over the D rows of W_enc[j] and the D numbers of b_enc[j],
@@ -210,6 +211,16 @@ inline void gather(real* out, const real* x, const int32_t* token, size_t slots,
 
 // ---------------------------------------------------------------------------------------------------------
 // Experts: on its own slots, expert j computes  h = x W_enc[j]^T + b_enc[j],  z = act(h),  y = z W_dec[j] + b_dec[j]
+//
+// After relu most of z is zero. Where few enough units fire, the products that z is part of skip the zeros.
+
+// The share of active units below which skipping wins, measured for each kind of product (dev/bench/NOTES.md).
+// 0: never skip, 1: always.
+struct SkipBelow {
+    double rows = 0.15;    // y = z W_dec and dx = dh W_enc
+    double weights = 0.08; // dW_dec += z^T dy and dW_enc += dh^T x
+    double sampled = 0.07; // dh = dy W_dec^T where z > 0
+};
 
 struct Experts {
     size_t E, D, C;
@@ -217,47 +228,88 @@ struct Experts {
     const real *w_enc, *b_enc, *w_dec, *b_dec; // (E,D,C) (E,D) (E,D,C) (E,C)
     const int32_t* begin;                      // (E+1)
     Product* products;                         // scratch (E)
+    SparseProduct* sparse_products;            // scratch (E)
+    SkipBelow skip;
 
-    // One product per expert that has slots, in a single parallel region. make(j, first slot, slots) describes it.
-    template <class Make> void each(Make make) const {
+    size_t slots() const { return begin[E]; }
+
+    // One product for every expert that has slots, described by make(j, first slot, slots); all in one parallel region.
+    template <class Make> void each(Make make) const { multiply(products, describe(products, make)); }
+    template <class Make> void each_sparse(Make make) const { sparse_multiply(sparse_products, describe(sparse_products, make)); }
+    template <class Make> void each_sampled(Make make) const { sampled_multiply(sparse_products, describe(sparse_products, make)); }
+
+    template <class P, class Make> size_t describe(P* list, Make make) const {
         size_t n = 0;
         for (size_t j = 0; j < E; j++)
-            if (begin[j + 1] > begin[j]) products[n++] = make(j, size_t(begin[j]), size_t(begin[j + 1] - begin[j]));
-        multiply(products, n);
+            if (begin[j + 1] > begin[j]) list[n++] = make(j, size_t(begin[j]), size_t(begin[j + 1] - begin[j]));
+        return n;
     }
 };
 
-// z h (N*K,D), h may be z for relu; y (N*K,C); x (N*K,C) gathered
-inline void experts_forward(real* y, real* z, real* h, const real* x, const Experts& e) {
+// z h (N*K,D), h may be z for relu; y (N*K,C); x (N*K,C) gathered. Returns how many units fired.
+inline size_t experts_forward(real* y, real* z, real* h, const real* x, const Experts& e) {
     const size_t D = e.D, C = e.C;
     e.each([&](size_t j, size_t s, size_t n) -> Product {
         return {h + s * D, row_major(x + s * C, C), row_major(e.w_enc + j * D * C, C).transposed(), n, D, C, false,
                 e.b_enc + j * D};
     });
-    activation_forward(z, h, e.begin[e.E] * D, e.relu);
-    e.each([&](size_t j, size_t s, size_t n) -> Product {
-        return {y + s * C, row_major(z + s * D, D), row_major(e.w_dec + j * D * C, C), n, C, D, false, e.b_dec + j * C};
-    });
+    activation_forward(z, h, e.slots() * D, e.relu);
+    const size_t active = count_active(z, e.slots() * D);
+    if (e.relu && active <= e.skip.rows * e.slots() * D) {
+        for (size_t j = 0; j < e.E; j++)
+            for (size_t s = e.begin[j]; s < size_t(e.begin[j + 1]); s++)
+                std::copy(e.b_dec + j * C, e.b_dec + (j + 1) * C, y + s * C);
+        e.each_sparse([&](size_t j, size_t s, size_t n) -> SparseProduct {
+            const Matrix zs = row_major(z + s * D, D);
+            return {y + s * C, zs, zs, e.w_dec + j * D * C, n, D, C};
+        });
+    } else {
+        e.each([&](size_t j, size_t s, size_t n) -> Product {
+            return {y + s * C, row_major(z + s * D, D), row_major(e.w_dec + j * D * C, C), n, C, D, false, e.b_dec + j * C};
+        });
+    }
+    return active;
 }
 
 // From dy: dz = dy W_dec^T,  dW_dec += z^T dy,  db_dec += sum dy,  dh = dz act'(h),
-//          dx = dh W_enc,   dW_enc += dh^T x,  db_enc += sum dh.       dh (N*K,D) scratch
+//          dx = dh W_enc,   dW_enc += dh^T x,  db_enc += sum dh.       dh (N*K,D) scratch; active from the forward
 inline void experts_backward(real* dx, real* dw_enc, real* db_enc, real* dw_dec, real* db_dec, real* dh, const real* dy,
-                             const real* x, const real* z, const real* h, const Experts& e) {
+                             const real* x, const real* z, const real* h, size_t active, const Experts& e) {
     const size_t D = e.D, C = e.C;
-    e.each([&](size_t j, size_t s, size_t n) -> Product {
-        return {dh + s * D, row_major(dy + s * C, C), row_major(e.w_dec + j * D * C, C).transposed(), n, D, C, false, nullptr};
-    });
-    activation_backward(dh, dh, h, e.begin[e.E] * D, e.relu);
-    e.each([&](size_t j, size_t s, size_t n) -> Product {
-        return {dw_dec + j * D * C, row_major(z + s * D, D).transposed(), row_major(dy + s * C, C), D, C, n, true, nullptr};
-    });
-    e.each([&](size_t j, size_t s, size_t n) -> Product {
-        return {dw_enc + j * D * C, row_major(dh + s * D, D).transposed(), row_major(x + s * C, C), D, C, n, true, nullptr};
-    });
-    e.each([&](size_t j, size_t s, size_t n) -> Product {
-        return {dx + s * C, row_major(dh + s * D, D), row_major(e.w_enc + j * D * C, C), n, C, D, false, nullptr};
-    });
+    auto few = [&](double share) { return e.relu && active <= share * e.slots() * D; };
+    if (few(e.skip.sampled)) {
+        e.each_sampled([&](size_t j, size_t s, size_t n) -> SparseProduct {
+            return {dh + s * D, row_major(dy + s * C, C), row_major(z + s * D, D), e.w_dec + j * D * C, n, D, C};
+        });
+    } else {
+        e.each([&](size_t j, size_t s, size_t n) -> Product {
+            return {dh + s * D, row_major(dy + s * C, C), row_major(e.w_dec + j * D * C, C).transposed(), n, D, C, false, nullptr};
+        });
+        activation_backward(dh, dh, h, e.slots() * D, e.relu);
+    }
+    // Both weight gradients are sums over slots of (what the unit did) x (a row of the slot).
+    auto weight_gradient = [&](real* dw, const real* unit, const real* rows) {
+        if (few(e.skip.weights))
+            e.each_sparse([&](size_t j, size_t s, size_t n) -> SparseProduct {
+                return {dw + j * D * C, row_major(unit + s * D, D).transposed(), row_major(z + s * D, D).transposed(), rows + s * C, D, n, C};
+            });
+        else
+            e.each([&](size_t j, size_t s, size_t n) -> Product {
+                return {dw + j * D * C, row_major(unit + s * D, D).transposed(), row_major(rows + s * C, C), D, C, n, true, nullptr};
+            });
+    };
+    weight_gradient(dw_dec, z, dy);
+    weight_gradient(dw_enc, dh, x);
+    if (few(e.skip.rows)) {
+        std::fill(dx, dx + e.slots() * C, real(0));
+        e.each_sparse([&](size_t j, size_t s, size_t n) -> SparseProduct {
+            return {dx + s * C, row_major(dh + s * D, D), row_major(z + s * D, D), e.w_enc + j * D * C, n, D, C};
+        });
+    } else {
+        e.each([&](size_t j, size_t s, size_t n) -> Product {
+            return {dx + s * C, row_major(dh + s * D, D), row_major(e.w_enc + j * D * C, C), n, C, D, false, nullptr};
+        });
+    }
     for (size_t j = 0; j < e.E; j++) {
         const size_t s = e.begin[j], n = e.begin[j + 1] - e.begin[j];
         add_column_sums(db_dec + j * C, dy + s * C, n, C);

@@ -31,9 +31,7 @@ static Evaluation evaluate(Model& model, Loader& data, size_t rows, size_t T) {
         for (size_t i = 0; i < b * T; i++) seen[y[i]]++;
         for (size_t l = 0; l < c.n_layer; l++) {
             const LayerActivations& h = model.a.h[l];
-            size_t active = 0;
-            for (size_t i = 0; i < b * T * c.dense_width(); i++) active += h.z[i] > 0;
-            e.l0[l] += double(active) / (n * T);
+            e.l0[l] += double(h.active) / (n * T);
             for (size_t j = 0; j < c.n_expert && c.moe(); j++)
                 e.load[l][j] += double(h.begin[j + 1] - h.begin[j]) / (n * T * c.n_expert_active);
         }
