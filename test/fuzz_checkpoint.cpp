@@ -1,8 +1,9 @@
 // libFuzzer target for what reads checkpoints: any bytes at all may only give tensors whose every byte can be
 // touched, or an Error. Build with clang++ -fsanitize=fuzzer,address,undefined.
 // The first byte of the input says how the rest is used: as a file, as a header whose length is put before it
-// (so that the fuzzer need not find that number), or as JSON.
-#include "../dev/lib/safetensors.h"
+// (so that the fuzzer need not find that number), as JSON, or as edits to the checkpoint of a tiny model: triples
+// of an offset in two bytes and the byte to put there.
+#include "../dev/lib/checkpoint.h"
 #include <cstdlib>
 
 // A violated expectation ends the process, which is what libFuzzer looks for.
@@ -36,6 +37,30 @@ static void read_file(const uint8_t* data, size_t size) {
                 expect(double(single[i]) == whole[i] || whole[i] != whole[i]);
     }
     expect(total <= size);
+
+    // As a model: its config may be refused, but what is accepted must be readable.
+    const Config config = read_config(file);
+    const std::vector<Tensor> table = tensor_table(config);
+    std::vector<float> weights(block_elements(table));
+    read_block(file, table, "", weights.data());
+}
+
+// A whole checkpoint of the smallest model there is.
+static const std::vector<uint8_t>& tiny_checkpoint() {
+    static const std::vector<uint8_t> bytes = [] {
+        Config c;
+        c.n_layer = 1, c.n_head = 1, c.n_embd = 2, c.block_size = 2, c.vocab_size = 3;
+        c.n_expert = 2, c.n_expert_active = 1, c.d_expert = 2;
+        const std::vector<Tensor> table = tensor_table(c);
+        std::vector<float> weights(block_elements(table));
+        init_parameters(c, table, weights.data(), 1);
+        const std::string path = strf("/tmp/fuzz_checkpoint_%d.safetensors", int(getpid()));
+        save_model(path, c, table, weights.data(), 7);
+        const MappedFile file(path);
+        unlink(path.c_str());
+        return std::vector<uint8_t>(file.data, file.data + file.size);
+    }();
+    return bytes;
 }
 
 // What was read, written as JSON and read again, is the same.
@@ -60,7 +85,7 @@ static void read_json(const uint8_t* data, size_t size) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (size == 0) return 0;
-    const uint8_t how = data[0] % 3;
+    const uint8_t how = data[0] % 4;
     data++, size--;
     try {
         if (how == 0) read_file(data, size);
@@ -76,6 +101,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
             read_file(file.data(), file.size());
         }
         if (how == 2) read_json(data, size);
+        if (how == 3) {
+            std::vector<uint8_t> file = tiny_checkpoint();
+            for (size_t i = 0; i + 3 <= size; i += 3) file[(data[i] | data[i + 1] << 8) % file.size()] = data[i + 2];
+            read_file(file.data(), file.size());
+        }
     } catch (const Error& e) {
         expect(strlen(e.what()) < 1000 && !strchr(e.what(), '\n')); // one line a person can read
     }

@@ -4,9 +4,9 @@
     python3 dev/bench/peer_torch.py --device cuda --dtype bf16 --compile --check --layers 12 --heads 12
         --embd 768 --seq 1024 --batch 32 --vocab 50304 --d-expert 3072
 
-The weights, their first values and the optimizer's groups are those of the twin (dev/torch/moex.py); the forward
-pass is another one, for speed. Tokens are sorted by expert, so that experts are a few large matrix products;
-three ways of doing those are timed and the fastest is kept, and so is the fastest library for the products.
+The weights, their first values and the optimizer's groups are those of the twin (dev/torch/moex.py); the
+forward pass is another one, for speed. Tokens are sorted by expert, so that experts are a few large matrix
+products; three ways of doing those are timed and the fastest is kept, as is the faster library for products.
 Attention is scaled_dot_product_attention, AdamW is fused, where torch has them. --check first compares logits
 and gradients with the twin's. Prints text for people, then one line of JSON. A step is a whole one: forward,
 backward, clipping, update.
@@ -63,8 +63,9 @@ GELU = torch.nn.GELU(approximate="tanh")
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Products. torch multiplies fp32 matrices on a CPU with its BLAS, which is MKL in the wheels: on AMD processors
-# it leaves AVX-512 unused. oneDNN, in the same wheels, does not, and can be called for x W' + b.
+# Products. torch multiplies fp32 matrices on a CPU with its BLAS, which is MKL in the wheels and leaves
+# AVX-512 unused on AMD processors. oneDNN, in the same wheels, does not, and has x W' + b. (torch.compile
+# cannot take that call. Debian's torch uses Debian's BLAS, which is slow unless libopenblas0 is installed.)
 
 use_onednn = False
 
@@ -89,7 +90,7 @@ def onednn(x, w, b=None):
 def product(x, w, b=None):
     """x W' + b: x (M,K), w (N,K), b (N) -> (M,N), in the type of x."""
     w, b = w.to(x.dtype), None if b is None else b.to(x.dtype)
-    if use_onednn and x.dtype == torch.float32:
+    if use_onednn and x.dtype == torch.float32 and len(x) > 0:  # it refuses an expert without tokens
         return OneDnn.apply(x, w, b)
     return F.linear(x, w, b)
 
@@ -99,7 +100,8 @@ def choose_product(device, dtype):
     global use_onednn
     x, w = torch.randn(1024, 512, device=device), torch.randn(512, 512, device=device)
     ways = {"blas": lambda: F.linear(x, w)}
-    if device == "cpu" and dtype == torch.float32 and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    has_onednn = device == "cpu" and dtype == torch.float32 and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    if has_onednn and not opt.compile:
         ways["onednn"] = lambda: onednn(x, w)
     rate = {}
     for name, way in ways.items():
@@ -120,7 +122,8 @@ def choose_product(device, dtype):
 def experts_loop(x, layer, owner, ends, act):
     sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
     parts = []
-    for rows, enc, b, dec in zip(x.split(sizes), layer.w_enc.unbind(), layer.b_enc.unbind(), layer.w_dec.unbind()):
+    weights = layer.w_enc.unbind(), layer.b_enc.unbind(), layer.w_dec.unbind()
+    for rows, enc, b, dec in zip(x.split(sizes), *weights):
         # oneDNN compiles a kernel for each shape it meets: a multiple of 64 rows keeps them few.
         padded = F.pad(rows, (0, 0, 0, -len(rows) % 64)) if use_onednn else rows
         parts.append(product(act(product(padded, enc, b)), dec.T)[:len(rows)])
@@ -264,8 +267,8 @@ def forward(model, tokens, targets, experts, dtype):
 
 
 def compare(config, tokens, targets, way, dtype):
-    """Worst relative error of logits, loss, aux and gradients against the twin's, on random weights in `dtype`
-    (bf16: weights that bf16 can hold, with the twin in fp32)."""
+    """Worst relative error of logits, loss, aux and gradients against the twin's, on random weights in
+    `dtype` (bf16: weights that bf16 can hold, with the twin in fp32)."""
     twin = moex.MoeX(config).to(tokens.device, torch.float32 if dtype == torch.bfloat16 else dtype)
     with torch.no_grad():
         for name, p in twin.named_parameters():
@@ -281,23 +284,24 @@ def compare(config, tokens, targets, way, dtype):
 
 
 def check(config, tokens, targets, ways, dtype):
-    """In float64 where the way can, then in the type that is timed; in bf16 a near tie may choose otherwise."""
+    """In float64 where possible, then in the type that is timed. In bf16 some tokens choose another expert,
+    so that only gross differences tell."""
     for way in ways:
         wide = [torch.float64] if tokens.device.type == "cpu" and way != "grouped" else []
         for kind in wide + [dtype]:
             error = compare(config, tokens, targets, way, kind)
-            tolerance = {torch.float64: 1e-9, torch.float32: 1e-2, torch.bfloat16: 0.2}[kind]
+            tolerance = {torch.float64: 1e-9, torch.float32: 1e-2, torch.bfloat16: 0.5}[kind]
             print(f"check: experts by {way} in {kind}: within {error:.2g} of the twin, allowed {tolerance:g}")
             if not error <= tolerance:
                 sys.exit("moex: peer_torch.py: the fast forward pass differs from the twin")
 
 
-def works(way, config, device, dtype):
-    """Not every torch and card has a grouped GEMM: tried on a model of one short layer."""
+def has_grouped_mm(config, device, dtype):
+    """Not every torch and card has one: tried on a model of one short layer."""
     small = dataclasses.replace(config, n_layer=1, vocab_size=64, block_size=64)
     tokens = torch.zeros(1, 64, dtype=torch.long, device=device)
     try:
-        compare(small, tokens, tokens, way, dtype)
+        compare(small, tokens, tokens, "grouped", dtype)
         return True
     except (RuntimeError, AttributeError, NotImplementedError):
         return False
@@ -321,18 +325,22 @@ def make_optimizer(model):
 
 
 def training_times(config, tokens, targets, way, dtype, steps):
-    """Milliseconds of each of `steps` training steps, after opt.warmup_steps others, and the kind of AdamW."""
+    """Milliseconds of each of `steps` training steps after opt.warmup_steps others; the kind of AdamW."""
     torch.manual_seed(1)
     model = moex.MoeX(config).to(tokens.device)
     parameters = list(model.parameters())
     optimizer, kind = make_optimizer(model)
-    run = torch.compile(forward, mode=opt.compile, dynamic=False) if opt.compile else forward
+    run, experts = forward, EXPERTS[way]
+    if opt.compile:
+        run = torch.compile(forward, mode=opt.compile, dynamic=False)
+        if way != "grouped":  # row counts as shapes: compiled anew at every step
+            experts = torch.compiler.disable(experts)
     clip = torch.nn.utils.clip_grad_norm_
     clip_options = {"foreach": True} if "foreach" in inspect.signature(clip).parameters else {}
 
     def step():
         optimizer.zero_grad(set_to_none=True)
-        _, loss, aux = run(model, tokens, targets, EXPERTS[way], dtype)
+        _, loss, aux = run(model, tokens, targets, experts, dtype)
         (loss + AUX_WEIGHT * aux).backward()
         clip(parameters, 1.0, **clip_options)
         optimizer.step()
@@ -358,29 +366,33 @@ def main():
     rate = choose_product(opt.device, dtype)
     products_by = "onednn" if use_onednn else "blas"
     print(f"products: {', '.join(f'{name} {r} GFLOP/s' for name, r in rate.items())}; using {products_by}")
-    ways = ["loop"]  # a dense model has no use for it
-    if opt.ffn == "moe":
-        wanted = list(EXPERTS) if opt.experts_by == "auto" else [opt.experts_by]
-        ways = [way for way in wanted if works(way, config, opt.device, dtype)]
-        if not ways:
-            sys.exit(f"moex: peer_torch.py: torch {torch.__version__} has no --experts-by {opt.experts_by}")
+    ways = list(EXPERTS) if opt.experts_by == "auto" else [opt.experts_by]
+    if opt.ffn == "dense":
+        ways = ["loop"]  # which nothing calls
+    elif "grouped" in ways and not has_grouped_mm(config, opt.device, dtype):
+        ways.remove("grouped")
+        print(f"experts: torch {torch.__version__} has no grouped product for {opt.dtype} on {opt.device}")
+    if not ways:
+        sys.exit("moex: peer_torch.py: --experts-by grouped cannot be had here, expected loop or bmm")
     if opt.check:
         check(config, tokens, targets, ways, dtype)
     if len(ways) > 1:
-        trial = {way: statistics.median(training_times(config, tokens, targets, way, dtype, 7)[0]) for way in ways}
-        ways = [min(trial, key=trial.get)]
-        print(f"experts: {', '.join(f'{way} {ms:.1f} ms/step' for way, ms in trial.items())}; using {ways[0]}")
+        trials = {way: training_times(config, tokens, targets, way, dtype, 7)[0] for way in ways}
+        trials = {way: statistics.median(ms) for way, ms in trials.items()}
+        ways = [min(trials, key=trials.get)]
+        print(f"experts: {', '.join(f'{way} {t:.1f} ms/step' for way, t in trials.items())}; using {ways[0]}")
 
     ms, adamw = training_times(config, tokens, targets, ways[0], dtype, opt.steps)
     median = statistics.median(ms)
     tok_s = opt.batch * opt.seq / median * 1e3
     what = f"moe-{opt.act}-{opt.router}" if opt.ffn == "moe" else f"dense-{opt.act}"
     device = torch.cuda.get_device_name() if opt.device == "cuda" else "cpu"
-    print(f"{what}, torch {torch.__version__}, {device}, {opt.threads} threads, {opt.dtype}: {median:.1f} ms/step "
-          f"(fastest {min(ms):.1f}, slowest {max(ms):.1f}, {opt.steps} steps), {tok_s:.0f} tok/s")
-    result = {"what": what, "ms_median": round(median, 3), "ms_min": round(min(ms), 3), "tok_s": round(tok_s, 1),
-              "torch": torch.__version__, "threads": opt.threads, "device": device, "dtype": opt.dtype,
-              "compile": opt.compile, "experts_by": ways[0] if opt.ffn == "moe" else None,
+    print(f"{what}, torch {torch.__version__}, {device}, {opt.threads} threads, {opt.dtype}: "
+          f"{median:.1f} ms/step (fastest {min(ms):.1f}, slowest {max(ms):.1f}, {opt.steps} steps), "
+          f"{tok_s:.0f} tok/s")
+    result = {"what": what, "ms_median": round(median, 3), "ms_min": round(min(ms), 3),
+              "tok_s": round(tok_s, 1), "torch": torch.__version__, "threads": opt.threads, "device": device,
+              "dtype": opt.dtype, "compile": opt.compile, "experts_by": ways[0] if opt.ffn == "moe" else None,
               "products_by": products_by, "gemm_gflops": rate, "adamw": adamw}
     if opt.device == "cuda":
         result["peak_mib"] = torch.cuda.max_memory_allocated() >> 20

@@ -127,8 +127,8 @@ def small_model(**changes):
 
 
 def check_layer_by_hand():
-    """One token through a layer of C 1, E 3, K 2, D 2, in numbers that can be followed on paper: x = 2,
-    m = (2, -1, 1), v = (1, 1, 0), so mu = (4, -2, 2), sd = (2, 2, 0), g = (-erf(sqrt 2), erf(sqrt .5), -1)."""
+    """One token through a layer of C 1, E 3, K 2, D 2, in numbers that can be followed on paper:
+    x 2, m (2, -1, 1), v (1, 1, 0), mu (4, -2, 2), sd (2, 2, 0), so g = (-erf(sqrt 2), erf(sqrt .5), -1)."""
     layer = moex.MoeLayer(moex.Config(1, 1, 1, 1, 1, d_expert=2, n_expert=3)).double()
     with torch.no_grad():
         layer.w_enc.copy_(torch.tensor([[1., 3.], [0., -2.], [1., 1.]]).view(3, 2, 1))
