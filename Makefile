@@ -49,8 +49,7 @@ $(B)/make_chess:     data/make_chess.cpp
 $(B)/make_text:      data/make_text.cpp
 $(B)/bench_cpu:      dev/bench/bench_cpu.cpp
 $(B)/perft:          dev/bench/perft.cpp
-$(B)/test_%:         test/test_%.cpp
-$(B)/dump_reference: test/dump_reference.cpp
+$(addprefix $(B)/,$(TESTS) dump_reference): $(B)/%: test/%.cpp
 
 # These compute in double.
 $(B)/test_gradients $(B)/dump_reference: FLAGS += -DMOEX_DOUBLE

@@ -50,8 +50,7 @@ inline void attention_forward(real* out, real* lse, const real* qkv, size_t B, s
                 std::fill(sum, sum + block, real(0));
                 for (size_t j0 = 0; j0 <= i0; j0 += block) {
                     const size_t columns = std::min(block, T - j0);
-                    pack_a(scratch.a, q.from(i0, 0), rows, HS);
-                    multiply_packed(s, block, scratch.a, keys + j0 * HS, HS, rows, columns, HS, false);
+                    multiply_block(s, block, q.from(i0, 0), keys + j0 * HS, HS, scratch.a, rows, columns, HS, false);
                     if (j0 == i0) mask_future(s, rows, columns, i0, j0, -INFINITY);
                     for (size_t i = 0; i < rows; i++) {
                         real* row = s + i * block;
@@ -65,8 +64,7 @@ inline void attention_forward(real* out, real* lse, const real* qkv, size_t B, s
                         sum[i] = sum[i] * fade + total;
                         most[i] = m;
                     }
-                    pack_a(scratch.a, {s, block, 1}, rows, columns);
-                    multiply_packed(o, C, scratch.a, values + j0 * NR, T, rows, HS, columns, j0 > 0);
+                    multiply_block(o, C, row_major(s, block), values + j0 * NR, T, scratch.a, rows, HS, columns, j0 > 0);
                 }
                 for (size_t i = 0; i < rows; i++) {
                     for (size_t d = 0; d < HS; d++) o[i * C + d] /= sum[i];
@@ -112,10 +110,8 @@ inline void attention_backward(real* dqkv, const real* dout, const real* out, co
                 pack_b(k_rows, k.from(j0, 0), keys, HS);
                 for (size_t i0 = j0; i0 < T; i0 += block) {
                     const size_t queries = std::min(block, T - i0);
-                    pack_a(scratch.a, k.from(j0, 0), keys, HS);
-                    multiply_packed(p, block, scratch.a, q_t + i0 * HS, HS, keys, queries, HS, false);
-                    pack_a(scratch.a, v.from(j0, 0), keys, HS);
-                    multiply_packed(ds, block, scratch.a, o_t + i0 * HS, HS, keys, queries, HS, false);
+                    multiply_block(p, block, k.from(j0, 0), q_t + i0 * HS, HS, scratch.a, keys, queries, HS, false);
+                    multiply_block(ds, block, v.from(j0, 0), o_t + i0 * HS, HS, scratch.a, keys, queries, HS, false);
                     const real* l = lse + (b * NH + h) * T + i0;
                     for (size_t j = 0; j < keys; j++) {
                         const size_t first = i0 == j0 ? j : 0; // queries before the key do not see it
@@ -127,12 +123,9 @@ inline void attention_backward(real* dqkv, const real* dout, const real* out, co
                             ds[j * block + i] = scale * pij * (ds[j * block + i] - delta[i0 + i]);
                         }
                     }
-                    pack_a(scratch.a, {p, block, 1}, keys, queries);
-                    multiply_packed(dv + j0 * C3, C3, scratch.a, o_rows + i0 * NR, T, keys, HS, queries, i0 > j0);
-                    pack_a(scratch.a, {ds, block, 1}, keys, queries);
-                    multiply_packed(dk + j0 * C3, C3, scratch.a, q_rows + i0 * NR, T, keys, HS, queries, i0 > j0);
-                    pack_a(scratch.a, {ds, 1, block}, queries, keys);
-                    multiply_packed(dq + i0 * C3, C3, scratch.a, k_rows, keys, queries, HS, keys, j0 > 0);
+                    multiply_block(dv + j0 * C3, C3, row_major(p, block), o_rows + i0 * NR, T, scratch.a, keys, HS, queries, i0 > j0);
+                    multiply_block(dk + j0 * C3, C3, row_major(ds, block), q_rows + i0 * NR, T, scratch.a, keys, HS, queries, i0 > j0);
+                    multiply_block(dq + i0 * C3, C3, row_major(ds, block).transposed(), k_rows, keys, scratch.a, queries, HS, keys, j0 > 0);
                 }
             }
         }

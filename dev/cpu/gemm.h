@@ -2,8 +2,8 @@
 // plain C++, for any strides (so that transposed operands need no copies), one product or a group of them
 // (the experts of a layer) in one parallel region.
 //
-// b is packed into panels of NR columns, a into panels of MR rows, so that the inner kernel streams both and
-// keeps an MR x NR tile of the output in registers. Every output element is summed over k in the same order
+// b is packed into panels of NR columns, so that the inner kernel streams it while it keeps an MR x NR tile of the
+// output in registers; a is read where it is when its rows are contiguous, and packed when it is a transpose. Every output element is summed over k in the same order
 // whatever the blocking of rows and columns and whatever the number of threads: the bits do not depend on them.
 #pragma once
 #include "real.h"
@@ -74,12 +74,15 @@ inline void pack_b(real* packed, Matrix b, size_t count, size_t columns) {
         pack_panel<NR>(packed + j * count, b.data + j * b.column, b.column, b.row, std::min(NR, columns - j), count);
 }
 
-// tile(MR, NR) = (accumulate ? out : bias or 0) + sum over k of a[k][i] b[k][j], of which rows x columns are stored.
-inline void kernel(real* out, size_t out_row, const real* a, const real* b, size_t count, size_t rows,
-                   size_t columns, bool accumulate, const real* bias) {
+// out (rows, columns) = (accumulate ? out : bias or 0) + sum over k < count of a(i,k) b[k][j], rows <= MR, columns
+// <= NR; b is a panel (count, NR). Rows beyond the last read the last one again and are dropped.
+inline void kernel(real* out, size_t out_row, const real* a, size_t a_row, size_t a_column, const real* b,
+                   size_t count, size_t rows, size_t columns, bool accumulate, const real* bias) {
     vec acc[MR][NV];
+    const real* row[MR];
     alignas(64) real edge[MR * NR];
     const bool whole = rows == MR && columns == NR;
+    for (size_t i = 0; i < MR; i++) row[i] = a + std::min(i, rows - 1) * a_row;
     if (accumulate || bias) {
         for (size_t i = 0; i < MR && !whole; i++)
             for (size_t j = 0; j < NR; j++)
@@ -92,13 +95,13 @@ inline void kernel(real* out, size_t out_row, const real* a, const real* b, size
         for (size_t i = 0; i < MR; i++)
             for (size_t v = 0; v < NV; v++) acc[i][v] = vec{};
     }
-    for (size_t k = 0; k < count; k++, a += MR, b += NR) {
+    for (size_t k = 0, at = 0; k < count; k++, at += a_column, b += NR) {
         vec bk[NV];
         for (size_t v = 0; v < NV; v++) bk[v] = *(const vec*)(b + v * vector_length);
 #pragma GCC unroll 16
         for (size_t i = 0; i < MR; i++)
 #pragma GCC unroll 4
-            for (size_t v = 0; v < NV; v++) acc[i][v] += a[i] * bk[v];
+            for (size_t v = 0; v < NV; v++) acc[i][v] += row[i][at] * bk[v];
     }
     for (size_t i = 0; i < MR; i++)
         for (size_t v = 0; v < NV; v++)
@@ -107,14 +110,18 @@ inline void kernel(real* out, size_t out_row, const real* a, const real* b, size
         for (size_t j = 0; j < columns; j++) out[i * out_row + j] = edge[i * NR + j];
 }
 
-// out (rows, columns) (+)= a b from packed operands. b_count is the k-length the panels of b were packed with
-// (b itself may point to a later k inside its panels).
-inline void multiply_packed(real* out, size_t out_row, const real* a, const real* b, size_t b_count, size_t rows,
-                            size_t columns, size_t count, bool accumulate, const real* bias = nullptr) {
+// out (rows, columns) (+)= a b for a block of rows of a and packed b. b_count is the k-length the panels of b were
+// packed with (b itself may point to a later k inside its panels). scratch: room for the rows of a, packed.
+inline void multiply_block(real* out, size_t out_row, Matrix a, const real* b, size_t b_count, real* scratch,
+                           size_t rows, size_t columns, size_t count, bool accumulate, const real* bias = nullptr) {
+    const bool pack = a.column != 1; // a transpose: its k run down a column, far apart in memory
+    if (pack) pack_a(scratch, a, rows, count);
+    const real* from = pack ? scratch : a.data;
+    const size_t a_row = pack ? 1 : a.row, a_column = pack ? MR : 1, next_rows = pack ? count : a.row;
     for (size_t j = 0; j < columns; j += NR)
         for (size_t i = 0; i < rows; i += MR)
-            kernel(out + i * out_row + j, out_row, a + i * count, b + j * b_count, count, std::min(MR, rows - i),
-                   std::min(NR, columns - j), accumulate, bias ? bias + j : nullptr);
+            kernel(out + i * out_row + j, out_row, from + i * next_rows, a_row, a_column, b + j * b_count, count,
+                   std::min(MR, rows - i), std::min(NR, columns - j), accumulate, bias ? bias + j : nullptr);
 }
 
 // out (M,N) = a (M,K) b (K,N) [+ bias (N)], or += with accumulate.
@@ -140,7 +147,7 @@ inline void multiply(const Product* products, size_t n_products) {
 #pragma omp parallel
     {
         static thread_local Workspace packed_a;
-        real* block = packed_a.reserve(MC * KC);
+        real* scratch = packed_a.reserve(MC * KC);
         // All of every b, its panels dealt out to the threads.
 #pragma omp for schedule(static)
         for (size_t q = 0; q < panels; q++) {
@@ -170,9 +177,8 @@ inline void multiply(const Product* products, size_t n_products) {
             const size_t rows = std::min(MC, g.M - i), columns = std::min(nc, g.N - j);
             for (size_t k = 0; k < g.K; k += KC) {
                 const size_t count = std::min(KC, g.K - k);
-                pack_a(block, g.a.from(i, k), rows, count);
-                multiply_packed(g.out + i * g.N + j, g.N, block, from + j * g.K + k * NR, g.K, rows, columns, count,
-                                g.accumulate || k > 0, g.bias ? g.bias + j : nullptr);
+                multiply_block(g.out + i * g.N + j, g.N, g.a.from(i, k), from + j * g.K + k * NR, g.K, scratch, rows,
+                               columns, count, g.accumulate || k > 0, g.bias ? g.bias + j : nullptr);
             }
         }
     }

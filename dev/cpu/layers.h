@@ -206,6 +206,6 @@ inline void classifier(real* losses, real* logits, const int32_t* targets, size_
             for (size_t v = 0; v < V; v++) row[v] *= factor;
             row[targets[n]] -= scale;
         }
-        losses[n] = std::log(sum) + most - target;
+        losses[n] = std::log(sum) + (most - target); // exact where two large logits differ little
     }
 }

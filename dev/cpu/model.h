@@ -104,7 +104,7 @@ struct Model {
     const int32_t *tokens = nullptr, *targets = nullptr;
     bool statistics_stale = true;      // the weights changed since the expert statistics were computed
     std::vector<Product> products;     // scratch of the experts
-    std::vector<SparseProduct> sparse_products;
+    std::vector<ExpertPart> parts;
     SkipBelow skip;                    // when the experts skip relu's zeros
     std::vector<double> partial;       // scratch of the gradient norm
 
@@ -124,7 +124,7 @@ struct Model {
             pointer = activations.data + offset;
             offset += round_up(count, 32);
         });
-        products.resize(config.n_expert), sparse_products.resize(config.n_expert);
+        products.resize(config.n_expert), parts.resize(config.n_expert);
         partial.resize((weights.count + norm_block - 1) / norm_block);
     }
     static size_t activation_elements(const Config& config, size_t B, size_t T) {
@@ -140,7 +140,7 @@ inline Experts layer_experts(Model& model, size_t l) {
     const Config& c = model.config;
     const LayerParameters<real>& w = model.w.h[l];
     return {c.n_expert, c.d_expert, c.n_embd, c.relu(), w.w_enc, w.b_enc, w.w_dec, w.b_dec, model.a.h[l].begin,
-            model.products.data(), model.sparse_products.data(), model.skip};
+            model.products.data(), model.parts.data(), model.skip};
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -277,15 +277,21 @@ inline void zero_gradients(Model& model) {
 // ---------------------------------------------------------------------------------------------------------
 // Update
 
-// Global norm of the gradient, summed in blocks of fixed size.
+// Global norm of the gradient, summed in blocks of fixed size: in `real` within a short one, in double beyond.
 inline double gradient_norm(Model& model) {
-    const size_t count = model.gradients.count, block = Model::norm_block;
+    const size_t count = model.gradients.count, block = Model::norm_block, part = 1024;
+    const real* g = model.gradients.data;
 #pragma omp parallel for schedule(static)
     for (size_t j = 0; j < count; j += block) {
-        double sum = 0;
+        double total = 0;
+        for (size_t k = j; k < std::min(j + block, count); k += part) {
+            const size_t end = std::min(k + part, count);
+            real sum = 0;
 #pragma omp simd reduction(+ : sum)
-        for (size_t i = j; i < std::min(j + block, count); i++) sum += double(model.gradients.data[i]) * model.gradients.data[i];
-        model.partial[j / block] = sum;
+            for (size_t i = k; i < end; i++) sum += g[i] * g[i];
+            total += sum;
+        }
+        model.partial[j / block] = total;
     }
     return std::sqrt(std::accumulate(model.partial.begin(), model.partial.end(), 0.0));
 }

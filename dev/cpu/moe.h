@@ -94,27 +94,31 @@ inline void router_backward(real* dx, real* dm, real* dv, real* dmb, real* dvb, 
     {
 #pragma omp for schedule(static)
         for (size_t n = 0; n < N; n++) {
-            const real* row = x + n * C;
+            const real *row = x + n * C, *mean = mu + n * E, *deviation = sd + n * E;
+            real *dmean = dmu + n * E, *dvariance = dvar + n * E, *dxn = dx + n * C;
             for (size_t j = 0; j < E; j++) {
-                const size_t nj = n * E + j;
-                const real z = mu[nj] / sd[nj], phi = root * std::exp(real(-0.5) * z * z);
-                dmu[nj] = dg[nj] * -phi / sd[nj];
-                dvar[nj] = dg[nj] * phi * z / sd[nj] / (2 * sd[nj]);
-                for (size_t c = 0; c < C; c++)
-                    dx[n * C + c] += dmu[nj] * m[j * C + c] + 2 * dvar[nj] * row[c] * v[j * C + c];
+                const real z = mean[j] / deviation[j], phi = root * fast_exp(real(-0.5) * z * z);
+                dmean[j] = dg[n * E + j] * -phi / deviation[j];
+                dvariance[j] = dg[n * E + j] * phi * z / deviation[j] / (2 * deviation[j]);
             }
+            for (size_t j = 0; j < E; j++)
+#pragma omp simd
+                for (size_t c = 0; c < C; c++)
+                    dxn[c] += dmean[j] * m[j * C + c] + 2 * dvariance[j] * row[c] * v[j * C + c];
         }
         const size_t width = 64;
 #pragma omp for schedule(static)
         for (size_t first = 0; first < C; first += width) {
             const size_t end = std::min(first + width, C);
             for (size_t n = 0; n < N; n++)
-                for (size_t j = 0; j < E; j++)
+                for (size_t j = 0; j < E; j++) {
+                    const real dmean = dmu[n * E + j], dvariance = dvar[n * E + j], *row = x + n * C;
+#pragma omp simd
                     for (size_t c = first; c < end; c++) {
-                        const real xc = x[n * C + c];
-                        dm[j * C + c] += dmu[n * E + j] * xc;
-                        dv[j * C + c] += dvar[n * E + j] * xc * xc;
+                        dm[j * C + c] += dmean * row[c];
+                        dv[j * C + c] += dvariance * row[c] * row[c];
                     }
+                }
         }
     }
     add_column_sums(dmb, dmu, N, E);
@@ -165,7 +169,7 @@ inline real balance_forward(real* p, real* mean, const real* g, const int32_t* b
     for (size_t n = 0; n < N; n++) {
         const real *gn = g + n * E, most = *std::max_element(gn, gn + E);
         real sum = 0;
-        for (size_t j = 0; j < E; j++) sum += p[n * E + j] = std::exp(gn[j] - most);
+        for (size_t j = 0; j < E; j++) sum += p[n * E + j] = fast_exp(gn[j] - most);
         for (size_t j = 0; j < E; j++) p[n * E + j] /= sum;
     }
     std::fill(mean, mean + E, real(0));
@@ -214,12 +218,9 @@ inline void gather(real* out, const real* x, const int32_t* token, size_t slots,
 //
 // After relu most of z is zero. Where few enough units fire, the products that z is part of skip the zeros.
 
-// The share of active units below which skipping wins, measured for each kind of product (dev/bench/NOTES.md).
-// 0: never skip, 1: always.
+// The share of active units up to which skipping wins, as measured (dev/bench/NOTES.md). 0 never skips, 1 always.
 struct SkipBelow {
-    double rows = 0.15;    // y = z W_dec and dx = dh W_enc
-    double weights = 0.08; // dW_dec += z^T dy and dW_enc += dh^T x
-    double sampled = 0.07; // dh = dy W_dec^T where z > 0
+    double forward = 0.15, slots = 0.15, units = 0.20;
 };
 
 struct Experts {
@@ -228,41 +229,40 @@ struct Experts {
     const real *w_enc, *b_enc, *w_dec, *b_dec; // (E,D,C) (E,D) (E,D,C) (E,C)
     const int32_t* begin;                      // (E+1)
     Product* products;                         // scratch (E)
-    SparseProduct* sparse_products;            // scratch (E)
+    ExpertPart* parts;                         // scratch (E)
     SkipBelow skip;
 
     size_t slots() const { return begin[E]; }
 
-    // One product for every expert that has slots, described by make(j, first slot, slots); all in one parallel region.
-    template <class Make> void each(Make make) const { multiply(products, describe(products, make)); }
-    template <class Make> void each_sparse(Make make) const { sparse_multiply(sparse_products, describe(sparse_products, make)); }
-    template <class Make> void each_sampled(Make make) const { sampled_multiply(sparse_products, describe(sparse_products, make)); }
-
-    template <class P, class Make> size_t describe(P* list, Make make) const {
+    // For every expert that has slots, what make(j, first slot, slots) says of it, in a list. Returns its length.
+    template <class T, class Make> size_t describe(T* list, Make make) const {
         size_t n = 0;
         for (size_t j = 0; j < E; j++)
             if (begin[j + 1] > begin[j]) list[n++] = make(j, size_t(begin[j]), size_t(begin[j + 1] - begin[j]));
         return n;
     }
+    // One product per expert, all in one parallel region.
+    template <class Make> void each(Make make) const { multiply(products, describe(products, make)); }
 };
 
 // z h (N*K,D), h may be z for relu; y (N*K,C); x (N*K,C) gathered. Returns how many units fired.
 inline size_t experts_forward(real* y, real* z, real* h, const real* x, const Experts& e) {
     const size_t D = e.D, C = e.C;
     e.each([&](size_t j, size_t s, size_t n) -> Product {
-        return {h + s * D, row_major(x + s * C, C), row_major(e.w_enc + j * D * C, C).transposed(), n, D, C, false,
-                e.b_enc + j * D};
+        return {h + s * D, row_major(x + s * C, C), row_major(e.w_enc + j * D * C, C).transposed(), n, D, C, false, e.b_enc + j * D};
     });
     activation_forward(z, h, e.slots() * D, e.relu);
     const size_t active = count_active(z, e.slots() * D);
-    if (e.relu && active <= e.skip.rows * e.slots() * D) {
+    if (e.relu && active <= e.skip.forward * e.slots() * D) {
         for (size_t j = 0; j < e.E; j++)
             for (size_t s = e.begin[j]; s < size_t(e.begin[j + 1]); s++)
                 std::copy(e.b_dec + j * C, e.b_dec + (j + 1) * C, y + s * C);
-        e.each_sparse([&](size_t j, size_t s, size_t n) -> SparseProduct {
-            const Matrix zs = row_major(z + s * D, D);
-            return {y + s * C, zs, zs, e.w_dec + j * D * C, n, D, C};
-        });
+        skipping_decode(e.parts, e.describe(e.parts, [&](size_t j, size_t s, size_t n) {
+            ExpertPart part{};
+            part.n = n, part.D = D, part.C = C;
+            part.z = z + s * D, part.w_dec = e.w_dec + j * D * C, part.y = y + s * C;
+            return part;
+        }));
     } else {
         e.each([&](size_t j, size_t s, size_t n) -> Product {
             return {y + s * C, row_major(z + s * D, D), row_major(e.w_dec + j * D * C, C), n, C, D, false, e.b_dec + j * C};
@@ -276,38 +276,31 @@ inline size_t experts_forward(real* y, real* z, real* h, const real* x, const Ex
 inline void experts_backward(real* dx, real* dw_enc, real* db_enc, real* dw_dec, real* db_dec, real* dh, const real* dy,
                              const real* x, const real* z, const real* h, size_t active, const Experts& e) {
     const size_t D = e.D, C = e.C;
-    auto few = [&](double share) { return e.relu && active <= share * e.slots() * D; };
-    if (few(e.skip.sampled)) {
-        e.each_sampled([&](size_t j, size_t s, size_t n) -> SparseProduct {
-            return {dh + s * D, row_major(dy + s * C, C), row_major(z + s * D, D), e.w_dec + j * D * C, n, D, C};
-        });
+    const double share = e.relu ? double(active) / (e.slots() * D) : INFINITY; // gelu has no zeros to skip
+    const size_t n_parts = e.describe(e.parts, [&](size_t j, size_t s, size_t n) -> ExpertPart {
+        return {n, D, C, z + s * D, e.w_enc + j * D * C, e.w_dec + j * D * C, nullptr, x + s * C, dy + s * C,
+                dh + s * D, dx + s * C, dw_enc + j * D * C, dw_dec + j * D * C};
+    });
+    if (share <= e.skip.slots) {
+        std::fill(dx, dx + e.slots() * C, real(0));
+        skipping_slots(e.parts, n_parts);
     } else {
         e.each([&](size_t j, size_t s, size_t n) -> Product {
             return {dh + s * D, row_major(dy + s * C, C), row_major(e.w_dec + j * D * C, C).transposed(), n, D, C, false, nullptr};
         });
         activation_backward(dh, dh, h, e.slots() * D, e.relu);
-    }
-    // Both weight gradients are sums over slots of (what the unit did) x (a row of the slot).
-    auto weight_gradient = [&](real* dw, const real* unit, const real* rows) {
-        if (few(e.skip.weights))
-            e.each_sparse([&](size_t j, size_t s, size_t n) -> SparseProduct {
-                return {dw + j * D * C, row_major(unit + s * D, D).transposed(), row_major(z + s * D, D).transposed(), rows + s * C, D, n, C};
-            });
-        else
-            e.each([&](size_t j, size_t s, size_t n) -> Product {
-                return {dw + j * D * C, row_major(unit + s * D, D).transposed(), row_major(rows + s * C, C), D, C, n, true, nullptr};
-            });
-    };
-    weight_gradient(dw_dec, z, dy);
-    weight_gradient(dw_enc, dh, x);
-    if (few(e.skip.rows)) {
-        std::fill(dx, dx + e.slots() * C, real(0));
-        e.each_sparse([&](size_t j, size_t s, size_t n) -> SparseProduct {
-            return {dx + s * C, row_major(dh + s * D, D), row_major(z + s * D, D), e.w_enc + j * D * C, n, D, C};
-        });
-    } else {
         e.each([&](size_t j, size_t s, size_t n) -> Product {
             return {dx + s * C, row_major(dh + s * D, D), row_major(e.w_enc + j * D * C, C), n, C, D, false, nullptr};
+        });
+    }
+    if (share <= e.skip.units) {
+        skipping_units(e.parts, n_parts);
+    } else {
+        e.each([&](size_t j, size_t s, size_t n) -> Product {
+            return {dw_dec + j * D * C, row_major(z + s * D, D).transposed(), row_major(dy + s * C, C), D, C, n, true, nullptr};
+        });
+        e.each([&](size_t j, size_t s, size_t n) -> Product {
+            return {dw_enc + j * D * C, row_major(dh + s * D, D).transposed(), row_major(x + s * C, C), D, C, n, true, nullptr};
         });
     }
     for (size_t j = 0; j < e.E; j++) {

@@ -29,6 +29,9 @@ static void init_weights(Model& model, const Run& run) {
 }
 
 static void save_checkpoint(const Model& model, const Run& run, const Options& options, Log& log) {
+    check_finite(run, model.table, "weights", model.weights.data);
+    check_finite(run, model.table, "first moments", model.moment_1.data);
+    check_finite(run, model.table, "second moments", model.moment_2.data);
     log.sync();
     write_blocks<real>(state_path(run.flags.out, run.step), state_strings(run, options), model.table,
                        {{"m.", model.moment_1.data}, {"v.", model.moment_2.data}});
@@ -96,6 +99,7 @@ static int train(int argc, char** argv) {
     std::optional<Log> log;
     if (run.state_file) log.emplace(run.flags.out, uint64_t(run.step));
     else log.emplace(run.flags.out);
+    remove_unfinished(run.flags.out);
 
     Model model(c, run.B, run.T);
     init_weights(model, run);
@@ -110,8 +114,8 @@ static int train(int argc, char** argv) {
     int64_t saved = run.state_file ? run.step : -1;
     for (;; run.step++) {
         const bool last = run.step == steps;
-        auto due = [&](int64_t every) { return (every > 0 && run.step % every == 0 && run.step > first) || last; };
-        if (run.val && (due(run.flags.val_every) || run.step == 0)) evaluate(model, run, x, y, *log);
+        auto due = [&](int64_t every) { return run.step > first && (last || (every > 0 && run.step % every == 0)); };
+        if (run.val && (due(run.flags.val_every) || (run.step == 0 && !run.state_file))) evaluate(model, run, x, y, *log);
         if (tokenizer && run.flags.sample_every > 0 && due(run.flags.sample_every)) print_sample(decoder, *tokenizer, run);
         if ((due(run.flags.checkpoint_every) || stop_signal) && saved != run.step) {
             save_checkpoint(model, run, options, *log);
@@ -147,7 +151,8 @@ static int train(int argc, char** argv) {
         print_step(record, run, training_seconds / done * (steps - run.step - 1));
     }
     if (stop_signal && run.step < steps) {
-        printf("%sstopped at step %lld of %lld; to go on: %s --resume --out %s\n", line_start(), (long long)run.step, (long long)steps, argv[0], run.flags.out.c_str());
+        printf("%sstopped at step %lld of %lld; to go on: %s\n", line_start(), (long long)run.step, (long long)steps,
+               resume_command(argv[0], run.flags.out).c_str());
         return 128 + stop_signal;
     }
     printf("done: %s\n", model_path(run.flags.out, run.step).c_str());

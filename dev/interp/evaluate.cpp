@@ -123,13 +123,17 @@ static int run(int argc, char** argv) {
     if (val.empty()) fail_usage("--val is missing: a glob of token shards");
     const SafeTensorsFile file(find_checkpoint(ckpt));
     const Config c = read_config(file);
-    const size_t row = open_shards(val)[0].header.row;
+    const ShardHeader header = open_shards(val)[0].header;
+    if (!c.tokenizer.empty() && c.tokenizer != tokenizer_name(header.tokenizer))
+        fail("%s: its tokens are %s, but the model %s reads %s", val.c_str(), tokenizer_name(header.tokenizer), file.path.c_str(), c.tokenizer.c_str());
+    const size_t row = header.row;
     const size_t T = seq > 0 ? size_t(seq) : row ? std::min(c.block_size, row - 1) : c.block_size;
     Loader data(val, T, c.vocab_size, false, 0);
     Model model(c, std::max<size_t>(1, std::min<size_t>(16, 16384 / T)), T, false);
     read_block(file, model.table, "", model.weights.data);
 
     const Evaluation e = evaluate(model, data, size_t(rows), T);
+    if (!std::isfinite(e.loss)) fail("%s: its loss on %s is not finite", file.path.c_str(), val.c_str());
     printf("%s on %zu tokens of %s\n", file.path.c_str(), e.tokens, val.c_str());
     printf("loss      %.4f   (uniform guess %.4f, token frequencies %.4f)   %.3f bits per token\n", e.loss, e.uniform, e.unigram, e.loss / std::log(2.0));
     for (size_t l = 0; l < c.n_layer; l++) {

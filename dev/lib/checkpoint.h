@@ -128,7 +128,7 @@ inline int64_t newest_checkpoint(const std::string& dir, std::string* passed_ove
     return -1;
 }
 
-// The checkpoint a path means: a file, or the newest whole one in a folder.
+// The checkpoint a path means: a file, or the newest one in the folder of a run.
 inline std::string find_checkpoint(const std::string& path) {
     if (path.empty()) fail_usage("--ckpt is missing: a checkpoint or the folder of a run");
     struct stat st;

@@ -4,6 +4,7 @@
 #pragma once
 #include "error.h"
 #include <cerrno>
+#include <charconv>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -40,7 +41,7 @@ struct Options {
     void add(char short_name, const char* name, const char* arg, double* target, double low, double high,
              const char* help) {
         push(
-            short_name, name, arg, help, strf("%g", *target), [=] { return strf("%.17g", *target); },
+            short_name, name, arg, help, shortest(*target), [=] { return shortest(*target); },
             [=](const char* text) {
                 char* end;
                 double value = strtod(text, &end);
@@ -77,9 +78,10 @@ struct Options {
     // A heading between groups of options in --help.
     void section(const char* title) { list.push_back({0, "", "", title, "", nullptr, nullptr}); }
 
-    // Was it on the command line?  Its value as text; and the way back from such text.
+    // Was it on the command line?  Its value as text, its default; and the way back from such text.
     bool given(const std::string& name) const { return seen.count(name) > 0; }
     std::string text(const std::string& name) const { return find(name).get(); }
+    std::string initial(const std::string& name) const { return find(name).initial; }
     void restore(const std::string& name, const std::string& text) const { find(name).set(text.c_str()); }
     std::vector<std::string> names() const {
         std::vector<std::string> out;
@@ -139,6 +141,11 @@ struct Options {
     }
 
   private:
+    // The shortest decimal that is read back as the same number.
+    static std::string shortest(double x) {
+        char text[32];
+        return {text, std::to_chars(text, text + sizeof text, x).ptr};
+    }
     struct Entry {
         char short_name;
         std::string name, arg, help, initial;

@@ -76,7 +76,7 @@ struct Flags {
 // Flags that may differ when a run resumes: they change what is shown and kept, not what is computed.
 inline bool free_to_change(const std::string& flag) {
     static const std::set<std::string> names = {"out", "resume", "tokenizer", "val", "print-every", "val-every", "val-batches", "sample-every",
-                                                "checkpoint-every", "zero-stage", "recompute", "init", "upcycle", "train"};
+                                                "checkpoint-every", "zero-stage", "recompute", "train"};
     return names.count(flag) > 0;
 }
 
@@ -92,15 +92,24 @@ struct Run {
     int64_t step = 0;                          // optimizer steps done
     std::optional<SafeTensorsFile> init_file;  // weights start from here (checkpoint of --init or of the resumed step)
     std::optional<SafeTensorsFile> state_file; // resume only
+    std::string data;                          // fingerprint of the training data
     Config dense_config;                       // --upcycle only: of init_file
     std::string resumed_note;
 
     size_t tokens_per_step() const { return accumulate * B * T; }
 };
 
-// What identifies the training data: a resumed run must see the same samples.
-inline std::string data_fingerprint(const Loader& loader) {
-    return strf("%zu samples in %zu shards, tokenizer %s, row %zu", loader.samples, loader.n_shards, tokenizer_name(loader.tokenizer), loader.row);
+// What identifies the training data, for a resumed run must see the same samples: its sizes, and a hash of the first
+// and last tokens of every shard.
+inline std::string data_fingerprint(const std::vector<Shard>& shards) {
+    uint64_t hash = 0;
+    size_t tokens = 0;
+    for (const Shard& shard : shards) {
+        const size_t n = shard.header.tokens, edge = std::min<size_t>(n, 4096);
+        for (size_t i = 0; i < edge; i++) hash = mix64(hash ^ shard.tokens[i] ^ uint64_t(shard.tokens[n - edge + i]) << 16);
+        tokens += n;
+    }
+    return strf("%zu tokens in %zu shards, hash %016llx", tokens, shards.size(), (unsigned long long)hash);
 }
 
 // Continuing: the flags of the run are those in its state file. One given now must say the same.
@@ -115,14 +124,21 @@ inline void resume_flags(Run& run, Options& options) {
     run.init_file.emplace(model_path(run.flags.out, step));
     run.state_file.emplace(state_path(run.flags.out, step));
     run.step = step;
+    const char* state = run.state_file->path.c_str();
     run.resumed_note = "resumed from " + run.init_file->path + (broken.empty() ? "" : " (passed over: " + broken + ")");
     std::string differ;
     for (const std::string& name : options.names()) {
         const auto stored = run.state_file->metadata.find("flag." + name);
         if (stored == run.state_file->metadata.end() || name == "resume" || name == "out") continue;
         const std::string now = options.text(name);
-        if (!options.given(name)) options.restore(name, stored->second);
-        else if (!free_to_change(name) && now != stored->second)
+        const bool as_preset = now == options.initial(name) && (now == "0" || now == "-1"); // no value of its own
+        if (!options.given(name) || as_preset) {
+            try {
+                options.restore(name, stored->second);
+            } catch (const Error& e) {
+                fail("%s: metadata: %s", state, e.what());
+            }
+        } else if (!free_to_change(name) && now != stored->second)
             differ += strf("%s--%s %s (was %s)", differ.empty() ? "" : ", ", name.c_str(), now.c_str(), stored->second.c_str());
     }
     if (!differ.empty())
@@ -136,6 +152,7 @@ inline size_t given_or(int64_t flag, size_t otherwise) { return flag > 0 ? size_
 // Everything that can be wrong with flags, data and checkpoint is found here, before any memory is taken.
 inline Run resolve_run(Options& options, Flags& flags) {
     Run run;
+    if (flags.out.empty()) fail_usage("--out: the name of a folder is missing");
     run.flags = flags; // declared on `flags`; copied back below once restored
     if (flags.resume) {
         resume_flags(run, options);
@@ -177,6 +194,7 @@ inline Run resolve_run(Options& options, Flags& flags) {
     // Data, and what depends on it: the vocabulary of a new model, the number of positions.
     const std::vector<Shard> shards = open_shards(flags.train);
     const ShardHeader& header = shards[0].header;
+    run.data = data_fingerprint(shards);
     if (!from_file) {
         c.tokenizer = tokenizer_name(header.tokenizer);
         c.vocab_size = tokenizer_vocab(header.tokenizer);
@@ -212,19 +230,24 @@ inline Run resolve_run(Options& options, Flags& flags) {
     flags.steps = run.schedule.steps, flags.warmup = run.schedule.warmup, flags.lr = run.schedule.lr;
 
     if (run.state_file) {
-        const std::string was = metadata_entry(*run.state_file, "data"), now = data_fingerprint(*run.train);
-        if (was != now) fail("--resume: %s trained on other data: %s (was %s)", flags.out.c_str(), now.c_str(), was.c_str());
-        run.train->position = std::stoull(metadata_entry(*run.state_file, "position"));
+        const std::string& was = metadata_entry(*run.state_file, "data");
+        if (was != run.data) fail("--resume: %s trained on other data: %s (was %s)", flags.out.c_str(), run.data.c_str(), was.c_str());
+        const std::string& position = metadata_entry(*run.state_file, "position");
+        if (position.empty() || position.size() > 18 || position.find_first_not_of("0123456789") != std::string::npos)
+            fail("%s: metadata: position is %s, expected a whole number", run.state_file->path.c_str(), quoted(position).c_str());
+        run.train->position = std::stoull(position);
     }
     run.flags = flags;
     return run;
 }
 
-// The strings of a state file: every flag as resolved, the place in the data, the step.
+// The strings of a state file: every flag as resolved, the place in the data, the step. Where the run lies and whether
+// it was stopped on its way is left out: the files are then those of the unbroken run.
 inline Strings state_strings(const Run& run, const Options& options) {
     Strings strings = {{"format", "pt"}, {"model", "moex-state"}, {"step", std::to_string(run.step)},
-                       {"position", std::to_string(run.train->position)}, {"data", data_fingerprint(*run.train)}};
-    for (const std::string& name : options.names()) strings["flag." + name] = options.text(name);
+                       {"position", std::to_string(run.train->position)}, {"data", run.data}};
+    for (const std::string& name : options.names())
+        if (name != "resume" && name != "out") strings["flag." + name] = options.text(name);
     return strings;
 }
 
@@ -264,7 +287,8 @@ inline void print_settings(const Run& run, const std::vector<Tensor>& table, con
     t.row("compute", "%s FLOP per token, %s per step", human_count(flops).c_str(), human_count(flops * run.tokens_per_step()).c_str());
     t.rule();
     t.row("training data", "%s", run.flags.train.c_str());
-    t.row("", "%s tokens per epoch, %s", human_count(double(run.train->tokens_per_epoch)).c_str(), data_fingerprint(*run.train).c_str());
+    t.row("", "%s tokens per epoch: %zu samples in %zu shard%s of %s", human_count(double(run.train->tokens_per_epoch)).c_str(), run.train->samples,
+          run.train->n_shards, run.train->n_shards == 1 ? "" : "s", run.train->row ? strf("rows of %zu", run.train->row).c_str() : "a stream");
     if (run.val) t.row("validation data", "%s: %s tokens", run.flags.val.c_str(), human_count(double(run.val->tokens_per_epoch)).c_str());
     else t.row("validation data", "none");
     t.row("batch", "%zu x %zu x %zu = %s tokens (accumulation x rows x positions)", run.accumulate, run.B, run.T,
@@ -272,7 +296,7 @@ inline void print_settings(const Run& run, const std::vector<Tensor>& table, con
     t.row("steps", "%lld = %.2f epochs, from step %lld", (long long)run.schedule.steps,
           double(run.schedule.steps) * run.tokens_per_step() / run.train->tokens_per_epoch, (long long)run.step);
     t.row("learning rate", "%g, warm-up %lld steps, cosine to %g", run.schedule.lr, (long long)run.schedule.warmup, run.schedule.lr * run.schedule.final_fraction);
-    t.row("optimizer", "AdamW 0.9 0.95, weight decay %g, clip %g, load balance %g, seed %lld", run.flags.weight_decay, run.flags.clip,
+    t.row("optimizer", "AdamW 0.9 0.95, decay %g, clip %g, load balance %g, seed %lld", run.flags.weight_decay, run.flags.clip,
           run.flags.aux_weight, (long long)run.flags.seed);
     t.rule();
     double total = 0;
@@ -290,7 +314,7 @@ inline void print_step(const StepRecord& r, const Run& run, double eta_seconds) 
     const bool stays = step % run.flags.print_every == 0 || step == 1 || step == steps, terminal = isatty(1);
     if (!stays && !terminal) return;
     const int width = int(std::to_string(steps).size());
-    printf("%sstep %*lld/%lld | loss %.4f | aux %.3f | norm %.3f | lr %.2e | l0 %.0f | %.1f ms | %s tok/s | eta %s%s", terminal ? "\r\033[K" : "", width + 2,
+    printf("%sstep %*lld/%lld | loss %.4f | aux %.3f | norm %.3f | lr %.2e | l0 %.0f | %.1f ms | %s tok/s | eta %s%s", terminal ? "\r\033[K" : "", width,
            step, steps, r.loss, r.aux, r.norm, r.lr, r.l0, r.ms, human_count(r.tok_s).c_str(), human_duration(eta_seconds).c_str(), stays ? "\n" : "");
     fflush(stdout);
 }
@@ -303,25 +327,59 @@ inline volatile std::sig_atomic_t stop_signal = 0;
 inline void stop_on_signals() {
     struct sigaction action = {};
     action.sa_handler = [](int signal) { stop_signal = signal; };
-    action.sa_flags = int(SA_RESETHAND);
+    action.sa_flags = int(SA_RESETHAND) | SA_RESTART;
     sigaction(SIGINT, &action, nullptr);
     sigaction(SIGTERM, &action, nullptr);
     signal(SIGXFSZ, SIG_IGN); // a file-size limit is then an error of write(), with a message
 }
 
+// The command that goes on with a run, ready for a POSIX shell.
+inline std::string resume_command(const char* program, const std::string& out) {
+    auto word = [](const std::string& text) {
+        if (text.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_+-./") == std::string::npos) return text;
+        std::string quotes = "'";
+        for (const char c : text) quotes += c == '\'' ? std::string("'\\''") : std::string(1, c);
+        return quotes + "'";
+    };
+    return word(program) + " --resume --out " + word(out);
+}
+
+// A killed run may leave a checkpoint it was writing, under a temporary name. The run that holds the folder removes it.
+inline void remove_unfinished(const std::string& dir) {
+    glob_t found = {};
+    std::string literal; // the folder's name may hold what a pattern gives a meaning
+    for (const char c : dir) literal += strchr("*?[\\", c) ? std::string("\\") + c : std::string(1, c);
+    if (glob((literal + "/*.safetensors.tmp.*").c_str(), 0, nullptr, &found) == 0)
+        for (size_t i = 0; i < found.gl_pathc; i++) unlink(found.gl_pathv[i]);
+    globfree(&found);
+}
+
+// The name of the first tensor of a block that holds a number that is not finite, or nullptr.
+template <class T> const char* first_not_finite(const std::vector<Tensor>& table, const T* block) {
+    for (const Tensor& t : table)
+        for (size_t i = 0; i < t.count; i++)
+            if (!std::isfinite(double(block[t.offset + i]))) return t.name.c_str();
+    return nullptr;
+}
+
+// What every message about such numbers ends with.
+inline std::string what_is_left(const Run& run) {
+    const int64_t good = newest_checkpoint(run.flags.out);
+    return "nothing was overwritten, " + (good >= 0 ? "the last good checkpoint is " + model_path(run.flags.out, good) : "there is no checkpoint yet") +
+           "; a lower --lr or --clip may help";
+}
+
 // A loss or a norm that is not finite ends the run before anything is overwritten.
 template <class T>
 [[noreturn]] void fail_not_finite(const Run& run, const std::vector<Tensor>& table, const T* weights, const T* gradients, double loss, double norm) {
-    auto first_bad = [&](const T* block) -> const char* {
-        for (const Tensor& t : table)
-            for (size_t i = 0; i < t.count; i++)
-                if (!std::isfinite(double(block[t.offset + i]))) return t.name.c_str();
-        return nullptr;
-    };
-    const char *weight = first_bad(weights), *gradient = first_bad(gradients);
+    const char *weight = first_not_finite(table, weights), *gradient = first_not_finite(table, gradients);
     const std::string where = weight ? strf("the weights of %s are not finite", weight)
                               : gradient ? strf("the gradient of %s is not finite", gradient) : "every gradient is finite, but not the norm";
-    const int64_t good = newest_checkpoint(run.flags.out);
-    fail("step %lld: loss %g, norm %g: %s; nothing was overwritten, %s; a lower --lr or --clip may help", (long long)run.step + 1, loss, norm,
-         where.c_str(), good >= 0 ? ("the last good checkpoint is " + model_path(run.flags.out, good)).c_str() : "there is no checkpoint yet");
+    fail("step %lld: loss %g, norm %g: %s; %s", (long long)run.step + 1, loss, norm, where.c_str(), what_is_left(run).c_str());
+}
+
+// Such numbers are not written either: the square of a gradient overflows where loss and norm do not yet.
+template <class T> void check_finite(const Run& run, const std::vector<Tensor>& table, const char* what, const T* block) {
+    if (const char* name = first_not_finite(table, block))
+        fail("step %lld: the %s of %s are not finite; %s", (long long)run.step, what, name, what_is_left(run).c_str());
 }

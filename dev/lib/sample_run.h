@@ -86,6 +86,7 @@ inline void sample(const SampleFlags& flags, const Config& config, Engine& engin
 
     std::vector<int32_t> tokens = tokenizer.encode(flags.prompt);
     if (tokens.empty() || (is_chess && tokens[0] != tokenizer.start())) tokens.insert(tokens.begin(), tokenizer.start());
+    const size_t prompt_tokens = tokens.size();
     std::string text;
     auto show = [&](int32_t token) {
         const std::string piece = tokenizer.decode(token);
@@ -132,5 +133,5 @@ inline void sample(const SampleFlags& flags, const Config& config, Engine& engin
     if (flags.board) print_board(text);
     fflush(stdout);
     fprintf(stderr, "%zu tokens in %.2f s, %s tokens/s (prompt: %zu tokens in %.2f s)\n", sampled, seconds,
-            human_count(seconds > 0 ? sampled / seconds : 0).c_str(), tokens.size() - sampled + (sampled ? 1 : 0), prompt_seconds);
+            human_count(seconds > 0 ? sampled / seconds : 0).c_str(), prompt_tokens, prompt_seconds);
 }

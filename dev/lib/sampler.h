@@ -31,6 +31,7 @@ struct Sampler {
         double place = u * sum;
         for (size_t i = 0; i < kept; i++)
             if ((place -= weight[i]) < 0) return order[i];
+        while (kept > 1 && weight[kept - 1] == 0) kept--; // rounding left a rest: not to a token of probability 0
         return order[kept - 1];
     }
 

@@ -1,0 +1,1272 @@
+// The programs as a user meets them: run as processes with flags, files and signals. argv[1] is the folder
+// that holds train_moex_cpu, sample_cpu, evaluate, make_text and make_chess. Everything is made in a
+// temporary folder that is removed at the end: chess games, text, tiny models, and every kind of broken file.
+#include "../data/chess.h"
+#include "../data/loader.h"
+#include "../dev/cpu/model.h"
+#include "../dev/lib/checkpoint.h"
+#include "../dev/lib/terminal.h"
+#include "check.h"
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <regex>
+#include <sstream>
+#include <sys/wait.h>
+
+namespace fs = std::filesystem;
+using std::string, std::vector;
+
+static string train, sampler, evaluator, make_text, make_chess; // the programs, quoted for the shell
+
+// ---------------------------------------------------------------------------------------------------------
+// Processes
+
+struct Result {
+    int status = -1, signal = 0; // status -1: ended by the signal
+    string out, err;
+};
+
+// A shell command that runs while we look at what it prints. Its end is waited for in finish().
+struct Process {
+    pid_t pid;
+    string out;
+
+    explicit Process(const string& command) {
+        static int count = 0;
+        error_path = strf("stderr.%d", count++);
+        int ends[2];
+        if (pipe2(ends, O_CLOEXEC) != 0) fail("pipe: %s", strerror(errno));
+        fflush(stdout);
+        pid = fork();
+        if (pid == 0) {
+            const int errors = open(error_path.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666);
+            dup2(ends[1], 1), dup2(errors, 2);
+            alarm(240); // a program that hangs fails its test
+            execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
+            _exit(127);
+        }
+        close(ends[1]);
+        from = ends[0];
+    }
+    Process(const Process&) = delete;
+
+    // Reads until the text has been printed; false when the process ends without it.
+    bool wait_for(const string& text) {
+        while (out.find(text) == string::npos)
+            if (!read_some()) return false;
+        return true;
+    }
+    Result finish() {
+        while (read_some()) {
+        }
+        close(from);
+        int status;
+        waitpid(pid, &status, 0);
+        Result r;
+        if (WIFEXITED(status))
+            r.status = WEXITSTATUS(status);
+        else
+            r.signal = WTERMSIG(status);
+        std::stringstream text;
+        text << std::ifstream(error_path).rdbuf();
+        unlink(error_path.c_str());
+        r.out = out, r.err = text.str();
+        return r;
+    }
+
+  private:
+    int from;
+    string error_path;
+
+    bool read_some() {
+        char buffer[4096];
+        const ssize_t n = read(from, buffer, sizeof buffer);
+        if (n > 0) out.append(buffer, size_t(n));
+        return n > 0;
+    }
+};
+
+static Result run(const string& command) { return Process("exec " + command).finish(); }
+
+static string tail_of(const string& text) {
+    return text.size() > 400 ? text.substr(text.size() - 400) : text;
+}
+
+// Runs a command that has to work.
+static Result works_at(int line, const string& command) {
+    const Result r = run(command);
+    check_at(r.status == 0, __FILE__, line,
+             strf("%s\n  ended with status %d, signal %d: %s", command.c_str(), r.status, r.signal,
+                  tail_of(r.err).c_str()));
+    return r;
+}
+#define works(command) works_at(__LINE__, command)
+
+// Runs a command that has to end with the status and one line `moex: ..` that contains all the parts.
+static void refuses_at(int line, const string& command, int status, const vector<string>& parts) {
+    const Result r = run(command);
+    bool good = r.status == status && r.err.rfind("moex: ", 0) == 0 && r.err.find('\n') == r.err.size() - 1;
+    string wanted;
+    for (const string& part : parts) {
+        good = good && r.err.find(part) != string::npos;
+        wanted += " \"" + part + "\"";
+    }
+    check_at(good, __FILE__, line,
+             strf("%s\n  status %d, signal %d, stderr: %s  expected status %d and one line with%s",
+                  command.c_str(), r.status, r.signal, tail_of(r.err).c_str(), status, wanted.c_str()));
+}
+#define refuses(command, status, ...) refuses_at(__LINE__, command, status, {__VA_ARGS__})
+
+// ---------------------------------------------------------------------------------------------------------
+// Files
+
+static string read_file(const string& path) {
+    std::stringstream text;
+    text << std::ifstream(path, std::ios::binary).rdbuf();
+    return text.str();
+}
+static void write_file(const string& path, const string& bytes) {
+    std::ofstream(path, std::ios::binary) << bytes;
+}
+static string replaced(string text, const string& from, const string& to) {
+    const size_t at = text.find(from);
+    if (!check(at != string::npos, "\"%s\" to be replaced", from.c_str())) return text;
+    return text.replace(at, from.size(), to);
+}
+static vector<string> names_in(const string& folder) {
+    vector<string> names;
+    for (const auto& entry : fs::directory_iterator(folder)) names.push_back(entry.path().filename());
+    std::sort(names.begin(), names.end());
+    return names;
+}
+static vector<string> lines_of(const string& text) {
+    vector<string> lines;
+    std::istringstream in(text);
+    for (string line; std::getline(in, line);) lines.push_back(line);
+    return lines;
+}
+
+// chess-32 rows, each a text of exactly R characters.
+static void write_rows(const string& path, const vector<string>& rows) {
+    ShardWriter shard(path, TOKENIZER_CHESS, rows[0].size());
+    for (const string& row : rows) {
+        vector<uint16_t> ids;
+        for (const char c : row) ids.push_back(uint16_t(chess_id(c)));
+        shard.write(ids.data(), ids.size());
+    }
+    shard.commit();
+}
+
+static string model_file(const string& dir, int step) { return model_path(dir, step); }
+static string state_file(const string& dir, int step) { return state_path(dir, step); }
+
+// The log without what the clock decides.
+static string log_without_times(const string& dir) {
+    return std::regex_replace(read_file(dir + "/log.jsonl"), std::regex("\"ms\":[^,]*,\"tok_s\":[^,]*,"), "");
+}
+
+// The value of `field` in the last line of a log that has it; NaN if none has.
+static double last_in_log(const string& dir, const string& field, double step = NAN) {
+    double value = NAN;
+    for (const string& text : lines_of(read_file(dir + "/log.jsonl"))) {
+        const Json line = parse_json(text, dir);
+        const Json* found = line.find(field);
+        if (found && (std::isnan(step) || line.find("step")->number == step)) value = found->number;
+    }
+    return value;
+}
+
+// The last checkpoint and the log of two runs are the same, byte for byte.
+static void same_run_at(int line, const string& a, const string& b, int step) {
+    for (const string& name : {model_path("", step), state_path("", step)}) {
+        const string left = read_file(a + name), right = read_file(b + name);
+        check_at(!left.empty() && left == right, __FILE__, line, a + name + " and " + b + name + " differ");
+    }
+    const string left = log_without_times(a), right = log_without_times(b);
+    check_at(!left.empty() && left == right, __FILE__, line, "the logs of " + a + " and " + b + " differ");
+}
+#define same_run(a, b, step) same_run_at(__LINE__, a, b, step)
+
+// A small run on the chess rows: 4 x 32 tokens a step.
+static const string tiny = " --layers 2 --heads 2 --embd 16 --experts 4 --d-expert 16 --seq 32 --batch 4 ";
+static const string chess_data = " --train 'chess/train*.bin' --val 'chess/val*.bin' ";
+static string tiny_run(const string& out, int steps, const string& more = "") {
+    return train + chess_data + tiny + " --sample-every 0 --lr 3e-3 --out '" + out + "' --steps " +
+           std::to_string(steps) + " " + more;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Inputs that all tests share
+
+static void make_inputs() {
+    const Result games =
+        works(make_chess + " --games 260 --row 65 --val-fraction 0.1 --threads 1 --out long");
+    check(games.out.find("260 in") != string::npos);
+    works(make_chess + " --games 260 --row 33 --val-fraction 0.1 --threads 1 --out chess");
+    // 18 rows: batches of 4 or 8 run over the end of an epoch.
+    vector<string> rows(18);
+    const Shard shard("chess/train_000000.bin");
+    for (size_t i = 0; i < 18 * 33; i++) rows[i / 33] += chess_char(shard.tokens[i]);
+    write_rows("few.bin", rows);
+
+    string text;
+    Random random{7};
+    for (int i = 0; i < 1500; i++) {
+        const char* nouns[] = {"the cat", "a dog", "one bird", "the old man"};
+        const char* verbs[] = {" sees ", " likes ", " follows "};
+        text += nouns[random.below(4)] + string(verbs[random.below(3)]) + nouns[random.below(4)] + ".\n";
+    }
+    write_file("grammar.txt", text);
+    works("sh -c \"cat grammar.txt | " + make_text + " --out text -\"");
+    works(tiny_run("base", 20, "--checkpoint-every 10 --val-every 10"));
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Command lines
+
+static void check_names(const string& help, const string& flags) {
+    std::istringstream list(flags);
+    for (string flag; std::getline(list, flag, ';');)
+        check(help.find(flag) != string::npos, "--help names %s", flag.c_str());
+}
+
+static void test_help() {
+    check_names(
+        works(train + " --help").out,
+        "-i, --train;-j, --val;-o, --out;-e, --init;-b, --batch;-t, --seq;-d, --total-tokens;-x, --steps;"
+        "-l, --lr;-u, --warmup;-q, --final-lr-frac;-c, --weight-decay;    --clip;    --aux-weight;"
+        "    --upcycle;-v, --val-every;-m, --val-batches;-s, --sample-every;-n, --checkpoint-every;"
+        "-y, --resume;    --seed;-z, --zero-stage;-r, --recompute;    --layers;    --heads;    --embd;"
+        "    --experts;    --active;    --d-expert;    --ffn moe|dense;    --act relu|gelu;"
+        "    --router sparsity|topk;    --print-every;-h, --help;[runs/train];[0.1];TOKENS;STEPS");
+    check_names(works(sampler + " --help").out,
+                "--ckpt FILE;--prompt TEXT;-n, --tokens TOKENS;--temperature;--top-k;"
+                "--top-p;--seed;--board;--trace;--tokenizer");
+    check_names(works(evaluator + " --help").out, "--ckpt;-j, --val;--rows;--games;-t, --seq");
+    check_names(works(make_text + " -h").out,
+                "-o, --out;--val-fraction;--separator;--shard-tokens;--overwrite");
+    check_names(works(make_chess + " -h").out,
+                "--games;--pgn;--uci;-o, --out;--row;--val-fraction;--seed;--threads");
+}
+
+static void test_usage() {
+    for (const string& program : {train, sampler, evaluator, make_text, make_chess}) {
+        refuses(program + " --nonsense 3", 2, "--nonsense", "unknown option");
+        refuses(program + " -Q", 2, "-Q", "unknown option");
+    }
+    for (const char* program : {"train", "evaluate", "sample", "make_chess"}) {
+        const string p = program == string("train")      ? train
+                         : program == string("evaluate") ? evaluator
+                         : program == string("sample")   ? sampler
+                                                         : make_chess;
+        refuses(p + " stray", 2, "'stray'", "unexpected argument");
+    }
+    const struct {
+        const string& program;
+        const char *arguments, *flag, *what;
+    } cases[] = {
+        {train, "--batch x", "--batch", "not a whole number"},
+        {train, "--batch 4.5", "--batch", "not a whole number"},
+        {train, "--batch ''", "--batch", "not a whole number"},
+        {train, "-b -1", "--batch", "out of range"},
+        {train, "--steps 99999999999999999999", "--steps", "not a whole number"},
+        {train, "-x 99999999999999", "--steps", "out of range"},
+        {train, "--lr nan", "--lr", "not a number"},
+        {train, "--lr inf", "--lr", "not a number"},
+        {train, "-l 1e-3x", "--lr", "not a number"},
+        {train, "--lr -1", "--lr", "out of range"},
+        {train, "--clip -1", "--clip", "out of range"},
+        {train, "--aux-weight x", "--aux-weight", "not a number"},
+        {train, "-q 1.5", "--final-lr-frac", "out of range"},
+        {train, "-c -0.1", "--weight-decay", "out of range"},
+        {train, "-u -2", "--warmup", "out of range"},
+        {train, "-t x", "--seq", "not a whole number"},
+        {train, "-d x", "--total-tokens", "not a whole number"},
+        {train, "-v -1", "--val-every", "out of range"},
+        {train, "-m -1", "--val-batches", "out of range"},
+        {train, "-s -1", "--sample-every", "out of range"},
+        {train, "-n -1", "--checkpoint-every", "out of range"},
+        {train, "--print-every 0", "--print-every", "out of range"},
+        {train, "--seed -1", "--seed", "out of range"},
+        {train, "-z 2", "--zero-stage", "out of range"},
+        {train, "-r 3", "--recompute", "out of range"},
+        {train, "--layers 1025", "--layers", "out of range"},
+        {train, "--heads x", "--heads", "not a whole number"},
+        {train, "--embd 70000", "--embd", "out of range"},
+        {train, "--experts -1", "--experts", "out of range"},
+        {train, "--active 5000", "--active", "out of range"},
+        {train, "--d-expert 2000000", "--d-expert", "out of range"},
+        {train, "--ffn both", "--ffn", "unknown"},
+        {train, "--act tanh", "--act", "unknown"},
+        {train, "--router hash", "--router", "unknown"},
+        {train, "--resume=maybe", "--resume", "option"},
+        {train, "--lr", "--lr", "missing"},
+        {train, "-i", "-i", "missing"},
+        {train, "", "--train", "missing"},
+        {sampler, "", "--ckpt", "missing"},
+        {sampler, "--ckpt", "--ckpt", "missing"},
+        {sampler, "--temperature -1", "--temperature", "out of range"},
+        {sampler, "--temperature hot", "--temperature", "not a number"},
+        {sampler, "--top-p 1.1", "--top-p", "out of range"},
+        {sampler, "--top-k -1", "--top-k", "out of range"},
+        {sampler, "-n -1", "--tokens", "out of range"},
+        {sampler, "--seed x", "--seed", "not a whole number"},
+        {evaluator, "", "--val", "missing"},
+        {evaluator, "--val x", "--ckpt", "missing"},
+        {evaluator, "--rows 0", "--rows", "out of range"},
+        {evaluator, "--games x", "--games", "not a whole number"},
+        {evaluator, "-t -1", "--seq", "out of range"},
+        {make_text, "x", "--out", "missing"},
+        {make_text, "--out x", "no text", "expected"},
+        {make_text, "--val-fraction 2", "--val-fraction", "out of range"},
+        {make_text, "--shard-tokens 1", "--shard-tokens", "out of range"},
+        {make_chess, "--out x", "--games", "no games"},
+        {make_chess, "--games 5", "--out", "missing"},
+        {make_chess, "--games 0", "--games", "out of range"},
+        {make_chess, "--row 7", "--row", "out of range"},
+        {make_chess, "--uci x --out x", "--games", "needs"},
+        {make_chess, "--games 5 --pgn x --uci y --out x", "--pgn", "--uci"},
+    };
+    for (const auto& c : cases) refuses(c.program + " " + c.arguments, 2, c.flag, c.what);
+    // Values that fit each other badly.
+    refuses(tiny_run("usage", 5, "--total-tokens 200"), 2, "--total-tokens", "200", "128");
+    refuses(tiny_run("usage", 5, "--warmup 6"), 2, "--warmup 6", "--steps 5");
+    refuses(tiny_run("usage", 5, "--upcycle"), 2, "--upcycle", "--init");
+    refuses(tiny_run("", 5), 2, "--out");
+    check(!fs::exists("usage"), "a refused run leaves no folder");
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// A run: what it prints, logs and writes
+
+static void test_what_is_printed() {
+    const Result r = works(tiny_run("printed", 12, "--val-every 5 --checkpoint-every 6 --print-every 5"));
+    const vector<string> lines = lines_of(r.out);
+    const std::regex step_line(
+        "step ( {0,1}[0-9]{1,2})/12 \\| loss [0-9]+\\.[0-9]{4} \\| aux [0-9]+\\.[0-9]{3} "
+        "\\| norm [0-9]+\\.[0-9]{3} \\| lr [0-9]\\.[0-9]{2}e[-+][0-9]{2} \\| l0 [0-9]+ "
+        "\\| [0-9]+\\.[0-9] ms \\| [0-9.]+[KMG]? tok/s \\| eta [0-9dhms]+");
+    string steps, validations, checkpoints;
+    for (const string& line : lines) {
+        std::smatch match;
+        if (line.find("| loss ") != string::npos) {
+            check(std::regex_match(line, match, step_line), "step line: %s", line.c_str());
+            if (!match.empty()) steps += match[1].str() + ",";
+        } else if (std::regex_match(line, match,
+                                    std::regex("step ([0-9]+)/12 \\| val loss [0-9]\\.[0-9]{4}"))) {
+            validations += match[1].str() + ",";
+        } else if (line.rfind("checkpoint ", 0) == 0) {
+            checkpoints += line.substr(11) + ",";
+        }
+    }
+    check(steps == " 1, 5,10,12,", "--print-every 5 printed steps %s", steps.c_str());
+    check(validations == "0,5,10,12,", "validations at %s", validations.c_str());
+    check(checkpoints == model_file("printed", 6) + "," + model_file("printed", 12) + ",", "%s",
+          checkpoints.c_str());
+    for (const char* part :
+         {"2 layers, 2 heads, 16 channels, 32 positions", "2 of 4 experts of 16 relu units", "parameters",
+          "of which a token uses", "tokens per epoch", "FLOP per token", "memory in all",
+          "accumulation x rows x positions", "seed 1"})
+        check(r.out.find(part) != string::npos, "the settings say: %s", part);
+    check(lines.back() == "done: " + model_file("printed", 12), "%s", lines.back().c_str());
+    check(r.err.empty());
+
+    const string all = works(tiny_run("printed_all", 3)).out;
+    for (const char* step : {"step 1/3 | loss", "step 2/3 | loss", "step 3/3 | loss"})
+        check(all.find(step) != string::npos, "%s", step);
+    const string sampled =
+        works(train + chess_data + tiny + "--out printed_samples --steps 4 -s 2 -j ''").out;
+    for (const char* part :
+         {"--- sample at step 2\n;", "--- sample at step 4\n;", "validation data      | none"})
+        check(sampled.find(part) != string::npos, "%s", part);
+}
+
+static void test_log() {
+    size_t steps = 0, evaluations = 0, loads = 0;
+    for (const string& text : lines_of(read_file("printed/log.jsonl"))) {
+        const Json line = parse_json(text, "log.jsonl");
+        string keys;
+        for (const string& key : line.keys) keys += key + ",";
+        bool finite = true;
+        for (const Json& item : line.items) finite &= item.type != Json::Null;
+        check(finite, "%s", text.c_str());
+        if (keys == "step,loss,aux,norm,lr,ms,tok_s,l0,") {
+            check(line.find("step")->number == double(++steps));
+            check(line.find("loss")->number > 0 && line.find("norm")->number > 0 &&
+                  line.find("ms")->number > 0);
+            check(line.find("l0")->number >= 0 && line.find("l0")->number <= 32, "%s", text.c_str());
+            check(line.find("aux")->number >= 0.5 && line.find("aux")->number <= 4, "%s", text.c_str());
+            if (steps == 1) check_near(line.find("lr")->number, 3e-3, 1e-9); // warm-up of one step
+            if (steps == 12) check(line.find("lr")->number < 4.5e-4, "the cosine ends near a tenth");
+        } else if (keys == "step,val_loss,") {
+            evaluations++;
+        } else if (check(keys == "step,load,", "a line of the log: %s", text.c_str())) {
+            loads++;
+            for (const Json& layer : line.find("load")->items) {
+                double sum = 0;
+                for (const Json& share : layer.items) sum += share.number;
+                check(layer.items.size() == 4);
+                check_near(sum, 1, 1e-5);
+            }
+            check(line.find("load")->items.size() == 2);
+        }
+    }
+    check(steps == 12 && evaluations == 4 && loads == 4, "%zu %zu %zu", steps, evaluations, loads);
+}
+
+static void test_checkpoint_files() {
+    check(names_in("printed") ==
+          (vector<string>{"log.jsonl", "model_00000006.safetensors", "model_00000012.safetensors",
+                          "state_00000006.safetensors", "state_00000012.safetensors"}));
+    const SafeTensorsFile model(model_file("printed", 12)), state(state_file("printed", 12));
+    const Strings expected = {{"format", "pt"},     {"model", "moex"},        {"step", "12"},
+                              {"n_layer", "2"},     {"n_head", "2"},          {"n_embd", "16"},
+                              {"block_size", "32"}, {"vocab_size", "32"},     {"ffn", "moe"},
+                              {"n_expert", "4"},    {"n_expert_active", "2"}, {"d_expert", "16"},
+                              {"act", "relu"},      {"router", "sparsity"},   {"tokenizer", "chess-32"}};
+    check(model.metadata == expected);
+    const vector<Tensor> table = tensor_table(read_config(model));
+    check_tensors(state, table, {"m.", "v."});
+    check(metadata_entry(state, "step") == "12" && metadata_entry(state, "position") == "192");
+    for (const SafeTensorsFile* file : {&model, &state})
+        for (const SafeTensor& t : file->tensors) check(t.dtype == F32, "%s is fp32", t.name.c_str());
+    // Same seed and flags: the same bits. Another seed: others.
+    works(tiny_run("printed_again", 12, "--val-every 5 --checkpoint-every 6 --print-every 1"));
+    check(read_file(model_file("printed", 12)) == read_file(model_file("printed_again", 12)));
+    works(tiny_run("printed_seed", 12, "--seed 2 --checkpoint-every 0 -v 0"));
+    check(read_file(model_file("printed", 12)) != read_file(model_file("printed_seed", 12)));
+    check(names_in("printed_seed").size() == 3, "--checkpoint-every 0: one at the end");
+    // The short forms say the same as the long ones.
+    const string sizes = " --layers 2 --heads 2 --embd 16 --experts 4 --d-expert 16 ";
+    works(
+        train + sizes +
+        "-i few.bin -j few.bin -o shorts -e demo -b 2 -t 32 -d 128 -x 6 -l 2e-3 -u 2 -q 0.2 -c 0.3 -v 4 -m 1 "
+        "-s 0 -n 3 -z 1 -r 2");
+    works(train + sizes +
+          "--train few.bin --val few.bin --out longs --init demo --batch 2 --seq 32 --total-tokens 128 "
+          "--steps 6 "
+          "--lr 2e-3 --warmup 2 --final-lr-frac 0.2 --weight-decay 0.3 --val-every 4 --val-batches 1 "
+          "--sample-every 0 --checkpoint-every 3 --zero-stage 1 --recompute 2");
+    same_run("shorts", "longs", 6);
+    check(names_in("shorts").size() == 5 &&
+          works(train + " -y -o shorts").out.find("resumed from") != string::npos);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Every variant trains, stops, resumes, samples
+
+// What a stopped run says: status 128 + signal, and the command to go on with, which is returned.
+static string resume_command(const Result& r, int number) {
+    check(r.status == 128 + number, "status %d, signal %d after signal %d: %s", r.status, r.signal, number,
+          r.err.c_str());
+    const size_t at = r.out.rfind("to go on: ");
+    if (!check(at != string::npos, "how to resume: %s", tail_of(r.out).c_str())) return "false";
+    return r.out.substr(at + 10, r.out.find('\n', at) - at - 10);
+}
+
+// Stops a run that prints every step with the signal, once the text was printed. A step takes a millisecond,
+// so the run may have come to its end before: tried again, until it was stopped in the middle.
+static Result stopped(const string& command, const string& dir, const string& when, int number) {
+    for (int attempt = 0;; attempt++) {
+        fs::remove_all(dir);
+        Process process("exec " + command);
+        process.wait_for(when);
+        kill(process.pid, number);
+        const Result r = process.finish();
+        if (r.status != 0 || attempt == 20) return r;
+    }
+}
+
+static void test_variants() {
+    const struct {
+        const char *name, *flags, *data, *when; // when: what is printed before the first stop
+    } variants[] = {
+        {"moex", "", "--train few.bin --total-tokens 256", "step 0/60"}, // accumulation; 8 of 18 rows a step
+        {"switch", "--act gelu --router topk", "--train few.bin --total-tokens 384", "step  1/60"},
+        {"gelu", "--act gelu", "--train few.bin", "step 24/60"},
+        {"relu_topk", "--router topk", "--train 'text/train*.bin'", "checkpoint"}, // a stream of bytes
+        {"gpt2", "--ffn dense --act gelu", "--train few.bin --total-tokens 256", "step 30/60"},
+        {"dense_relu", "--ffn dense", "--train 'text/train*.bin' --total-tokens 256", "--- sample"},
+    };
+    const int steps = 60;
+    for (const auto& v : variants) {
+        const string name = v.name, whole = name + "/whole", parts = name + "/it's in parts";
+        const bool text = strstr(v.data, "text/");
+        const string command = train + tiny + v.flags + " " + v.data + " --val " +
+                               (text ? "'text/val*.bin'" : "'chess/val*.bin'") +
+                               " -m 2 --val-every 10 --lr 3e-3" + " --sample-every 25 --steps " +
+                               std::to_string(steps) + " --checkpoint-every 25 ";
+        works(command + "--out '" + whole + "'");
+        check(last_in_log(whole, "loss") < last_in_log(whole, "loss", 1) - 0.3, "%s learns", v.name);
+
+        // Stopped in the middle twice, by the two signals, and continued with the very command that it
+        // prints.
+        const string to_parts = "--out \"" + parts + "\"";
+        string next = resume_command(stopped(command + to_parts, parts, v.when, SIGTERM), SIGTERM);
+        const int64_t first = newest_checkpoint(parts);
+        check(first >= 0 && first < steps, "%s stopped at step %d", v.name, int(first));
+        Process process("exec " + next);
+        process.wait_for(strf("step %2d/", int(first) + 2));
+        kill(process.pid, SIGINT);
+        const Result second = process.finish();
+        check(second.out.find("resumed from " + model_file(parts, int(first))) != string::npos);
+        if (second.status != 0) works(resume_command(second, SIGINT));
+        same_run(whole, parts, steps);
+
+        // A finished run that is resumed has nothing to do, and does nothing.
+        const string before = read_file(parts + "/log.jsonl");
+        const Result again = works(train + " --resume --out \"" + parts + "\"");
+        check(again.out.find("done: ") != string::npos && read_file(parts + "/log.jsonl") == before);
+
+        // The model samples, and is where another run may start from.
+        const string sampled = works(sampler + " --ckpt '" + whole + "' -n 20 --seed 3").out;
+        check(sampled.size() > 1, "%s samples", v.name);
+        works(command + "--out " + name + "/on --init " + model_file(whole, steps) +
+              " --steps 1 --sample-every 0");
+        check_near(last_in_log(name + "/on", "val_loss", 0), last_in_log(whole, "val_loss"), 1e-6);
+    }
+}
+
+static void test_threads() {
+    for (const string flags : {"", "--act gelu --router topk", "--ffn dense"}) {
+        for (const char* threads : {"1", "2"})
+            works(string("env OMP_WAIT_POLICY=passive OMP_NUM_THREADS=") + threads + " " +
+                  tiny_run(string("threads_") + threads, 8, "--embd 48 --d-expert 64 --batch 5 " + flags));
+        same_run("threads_1", "threads_2", 8);
+        fs::remove_all("threads_1"), fs::remove_all("threads_2");
+    }
+}
+
+// A signal before the first step is done: a checkpoint of step 0. A second one ends the run at once.
+static void test_early_signals() {
+    const Shard few("few.bin");
+    string row;
+    for (size_t i = 0; i < 33; i++) row += chess_char(few.tokens[i]);
+    write_rows("slow.bin", vector<string>(2500, row)); // so that the validation takes a while
+    const auto command = [](const string& out) {
+        return train + tiny + "--train few.bin --val slow.bin -v 0 -m 0 --sample-every 0 --steps 2 --out " +
+               out;
+    };
+    works(command("early_whole"));
+    const auto in_validation = [&](const string& out, bool twice) {
+        fs::remove_all(out);
+        Process process("exec " + command(out));
+        process.wait_for("output");
+        for (int i = 0; i < 10000 && !fs::exists(out + "/log.jsonl"); i++) usleep(1000);
+        usleep(20000);
+        kill(process.pid, SIGINT);
+        if (twice) usleep(10000), kill(process.pid, SIGINT);
+        return process.finish();
+    };
+    for (int attempt = 0; attempt < 20 && newest_checkpoint("early") != 0; attempt++)
+        in_validation("early", false);
+    check(newest_checkpoint("early") == 0, "stopped before the first step");
+    works(train + " --resume --out early");
+    same_run("early_whole", "early", 2);
+
+    Result r;
+    for (int attempt = 0; attempt < 20 && r.signal != SIGINT; attempt++) r = in_validation("twice", true);
+    check(r.signal == SIGINT && checkpoint_steps("twice").empty(), "status %d, signal %d", r.status,
+          r.signal);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Killed
+
+static void test_kill() {
+    const int steps = 40;
+    const string flags = "--checkpoint-every 1 --val-every 7 -m 2 ";
+    works(tiny_run("kill_whole", steps, flags));
+    Random random{uint64_t(now_seconds() * 1e6)};
+    int kills = 0, on_the_way = 0, unfinished = 0;
+    bool done = false;
+    for (int round = 0; round < 300 && !done; round++) {
+        Process process("exec " + tiny_run("kill_parts", steps, flags + (round ? "--resume" : "")));
+        // Some right after the start; most a moment after a step or a checkpoint was begun.
+        if (random.below(6)) process.wait_for(random.below(2) ? " | loss " : "checkpoint ");
+        usleep(useconds_t(random.below(8000)));
+        kill(process.pid, SIGKILL);
+        const Result r = process.finish();
+        done = r.status == 0;
+        kills += r.signal == SIGKILL;
+        check(done || r.signal == SIGKILL, "status %d: %s", r.status, r.err.c_str());
+        if (!fs::exists("kill_parts")) continue;
+        string broken;
+        const int64_t newest = newest_checkpoint("kill_parts", &broken);
+        on_the_way += newest > 0 && newest < steps;
+        check(broken.empty(), "a checkpoint is half written: %s", broken.c_str());
+        for (const string& name : names_in("kill_parts"))
+            if (name.ends_with(".safetensors"))
+                SafeTensorsFile("kill_parts/" + name); // throws if not whole
+            else
+                unfinished += name.find(".tmp.") != string::npos;
+    }
+    const Result last = works(tiny_run("kill_parts", steps, flags + "--resume"));
+    check(kills >= 5 && on_the_way >= 3 && unfinished >= 1, "%d kills, %d on the way, %d while writing",
+          kills, on_the_way, unfinished);
+    same_run("kill_whole", "kill_parts", steps);
+    check(names_in("kill_parts") == names_in("kill_whole"), "killed runs leave nothing behind");
+    // Every checkpoint on the way is that of the unbroken run, too.
+    for (int step = 1; step <= steps; step++)
+        check(read_file(model_file("kill_whole", step)) == read_file(model_file("kill_parts", step)));
+
+    // Killed before its first checkpoint: the log alone is there. Without --resume this is a run, too.
+    {
+        Process process("exec " + tiny_run("kill_early", 100000, "--checkpoint-every 0"));
+        process.wait_for("step      5/");
+        kill(process.pid, SIGKILL);
+        process.finish();
+    }
+    refuses(tiny_run("kill_early", steps, flags), 1, "kill_early already holds a run", "--resume", "--out");
+    const Result fresh = works(tiny_run("kill_early", steps, flags + "--resume"));
+    check(fresh.out.find("nothing to resume in kill_early: a new run") != string::npos);
+    same_run("kill_whole", "kill_early", steps);
+}
+
+// Two runs in one folder.
+static void test_lock() {
+    Process first("exec " + tiny_run("lock", 1000000, "--checkpoint-every 0 --print-every 1000000"));
+    first.wait_for("step       1/");
+    refuses(tiny_run("lock", 1000000, "--checkpoint-every 0 --resume"), 1, "lock/log.jsonl", "another run");
+    kill(first.pid, SIGTERM);
+    resume_command(first.finish(), SIGTERM);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// The disk is full
+
+static void test_disk_full() {
+    const string flags = "--checkpoint-every 5 --val-every 0 ";
+    works(tiny_run("full_whole", 20, flags));
+    const size_t model_bytes = fs::file_size(model_file("full_whole", 20));
+    const size_t log_bytes = fs::file_size("full_whole/log.jsonl");
+    check(log_bytes < model_bytes, "the limits below hit what they should");
+
+    const auto prepare = [&](const string& dir) { // a whole checkpoint at step 5
+        fs::create_directory(dir);
+        for (const string& name : {model_path("", 5), state_path("", 5)})
+            fs::copy("full_whole" + name, dir + name);
+        string log;
+        for (const string& line : lines_of(read_file("full_whole/log.jsonl")))
+            if (parse_json(line, "").find("step")->number <= 5) log += line + "\n";
+        write_file(dir + "/log.jsonl", log);
+    };
+    const auto recovers = [&](const string& dir, const Result& r, const string& file) {
+        check(r.status == 1 && r.err.find('\n') == r.err.size() - 1 && r.err.find("moex: " + file) == 0 &&
+                  r.err.find("cannot be written") != string::npos,
+              "status %d, signal %d: %s", r.status, r.signal, r.err.c_str());
+        for (const string& name : {model_path("", 5), state_path("", 5)})
+            check(read_file("full_whole" + name) == read_file(dir + name), "the old checkpoint stays: %s",
+                  name.c_str());
+        for (const string& name : names_in(dir)) check(name.find("tmp") == string::npos, "%s", name.c_str());
+        works(tiny_run(dir, 20, flags + "--resume"));
+        same_run("full_whole", dir, 20);
+    };
+    // A limit on the size of a file fails at any place we choose: in the state file, in the model, in the
+    // log.
+    const struct {
+        const char *dir, *file;
+        size_t bytes;
+        const char* more;
+    } limits[] = {{"full_end", "full_end/state_00000010.safetensors", 2 * model_bytes - 2048, ""},
+                  {"full_start", "full_start/state_00000010.safetensors", model_bytes, ""},
+                  {"full_log", "full_log/log.jsonl", log_bytes - 700, "--checkpoint-every 0"}};
+    for (const auto& limit : limits) {
+        prepare(limit.dir);
+        const size_t blocks = limit.bytes / 512; // what a POSIX shell counts in
+        Process limited(strf("ulimit -f %zu; exec ", blocks) +
+                        tiny_run(limit.dir, 20, flags + "--resume " + limit.more));
+        recovers(limit.dir, limited.finish(), limit.file);
+    }
+    // A file system that is really full, where we may mount one.
+    if (run("unshare -m sh -c 'mkdir -p small && mount -t tmpfs -o size=1m none small' 2>/dev/null").status !=
+        0)
+        return;
+    prepare("full_disk");
+    const size_t room =
+        (model_bytes * 7 / 2 + log_bytes) / 1024 + 12; // step 5 (3 models), and no second state
+    const Result r =
+        run("unshare -m sh -c 'mkdir -p small && mount -t tmpfs -o size=" + std::to_string(room) +
+            "k none small && cp full_disk/* small && " +
+            std::regex_replace(tiny_run("small", 20, flags + "--resume"), std::regex("'"), "\"") +
+            "; status=$?; rm full_disk/*; cp small/* full_disk; exit $status'");
+    recovers("full_disk", r, "small/state_00000010.safetensors");
+}
+
+static void test_unwritable() {
+    write_file("a_file", "x");
+    refuses(tiny_run("a_file/run", 2), 1, "a_file", "folder");
+    refuses(tiny_run("a_file", 2), 1, "a_file", "folder");
+    refuses(tiny_run("/proc/x", 2), 1, "/proc/x", "folder");
+    refuses(make_text + " --out a_file/x grammar.txt", 1, "a_file");
+    refuses(make_chess + " --games 9 --out /proc/x", 1, "/proc/x");
+    check(read_file("a_file") == "x");
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Numbers that run away
+
+static bool all_finite(const string& path) {
+    const SafeTensorsFile file(path);
+    for (const SafeTensor& t : file.tensors) {
+        vector<float> values(t.elements());
+        read_floats(t, values.data());
+        for (const float x : values)
+            if (!std::isfinite(x)) return false;
+    }
+    return true;
+}
+
+// The bytes of a checkpoint in which the first numbers of a tensor have another value.
+static string with_value(const string& path, const string& tensor, size_t count, float value) {
+    string bytes = read_file(path);
+    const SafeTensorsFile file(path);
+    uint64_t at;
+    memcpy(&at, bytes.data(), 8);
+    at += 8;
+    for (const SafeTensor& before : file.tensors)
+        at += before.data < file.find(tensor)->data ? before.bytes : 0;
+    for (size_t i = 0; i < count; i++) memcpy(&bytes[at + 4 * i], &value, 4);
+    return bytes;
+}
+
+static void test_not_finite() {
+    for (const char* lr : {"1e25", "1e12", "100", "50", "30"}) {
+        const string dir = string("nan_") + lr;
+        const Result r =
+            run(tiny_run(dir, 30, string("--warmup 0 --clip 0 --checkpoint-every 1 -v 0 --lr ") + lr));
+        const int64_t good = newest_checkpoint(dir);
+        check(r.signal == 0 && good >= 1, "signal %d, last checkpoint %d", r.signal, int(good));
+        for (const string& name : names_in(dir))
+            if (name.ends_with(".safetensors"))
+                check(all_finite(dir + "/" + name), "%s/%s holds numbers that are not finite", dir.c_str(),
+                      name.c_str());
+        if (r.status == 0 && strlen(lr) < 4) continue; // it may survive the smaller ones
+        check(std::regex_match(
+                  r.err, std::regex("moex: step [0-9]+: .* (weights|gradient) of [a-z0-9_.]+ (are|is) not "
+                                    "finite.*last good checkpoint is .*\n")) ||
+                  r.err.find("every gradient is finite") != string::npos,
+              "%s", r.err.c_str());
+        check(r.status == 1 && r.err.find("step " + std::to_string(good + 1)) != string::npos &&
+                  r.err.find(model_file(dir, int(good))) != string::npos,
+              "%s", r.err.c_str());
+    }
+    // A NaN that comes with the weights is named as such, and no checkpoint is written.
+    write_file("nan.safetensors", with_value(model_file("base", 20), "h.1.moe.b_dec", 1, NAN));
+    refuses(tiny_run("nan_init", 3, "--init nan.safetensors --checkpoint-every 1"), 1, "step 1",
+            "h.1.moe.b_dec", "no checkpoint yet");
+    check(names_in("nan_init") == vector<string>{"log.jsonl"});
+    // Nor where the loss and every gradient are finite, but their squares, the second moments, are not.
+    write_file("large.safetensors", with_value(model_file("base", 20), "ln_f.weight", 16, 1e20f));
+    refuses(tiny_run("nan_moments", 3, "--init large.safetensors --checkpoint-every 1 --clip 0"), 1, "step 1",
+            "no checkpoint yet");
+    check(names_in("nan_moments") == vector<string>{"log.jsonl"});
+    refuses(sampler + " --ckpt nan.safetensors", 1, "nan.safetensors", "not finite");
+    refuses(evaluator + " --ckpt nan.safetensors --val 'chess/val*.bin'", 1, "nan.safetensors", "not finite");
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Resuming otherwise than the run began
+
+static void test_resume_flags() {
+    const string flags = "--checkpoint-every 10 --val-every 0 ";
+    works(tiny_run("flags_whole", 20, flags));
+    const auto prepare = [&](const string& dir) { // the run, killed after step 10
+        fs::remove_all(dir);
+        fs::create_directory(dir);
+        for (const string& name : {model_path("", 10), state_path("", 10)})
+            fs::copy("flags_whole" + name, dir + name);
+        fs::copy("flags_whole/log.jsonl", dir + "/log.jsonl");
+    };
+    prepare("flags");
+    const string resume = train + " --resume --out flags ";
+    refuses(resume + "--lr 0.25 --batch 8", 1, "--lr 0.25 (was 0.003", "--batch 8 (was 4)", "flags");
+    refuses(resume + "--seed 2", 1, "--seed 2 (was 1)");
+    refuses(resume + "--steps 21", 1, "--steps 21 (was 20)");
+    refuses(resume + "--d-expert 32", 1, "--d-expert 32 (was 16)");
+    refuses(resume + "--act gelu", 1, "--act gelu (was relu)");
+    refuses(resume + "--init small", 1, "--init small (was demo)");
+    refuses(resume + "--init " + model_file("base", 20), 1, "--init base", "(was demo)");
+    refuses(resume + "--upcycle", 1, "--upcycle");
+    refuses(resume + "--train few.bin", 1, "other data", "18 samples", "chess-32", "was");
+    refuses(resume + "--train 'text/train*.bin'", 1, "text/train_000000.bin", "bytes", "chess-32");
+    refuses(resume + "--train 'none*.bin'", 1, "none*.bin", "no file");
+    check(names_in("flags").size() == 3, "refused, and nothing changed");
+    // What may change: what is shown and kept. The result is the same.
+    works(resume + "--val-every 3 --print-every 4 --checkpoint-every 2 --sample-every 7 --val "
+                   "chess/val_000000.bin -m 1");
+    check(read_file(model_file("flags", 20)) == read_file(model_file("flags_whole", 20)));
+    check(fs::exists(model_file("flags", 12)) && !std::isnan(last_in_log("flags", "val_loss", 15)));
+    // The whole command line again, as the user has it in the shell's history, is fine.
+    prepare("flags");
+    works(tiny_run("flags", 20, flags + "--resume"));
+    same_run("flags_whole", "flags", 20);
+    // The training files may have moved.
+    prepare("flags");
+    fs::create_directory_symlink("chess", "moved");
+    works(resume + "--train 'moved/train*.bin'");
+    check(read_file(model_file("flags", 20)) == read_file(model_file("flags_whole", 20)));
+
+    const Result fresh = works(tiny_run("flags_new", 20, flags + "--resume"));
+    check(fresh.out.find("nothing to resume in flags_new: a new run") != string::npos);
+    same_run("flags_whole", "flags_new", 20);
+    refuses(tiny_run("flags_new", 20, flags), 1, "flags_new already holds a run", "--resume");
+
+    // The newest checkpoint is broken: the one before it is taken, and it is said. None is whole: refused.
+    const string model = read_file(model_file("flags_new", 20));
+    for (const size_t bytes : {size_t(0), size_t(5), size_t(200), model.size() / 2, model.size() - 1}) {
+        write_file(model_file("flags_new", 20), model.substr(0, bytes));
+        const Result r = works(tiny_run("flags_new", 20, flags + "--resume"));
+        check(r.out.find("resumed from " + model_file("flags_new", 10) +
+                         " (passed over: " + model_file("flags_new", 20)) != string::npos);
+        same_run("flags_whole", "flags_new", 20);
+    }
+    fs::remove(state_file("flags_new", 20));
+    check(works(tiny_run("flags_new", 20, flags + "--resume"))
+              .out.find("model_00000010.safetensors (passed over") != string::npos);
+    same_run("flags_whole", "flags_new", 20);
+    prepare("flags");
+    const string state = read_file(state_file("flags", 10));
+    write_file(state_file("flags", 10), state.substr(0, state.size() / 3));
+    refuses(resume, 1, "no whole checkpoint", "state_00000010.safetensors");
+    // A state whose strings are not what this program writes.
+    for (const auto& [from, to] : {std::pair{"\"position\":\"160\"", "\"position\":\"xxx\""},
+                                   std::pair{"\"position\":\"160\"", "\"position\":\"-16\""},
+                                   std::pair{"\"flag.batch\":\"4\"", "\"flag.batch\":\"x\""},
+                                   std::pair{"\"flag.act\":\"relu\"", "\"flag.act\":\"tanh\""}}) {
+        write_file(state_file("flags", 10), replaced(state, from, to));
+        refuses(resume, 1, "state_00000010.safetensors",
+                to[1] == 'p'   ? "position"
+                : to[6] == 'b' ? "--batch"
+                               : "--act");
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Bad input
+
+static string header_word(string shard, size_t word, int32_t value) {
+    memcpy(&shard[4 * word], &value, 4);
+    return shard;
+}
+
+static void test_bad_shards() {
+    const string good = read_file("few.bin");
+    write_file("empty.bin", "");
+    write_file("header.bin", good.substr(0, 500));
+    write_file("short.bin", good.substr(0, good.size() - 2));
+    write_file("long.bin", good + "xx");
+    write_file("magic.bin", header_word(good, 0, 20240801));
+    write_file("version.bin", header_word(good, 1, 2));
+    write_file("tokenizer.bin", header_word(good, 3, 9));
+    write_file("row.bin", header_word(good, 4, 32));
+    write_file("none.bin", header_word(good.substr(0, 1024), 2, 0));
+    string beyond = good;
+    beyond[1024 + 2 * 40] = 77;
+    write_file("beyond.bin", beyond);
+    fs::create_directory("folder.bin");
+    const struct {
+        const char *path, *what;
+    } cases[] = {{"missing.bin", "matches no file"},
+                 {"no/such/*.bin", "matches no file"},
+                 {"empty.bin", "empty"},
+                 {"header.bin", "cut short"},
+                 {"short.bin", "cut short"},
+                 {"long.bin", "too long"},
+                 {"magic.bin", "20240520"},
+                 {"version.bin", "expected 1"},
+                 {"tokenizer.bin", "unknown tokenizer 9"},
+                 {"row.bin", "whole rows of 32"},
+                 {"none.bin", "no tokens"},
+                 {"folder.bin", "not a regular file"}};
+    for (const auto& c : cases) {
+        refuses(train + tiny + " --steps 3 --out bad --train '" + c.path + "'", 1, c.path, c.what);
+        refuses(train + tiny + " --steps 3 --out bad --train few.bin --val '" + c.path + "'", 1, c.path,
+                c.what);
+        refuses(evaluator + " --ckpt base --val '" + c.path + "'", 1, c.path, c.what);
+    }
+    check(!fs::exists("bad"), "a refused run leaves no folder");
+    refuses(train + tiny + " --steps 30 --sample-every 0 --out beyond --train beyond.bin", 1, "beyond.bin",
+            "token 40 is 77", "32");
+    refuses(evaluator + " --ckpt base --val beyond.bin", 1, "beyond.bin", "token 40 is 77", "32");
+    // T against rows of 33, against the model's positions, and a stream that is too short.
+    refuses(train + tiny + "--seq 33 --steps 3 --out bad --train few.bin", 1, "few.bin", "33", "at most 32");
+    refuses(train + " --init " + model_file("base", 20) +
+                " --seq 40 --steps 3 --out bad --train 'long/train*.bin'",
+            1, "--seq 40", "32 positions");
+    refuses(evaluator + " --ckpt base --val 'long/val*.bin' --seq 40", 1, "40", "32");
+    refuses(evaluator + " --ckpt base --val few.bin --seq 33", 1, "few.bin", "at most 32");
+    refuses(train + tiny + "--seq 1000000 --steps 3 --out bad --train 'text/train*.bin'", 1, "text/train",
+            "1000000");
+    // Tokens of another kind.
+    refuses(tiny_run("bad", 3, "--val 'text/val*.bin'"), 1, "text/val", "bytes", "chess-32");
+    refuses(train + " --train 'text/train*.bin' --steps 3 --out bad --init " + model_file("base", 20), 1,
+            "text/train", "bytes", "chess-32", "base/");
+    refuses(evaluator + " --ckpt base --val 'text/val*.bin'", 1, "text/val", "bytes", "chess-32");
+    refuses(evaluator + " --ckpt moex/whole --val 'text/val*.bin'", 1, "text/val", "bytes", "chess-32");
+    refuses(evaluator + " --ckpt relu_topk/whole --val 'chess/val*.bin'", 1, "chess/val", "bytes",
+            "chess-32");
+    refuses(train + tiny + " --steps 3 --out bad --train '{few.bin,text/train_000000.bin}'", 1,
+            "text/train_000000.bin", "few.bin");
+    refuses(train + tiny + " --steps 3 --out bad --train '{few.bin,long/train_000000.bin}'", 1,
+            "row length 65", "33");
+    check(!fs::exists("bad"), "a refused run leaves no folder");
+}
+
+static void test_bad_models() {
+    const struct {
+        const char *flags, *what;
+    } cases[] = {{"--active 5", "n_expert_active 5 is more than n_expert 4"},
+                 {"--heads 3", "n_embd 16 is not divisible by n_head 3"},
+                 {"--layers 0", "n_layer"},
+                 {"--embd 0", "n_embd"},
+                 {"--experts 0", "n_expert"},
+                 {"--d-expert 0", "d_expert"},
+                 {"--embd 65536 --experts 4096 --d-expert 1048576", "too"},
+                 {"--embd 16384 --d-expert 1048576", "memory"}};
+    for (const auto& c : cases) refuses(tiny_run("bad", 3, c.flags), 1, c.what);
+    refuses(tiny_run("bad", 3, "--init no_such_preset"), 1, "no_such_preset", "cannot be opened");
+    refuses(tiny_run("bad", 3, "--init chess/"), 1, "chess/", "not a regular file");
+    refuses(tiny_run("bad", 3, "--init grammar.txt"), 1, "grammar.txt", "not a safetensors file");
+    refuses(tiny_run("bad", 3, "--init " + state_file("base", 20)), 1, "state_00000020", "moex-state",
+            "moex");
+    refuses(tiny_run("bad", 3, "--embd 32 --init " + model_file("base", 20)), 1, "--embd",
+            model_file("base", 20));
+    refuses(tiny_run("bad", 3, "--ffn dense --init " + model_file("base", 20)), 1, "--ffn",
+            model_file("base", 20));
+
+    const string good = read_file(model_file("base", 20));
+    const auto tried = [&](const string& path, const string& bytes, const char* what) {
+        write_file(path, bytes);
+        refuses(tiny_run("bad", 3, "--init " + path), 1, path, what);
+        refuses(sampler + " --ckpt " + path, 1, path, what);
+        refuses(evaluator + " --val few.bin --ckpt " + path, 1, path, what);
+    };
+    for (const size_t bytes :
+         {size_t(0), size_t(7), size_t(8), size_t(9), size_t(1000), good.size() / 2, good.size() - 1})
+        tried("cut.safetensors", good.substr(0, bytes), "");
+    tried("longer.safetensors", good + "x", "bytes of data");
+    tried("huge.safetensors", string(8, '\xff') + good.substr(8), "header");
+    tried("dtype.safetensors", replaced(good, "\"dtype\":\"F32\"", "\"dtype\":\"X32\""),
+          "unknown dtype 'X32'");
+    tried("ints.safetensors", replaced(good, "\"dtype\":\"F32\"", "\"dtype\":\"I32\""), "I32");
+    tried("shape.safetensors", replaced(good, "\"shape\":[32,16]", "\"shape\":[16,32]"), "expected [32,16]");
+    tried("json.safetensors", replaced(good, "\"dtype\":", "\"dtype\";"), "broken JSON");
+    tried("offsets.safetensors", replaced(good, "\"data_offsets\":[0,2048]", "\"data_offsets\":[8,2056]"),
+          "byte 8");
+    tried("heads.safetensors", replaced(good, "\"n_head\":\"2\"", "\"n_head\":\"3\""), "not divisible");
+    tried("active.safetensors", replaced(good, "\"n_expert_active\":\"2\"", "\"n_expert_active\":\"9\""),
+          "n_expert_active 9");
+    tried("field.safetensors", replaced(good, "\"n_layer\":\"2\"", "\"n_liver\":\"2\""), "n_layer");
+    tried("layers.safetensors", replaced(good, "\"n_layer\":\"2\"", "\"n_layer\":\"3\""), "h.2.");
+    tried("word.safetensors", replaced(good, "\"act\":\"relu\"", "\"act\":\"rele\""), "act is 'rele'");
+    tried("kind.safetensors", replaced(good, "\"model\":\"moex\"", "\"model\":\"mole\""), "'mole'");
+    refuses(sampler + " --ckpt no_such_file", 1, "no_such_file", "cannot be opened");
+    refuses(sampler + " --ckpt chess", 1, "chess", "holds no model_*.safetensors");
+    refuses(evaluator + " --ckpt chess --val few.bin", 1, "chess", "holds no model_*.safetensors");
+    check(!fs::exists("bad"), "a refused run leaves no folder");
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Upcycling
+
+static void test_upcycle() {
+    const string data = " --train 'long/train*.bin' --val 'long/val*.bin' --val-batches 0 --batch 8 --seq 64 "
+                        "--sample-every 0 ";
+    const string rates = "--lr 5e-3 --checkpoint-every 0 ";
+    works(train + data + rates +
+          "--layers 2 --heads 2 --embd 32 --d-expert 64 --ffn dense --out dense --steps 300 --val-every 0");
+    const double dense = last_in_log("dense", "val_loss"), untrained = last_in_log("dense", "val_loss", 0);
+    const string from = " --upcycle --init " + model_file("dense", 300) + " ";
+    const string floors = works(evaluator + " --games 0 --rows 100 --val 'long/val*.bin' --ckpt dense").out;
+    std::smatch match;
+    check(std::regex_search(floors, match, std::regex("token frequencies ([0-9.]+)")));
+    const double unigram = std::stod(match[1]);
+    check(dense < unigram - 0.3, "the dense model has learned: %.3f, unigram %.3f", dense, unigram);
+
+    // D equal to the dense width: the same function but for 1% of noise in the weights.
+    const string same =
+        works(train + data + rates + from + "--experts 4 --active 2 --d-expert 128 --out same --steps 1").out;
+    check_near(last_in_log("same", "val_loss", 0), dense, 0.003);
+    check(same.find("2 of 4 experts of 128 relu units, sparsity router") != string::npos);
+    check_near(last_in_log("same", "step", 1), 1, 0); // its own count of steps
+
+    // Half the width: experts of half the units each.
+    works(train + data + rates + from +
+          "--experts 4 --active 2 --d-expert 64 --out half --steps 200 --val-every 25");
+    const double half = last_in_log("half", "val_loss", 0);
+    check(half < untrained - 1.5, "half the width: %.3f at once, %.3f untrained", half, untrained);
+    check(last_in_log("half", "val_loss", 200) < dense, "back under %.3f: %.3f", dense,
+          last_in_log("half", "val_loss", 200));
+    // It resumes and upcycles no second time.
+    works(train + data + rates + from +
+          "--experts 4 --active 2 --d-expert 64 --out half_b --steps 200 --val-every 25 --checkpoint-every "
+          "190");
+    fs::remove(model_file("half_b", 200));
+    fs::rename("dense", "elsewhere"); // the resumed run needs nothing of the dense one
+    works(train + " --resume --out half_b");
+    fs::rename("elsewhere", "dense");
+    check(read_file(model_file("half_b", 200)) == read_file(model_file("half", 200)));
+
+    refuses(train + data + "--upcycle --out bad --steps 2 --init " + model_file("half", 200), 1,
+            model_file("half", 200), "dense");
+    refuses(train + data + "--upcycle --out bad --steps 2", 2, "--upcycle", "--init");
+    refuses(train + data + from + "--d-expert 129 --out bad --steps 2", 1, "--d-expert 129", "128");
+    refuses(train + data + from + "--ffn dense --out bad --steps 2", 1, "--ffn dense");
+    refuses(train + data + from + "--embd 64 --out bad --steps 2", 1, "--embd");
+    refuses(train + data + from + "--active 9 --experts 8 --out bad --steps 2", 1, "n_expert_active 9");
+    // What is not said comes from the dense model, and the sparsity router.
+    const string plain = works(train + data + from + "--out plain --steps 1").out;
+    check(plain.find("2 of 8 experts of 64 relu units, sparsity router") != string::npos);
+    const string gelu = train + " --train few.bin --upcycle --sample-every 0 --steps 1 --init " +
+                        model_file("gpt2/whole", 60);
+    check(works(gelu + " --out gelu_up").out.find("2 of 4 experts of 16 gelu units, sparsity router") !=
+          string::npos);
+    check(works(gelu + " --out topk_up --router topk --act relu").out.find("16 relu units, topk router") !=
+          string::npos);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Sampling
+
+static Model load_model(const string& path, size_t B, size_t T) {
+    const SafeTensorsFile file(path);
+    Model model(read_config(file), B, T, false);
+    read_block(file, model.table, "", model.weights.data);
+    return model;
+}
+
+static void test_sampling() {
+    const string sample = sampler + " --ckpt base ";
+    const string one = works(sample + "-n 25 --seed 5").out, two = works(sample + "-n 25 --seed 5").out;
+    check(one == two && one != works(sample + "-n 25 --seed 6").out, "the seed decides");
+    check(one[0] == ';' && one.back() == '\n');
+    const Result greedy = works(sample + "-n 20 --temperature 0 --prompt ';1.e4 e5'");
+    check(greedy.out == works(sample + "-n 20 --temperature 0 --seed 9 --prompt '1.e4 e5'").out);
+    check(greedy.out == works(sample + "-n 20 --top-k 1 --temperature 2 --seed 3 --prompt ';1.e4 e5'").out);
+    check(greedy.out == works(sample + "-n 20 --top-p 0 --seed 3 --prompt ';1.e4 e5'").out);
+    check(greedy.out.rfind(";1.e4 e5", 0) == 0, "the prompt is echoed: %s", greedy.out.c_str());
+    check(std::regex_match(greedy.err, std::regex("[0-9]+ tokens in [0-9.]+ s, [0-9.]+[KMG]? tokens/s "
+                                                  "\\(prompt: 8 tokens in [0-9.]+ s\\)\n")),
+          "%s", greedy.err.c_str());
+    // The most probable token each time, by the model that has no cache.
+    for (const string& path :
+         {model_file("base", 20), model_file("switch/whole", 60), model_file("gpt2/whole", 60)}) {
+        const string text =
+            works(sampler + " --ckpt " + path + " -n 20 --temperature 0 --prompt '1.e4 e5'").out;
+        vector<int32_t> tokens;
+        for (const char c : text.substr(0, text.size() - 1)) tokens.push_back(chess_id(c));
+        check(tokens.size() >= 8 && tokens.size() <= 28, "%s", text.c_str());
+        Model model = load_model(path, 1, 32);
+        forward_logits(model, tokens.data(), 1, tokens.size());
+        for (size_t t = 7; t + 1 < tokens.size(); t++) {
+            const real* logits = model.a.logits + t * 32;
+            check(logits[tokens[t + 1]] >= *std::max_element(logits, logits + 32) - 1e-4, "token %zu", t + 1);
+        }
+    }
+    check(works(sample + "-n 0 --prompt ';1.d4'").out == ";1.d4\n");
+    check(works(sample + "-n 0").out == ";\n");
+    // Far beyond the context of 32. Only the five most probable, of which end of text is none.
+    const Result far = works(sampler + " --ckpt relu_topk/whole -n 150 --top-k 5 --prompt 'the cat'");
+    check(far.out.size() == 7 + 150 + 1 && far.out.rfind("the cat", 0) == 0, "%zu", far.out.size());
+    check(far.err.rfind("150 tokens in", 0) == 0 && far.err.find("prompt: 7 tokens") != string::npos, "%s",
+          far.err.c_str());
+    const string long_prompt(100, '1');
+    check(works(sample + "-n 3 --top-k 1 --prompt " + long_prompt).out.rfind(";" + long_prompt, 0) == 0);
+
+    // GPT-2 tokens train without a tokenizer file, and are printed with one only.
+    ShardWriter gpt2("gpt2.bin", TOKENIZER_GPT2, 0);
+    for (uint16_t id = 50000; id < 50200; id++) gpt2.write(&id, 1);
+    gpt2.commit();
+    works(train + tiny + "--total-tokens 128 --train gpt2.bin --steps 2 --sample-every 1 --out gpt2_tokens");
+    refuses(sampler + " --ckpt gpt2_tokens", 1, "data/fineweb.py", "tokenizer");
+    refuses(sampler + " --ckpt gpt2_tokens --tokenizer grammar.txt", 1, "grammar.txt",
+            "not a GPT-2 tokenizer file");
+
+    refuses(sample + "--prompt ';1.e4 z'", 1, "'z'", "offset 6", "chess-32");
+    refuses(sample + "--prompt '\n'", 1, "0x0A");
+    refuses(sampler + " --ckpt relu_topk/whole --board", 1, "--board", "bytes", "chess-32");
+}
+
+static void test_board() {
+    const string sample = sampler + " --ckpt base --board ";
+    for (const string game :
+         {"", "1.e4 e5 2.Nf3 Nc6 3.Bb5", "1.e4 e5 2.Nf3 Nc6 3.Bc4 Bc5 4.O-O", "1.f3 e5 2.g4 Qh4#"}) {
+        const chess::GameTextReader played = chess::parse_game_text(";" + game);
+        const string board = chess::draw_board(
+            played.position, played.moves.empty() ? chess::no_move : played.moves.back(), false);
+        const string expected =
+            ";" + game + "\n" + board + strf("all %zu moves are legal\n", played.moves.size());
+        const string out = works(sample + "-n 0 --prompt '" + game + "'").out;
+        check(played.ok() && out == expected, "%s", out.c_str());
+    }
+    const string bishop = works(sample + "-n 0 --prompt '1.e4 e5 2.Nf3 Nc6 3.Bb5'").out;
+    check(bishop.find(" 5  . [B] .  .  p  .  .  . \n") != string::npos &&
+              bishop.find(" 6  .  .  n ") != string::npos &&
+              bishop.find(" 1  R  N  B  Q  K [.] .  R \n") != string::npos,
+          "%s", bishop.c_str());
+    const struct {
+        const char *game, *what;
+    } cases[] = {
+        {"1.e4 e5 2.Ke3", "the first 2 moves are legal; then move 2 of White, '2.Ke3': illegal move\n"},
+        {"1.e4 Ke7 2.d4", "the first 1 moves are legal; then move 1 of Black, 'Ke7': illegal move\n"},
+        {"1.e4 e5 3.d4", "the first 2 moves are legal; then move 2 of White, '3.d4': expected '2.'"},
+        {"1.e4 QQ 2.d4", "then move 1 of Black, 'QQ': not a move\n"}};
+    for (const auto& c : cases) {
+        const string out = works(sample + "-n 0 --prompt '" + c.game + "'").out;
+        check(out.find(c.what) != string::npos, "%s", out.c_str());
+    }
+    // The board of what was sampled, which nearly always is no chess yet.
+    const string out = works(sample + "-n 12 --prompt '1.d4 '").out;
+    const chess::GameTextReader played = chess::parse_game_text(out.substr(0, out.find('\n')));
+    check(out.find(played.ok() ? "moves are legal" : "legal; then move ") != string::npos &&
+          out.find("[P]") != string::npos);
+}
+
+static void test_trace() {
+    const string out = works(sampler + " --ckpt base --trace -n 4 --seed 2 --prompt ';1.e4'").out;
+    size_t tokens = 0, layers = 0;
+    for (const string& line : lines_of(out)) {
+        tokens += std::regex_match(line, std::regex(" *[0-9]+ '.'"));
+        if (line.rfind("     layer ", 0) != 0) continue;
+        layers++;
+        double sum = 0;
+        std::set<string> experts;
+        const std::regex expert("expert ([0-3]) ([01]\\.[0-9]{2})");
+        for (std::sregex_iterator i(line.begin(), line.end(), expert), end; i != end; ++i) {
+            experts.insert((*i)[1]);
+            sum += std::stod((*i)[2]);
+        }
+        check(experts.size() == 2, "two experts: %s", line.c_str());
+        check_near(sum, 1, 0.0101);
+        check(std::regex_search(line, std::regex("\\| +[0-9]+ units fire:(  [0-3]/[0-9]+ [0-9.]+)*$")), "%s",
+              line.c_str());
+    }
+    check(tokens == 8 && layers == 16, "5 of the prompt and 3 sampled ones are read: %zu, %zu", tokens,
+          layers);
+    check(out.find("\n;1.e4") != string::npos, "the text comes last");
+    const string dense = works(sampler + " --ckpt dense_relu/whole --trace -n 2").out;
+    check(dense.find("units fire:") != string::npos && dense.find("expert") == string::npos);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Evaluation
+
+static void test_evaluate() {
+    const string out = works(evaluator + " --ckpt base --val 'chess/val*.bin' --rows 1000").out;
+    works(train + chess_data + " --init " + model_file("base", 20) +
+          " --batch 1 --steps 1 -m 0 --sample-every 0 --out rows");
+    std::smatch match;
+    check(std::regex_search(
+        out, match,
+        std::regex(
+            "loss +([0-9.]+) +\\(uniform guess ([0-9.]+), token frequencies ([0-9.]+)\\) +([0-9.]+) bits")));
+    if (match.size() < 5) return;
+    check_near(std::stod(match[1]), last_in_log("rows", "val_loss", 0), 1e-4);
+    check_near(std::stod(match[2]), std::log(32.0), 1e-4);
+    check_near(std::stod(match[4]), std::stod(match[1]) / std::log(2.0), 2e-3);
+    size_t layers = 0;
+    for (const string& line : lines_of(out)) {
+        if (!std::regex_match(line, match,
+                              std::regex("layer ([0-9]+) +([0-9.]+) of 32 units fire +expert load % +(.*)")))
+            continue;
+        double sum = 0, share;
+        size_t experts = 0;
+        for (std::istringstream shares(match[3]); shares >> share; experts++) sum += share;
+        check(experts == 4 && std::stod(match[2]) >= 0 && std::stod(match[2]) <= 32 &&
+              std::stoul(match[1]) == layers++);
+        check_near(sum, 100, 0.21);
+    }
+    check(layers == 2);
+
+    // Token frequencies by hand: of 24 targets 12, 6 and 6 are alike, so the entropy is 1.5 bits.
+    write_rows("tiny.bin", {"1aaaabbcc", "2aaaabbcc", "3aaaabbcc"});
+    const string tiny_out = works(evaluator + " --ckpt base --val tiny.bin").out;
+    check(tiny_out.find("on 24 tokens of tiny.bin") != string::npos);
+    check(tiny_out.find(strf("token frequencies %.4f)", 1.5 * std::log(2.0))) != string::npos, "%s",
+          tiny_out.c_str());
+    check(works(evaluator + " --ckpt base --val tiny.bin --rows 2 --seq 4").out.find("on 8 tokens") !=
+          string::npos);
+}
+
+// A model that knows one opening by heart finds a legal move everywhere in it, and none where its moves do
+// not fit.
+static void test_legal_moves() {
+    const string opening = ";1.e4 e5 2.Nf3 Nc6 3.Bb5 a6 4.Ba4 Nf6 5.O-O Be7 6.Re1 b5 7.Bb3 d6 8.c3 O-O",
+                 row = opening.substr(0, 65);
+    write_rows("opening.bin", vector<string>(16, row));
+    works(train + " --train opening.bin --layers 1 --heads 2 --embd 32 --experts 4 --d-expert 32 --batch 4 "
+                  "--lr 1e-2 --steps 150 "
+                  "--sample-every 0 --out opening");
+    size_t positions =
+        0; // a move begins after a dot, or after a blank that no number follows; 8 characters must fit
+    for (size_t i = 0; i + 8 < 64; i++) positions += row[i] == '.' || (row[i] == ' ' && !isdigit(row[i + 1]));
+    const string out = works(evaluator + " --ckpt opening --val opening.bin --games 3").out;
+    check(out.find(strf("legal     100.0%% of %zu positions", 3 * positions)) != string::npos, "%s",
+          out.c_str());
+    check(out.find("plies 1-10 100.0%") != string::npos && out.find("plies 11-20 100.0%") != string::npos,
+          "%s", out.c_str());
+    check(works(evaluator + " --ckpt opening --val opening.bin --games 0").out.find("legal") == string::npos);
+    const string other = works(evaluator + " --ckpt opening --val 'long/val*.bin' --games 20").out;
+    std::smatch match;
+    check(std::regex_search(other, match, std::regex("legal +([0-9.]+)% of ([0-9]+) positions")) &&
+              std::stod(match[1]) >= 0 && std::stod(match[1]) < 100 && std::stoul(match[2]) > 50,
+          "%s", other.c_str());
+}
+
+// ---------------------------------------------------------------------------------------------------------
+
+int main(int argc, char** argv) {
+    return run_main([&] {
+        if (argc != 2) fail_usage("expected the folder that holds the programs");
+        const string bin = fs::absolute(argv[1]);
+        for (auto [name, variable] : {std::pair{"train_moex_cpu", &train},
+                                      {"sample_cpu", &sampler},
+                                      {"evaluate", &evaluator},
+                                      {"make_text", &make_text},
+                                      {"make_chess", &make_chess}}) {
+            *variable = bin + "/" + name;
+            if (access(variable->c_str(), X_OK) != 0)
+                fail("%s: not there; build it first", variable->c_str());
+        }
+        setenv("OMP_NUM_THREADS", "1", 1);
+        string folder = string(getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp") + "/moex_test.XXXXXX";
+        if (!mkdtemp(folder.data()) || chdir(folder.c_str()) != 0) fail("%s: cannot be made", folder.c_str());
+        const auto section = [&](const char* name, void (*test)()) {
+            const double begin = now_seconds();
+            try {
+                test();
+            } catch (const std::exception& e) {
+                check_at(false, name, 0, e.what());
+            }
+            if (getenv("VERBOSE")) printf("%-20s %.1f s\n", name, now_seconds() - begin);
+        };
+        section("inputs", make_inputs);
+        section("help", test_help);
+        section("usage", test_usage);
+        section("printed", test_what_is_printed);
+        section("log", test_log);
+        section("checkpoints", test_checkpoint_files);
+        section("variants", test_variants);
+        section("threads", test_threads);
+        section("early signals", test_early_signals);
+        section("kill", test_kill);
+        section("lock", test_lock);
+        section("disk full", test_disk_full);
+        section("unwritable", test_unwritable);
+        section("not finite", test_not_finite);
+        section("resume flags", test_resume_flags);
+        section("bad shards", test_bad_shards);
+        section("bad models", test_bad_models);
+        section("upcycle", test_upcycle);
+        section("sampling", test_sampling);
+        section("board", test_board);
+        section("trace", test_trace);
+        section("evaluate", test_evaluate);
+        section("legal moves", test_legal_moves);
+        if (chdir("/") != 0) fail("/: cannot be entered");
+        if (!getenv("KEEP")) fs::remove_all(folder);
+        return finish();
+    });
+}
