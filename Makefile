@@ -6,6 +6,9 @@ CXXFLAGS ?= -O3 -march=native
 FLAGS    := -std=c++20 -fno-math-errno -Wall -Wextra
 OPENMP   := $(shell echo 'int main(){}' | $(CXX) -x c++ -fopenmp - -o /dev/null 2>/dev/null && echo -fopenmp)
 NATIVE   := $(shell echo 'int main(){}' | $(CXX) -x c++ -march=native - -o /dev/null 2>/dev/null && echo yes)
+ifeq ($(OPENMP),)
+FLAGS    += -Wno-unknown-pragmas
+endif
 ifneq ($(NATIVE),yes)
 CXXFLAGS := $(filter-out -march=native,$(CXXFLAGS))
 endif
@@ -64,8 +67,8 @@ $(BINARIES): Makefile
 # The demo: two commands' worth of everything, on a machine with g++ and make and nothing else.
 
 DEMO_DIR   ?= runs/demo
-DEMO_GAMES ?= 30000
-DEMO_STEPS ?= 1500
+DEMO_GAMES ?= 32000
+DEMO_STEPS ?= 7000
 DEMO_SEED  ?= 1
 
 demo: $(PROGRAMS)
@@ -74,7 +77,7 @@ demo: $(PROGRAMS)
 	@$(B)/make_chess --games $(DEMO_GAMES) --row 257 --seed $(DEMO_SEED) --out $(DEMO_DIR)/data
 	@echo; echo "== 2. Training a MoE-X on them"
 	@$(B)/train_moex_cpu --init demo --train '$(DEMO_DIR)/data/train_*.bin' --val '$(DEMO_DIR)/data/val_*.bin' --out $(DEMO_DIR) \
-	    --steps $(DEMO_STEPS) --seed $(DEMO_SEED) --print-every 50 --val-every 250 --val-batches 4 --sample-every 500
+	    --steps $(DEMO_STEPS) --seed $(DEMO_SEED) --print-every 250 --val-every 1000 --val-batches 16 --sample-every 0
 	@echo; echo "== 3. What it learned, on games it has not seen"
 	@$(B)/evaluate --ckpt $(DEMO_DIR) --val '$(DEMO_DIR)/data/val_*.bin'
 	@echo; echo "== 4. A game it plays by itself"

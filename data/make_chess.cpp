@@ -4,6 +4,7 @@
 // cuts the last one off. A game is in train or in val, never in both.
 #include "../dev/lib/options.h"
 #include "../dev/lib/terminal.h"
+#include "../dev/lib/threads.h"
 #include "pgn.h"
 #include "selfplay.h"
 #include "shard.h"
@@ -13,7 +14,6 @@
 #include <exception>
 #include <functional>
 #include <memory>
-#include <omp.h>
 #include <optional>
 
 struct Settings {

@@ -1,6 +1,6 @@
-// What the reference computes, in double, for the PyTorch twin to check: for each variant OUT/<variant>/ holds
-// model.safetensors (a checkpoint) and expect.safetensors (tokens, logits, loss, aux, every gradient, the losses of
-// ten AdamW steps on that batch and the weights after them).
+// What the reference computes, in double, for the PyTorch twin to check: for each variant OUT/<variant>/
+// holds model.safetensors (a checkpoint) and expect.safetensors (tokens, logits, loss, aux, every gradient,
+// the losses of ten AdamW steps on that batch and the weights after them).
 #include "../dev/cpu/model.h"
 #include "../dev/lib/checkpoint.h"
 #include "../dev/lib/schedule.h"
@@ -16,7 +16,8 @@ static void dump(const std::string& dir, const Variant& v) {
     const size_t B = 3, T = 70; // more than one block of attention
     Config c;
     c.n_layer = 2, c.n_head = 2, c.n_embd = 16, c.block_size = 72, c.vocab_size = 13;
-    c.ffn = v.ffn, c.act = v.act, c.router = v.router, c.n_expert = v.E, c.n_expert_active = v.K, c.d_expert = 12;
+    c.ffn = v.ffn, c.act = v.act, c.router = v.router, c.n_expert = v.E, c.n_expert_active = v.K,
+    c.d_expert = 12;
     Model model(c, B, T);
     init_parameters(c, model.table, model.weights.data, 1);
     for (size_t i = 0; i < model.weights.count; i++) model.weights.data[i] += 0.2 * random_normal(11, 0, i);
@@ -45,10 +46,13 @@ static void dump(const std::string& dir, const Variant& v) {
     }
 
     SafeTensorsWriter out(dir + "/expect.safetensors",
-                          {{"aux_weight", strf("%.17g", aux_weight)}, {"lr", strf("%.17g", schedule.lr)},
-                           {"warmup", std::to_string(schedule.warmup)}, {"steps", std::to_string(schedule.steps)},
+                          {{"aux_weight", strf("%.17g", aux_weight)},
+                           {"lr", strf("%.17g", schedule.lr)},
+                           {"warmup", std::to_string(schedule.warmup)},
+                           {"steps", std::to_string(schedule.steps)},
                            {"final_lr_frac", strf("%.17g", schedule.final_fraction)},
-                           {"weight_decay", strf("%.17g", adam.weight_decay)}, {"clip", strf("%.17g", clip)}});
+                           {"weight_decay", strf("%.17g", adam.weight_decay)},
+                           {"clip", strf("%.17g", clip)}});
     out.declare("inputs", I64, {B, T}), out.declare("targets", I64, {B, T});
     out.declare("logits", F64, {B, T, 13}), out.declare("loss", F64, {1}), out.declare("aux", F64, {1});
     out.declare("losses10", F64, {10});
@@ -68,14 +72,15 @@ static void dump(const std::string& dir, const Variant& v) {
 int main(int argc, char** argv) {
     return run_main([&] {
         if (argc != 2) fail_usage("usage: dump_reference OUT");
-        for (const Variant& v : std::vector<Variant>{{"moe-relu-sparsity", "moe", "relu", "sparsity", 4, 2},
-                                                     {"moe-gelu-topk", "moe", "gelu", "topk", 4, 2},
-                                                     {"moe-relu-topk", "moe", "relu", "topk", 4, 2},
-                                                     {"moe-gelu-sparsity", "moe", "gelu", "sparsity", 4, 2},
-                                                     {"moe-relu-sparsity-k1", "moe", "relu", "sparsity", 4, 1},
-                                                     {"moe-relu-sparsity-kE", "moe", "relu", "sparsity", 4, 4},
-                                                     {"dense-gelu", "dense", "gelu", "sparsity", 4, 2},
-                                                     {"dense-relu", "dense", "relu", "sparsity", 4, 2}})
+        for (const Variant& v :
+             std::vector<Variant>{{"moe-relu-sparsity", "moe", "relu", "sparsity", 4, 2},
+                                  {"moe-gelu-topk", "moe", "gelu", "topk", 4, 2},
+                                  {"moe-relu-topk", "moe", "relu", "topk", 4, 2},
+                                  {"moe-gelu-sparsity", "moe", "gelu", "sparsity", 4, 2},
+                                  {"moe-relu-sparsity-k1", "moe", "relu", "sparsity", 4, 1},
+                                  {"moe-relu-sparsity-kE", "moe", "relu", "sparsity", 4, 4},
+                                  {"dense-gelu", "dense", "gelu", "sparsity", 4, 2},
+                                  {"dense-relu", "dense", "relu", "sparsity", 4, 2}})
             dump(std::string(argv[1]) + "/" + v.name, v);
         return 0;
     });

@@ -1,8 +1,8 @@
 // libFuzzer target for what reads checkpoints: any bytes at all may only give tensors whose every byte can be
 // touched, or an Error. Build with clang++ -fsanitize=fuzzer,address,undefined.
 // The first byte of the input says how the rest is used: as a file, as a header whose length is put before it
-// (so that the fuzzer need not find that number), as JSON, or as edits to the checkpoint of a tiny model: triples
-// of an offset in two bytes and the byte to put there.
+// (so that the fuzzer need not find that number), as JSON, or as edits to the checkpoint of a tiny model:
+// triples of an offset in two bytes and the byte to put there.
 #include "../dev/lib/checkpoint.h"
 #include <cstdlib>
 
@@ -103,7 +103,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         if (how == 2) read_json(data, size);
         if (how == 3) {
             std::vector<uint8_t> file = tiny_checkpoint();
-            for (size_t i = 0; i + 3 <= size; i += 3) file[(data[i] | data[i + 1] << 8) % file.size()] = data[i + 2];
+            for (size_t i = 0; i + 3 <= size; i += 3)
+                file[(data[i] | data[i + 1] << 8) % file.size()] = data[i + 2];
             read_file(file.data(), file.size());
         }
     } catch (const Error& e) {

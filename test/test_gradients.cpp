@@ -1,5 +1,5 @@
-// The gradient of every tensor of every variant against central finite differences, in double. For each tensor, the
-// derivative along random directions (which touch every element) and along single elements:
+// The gradient of every tensor of every variant against central finite differences, in double. For each
+// tensor, the derivative along random directions (which touch every element) and along single elements:
 //   |analytic - numeric| <= 1e-6 * max(|analytic|, |numeric|)
 // Weights are drawn large enough that attention, routing and both moments of the router matter.
 #include "../dev/cpu/model.h"
@@ -13,7 +13,8 @@ struct Variant {
     double skip = 0; // 1: the products that skip zeros, whatever the share of active units
 };
 
-static double total_loss(Model& model, const std::vector<int32_t>& x, const std::vector<int32_t>& y, size_t B, size_t T, double lambda) {
+static double total_loss(Model& model, const std::vector<int32_t>& x, const std::vector<int32_t>& y, size_t B,
+                         size_t T, double lambda) {
     model.statistics_stale = true;
     const Losses losses = forward(model, x.data(), y.data(), B, T);
     return losses.loss + lambda * losses.aux;
@@ -22,7 +23,8 @@ static double total_loss(Model& model, const std::vector<int32_t>& x, const std:
 static void test_variant(const Variant& v) {
     Config c;
     c.n_layer = 2, c.n_head = v.NH, c.n_embd = v.C, c.block_size = v.T, c.vocab_size = 13;
-    c.ffn = v.ffn, c.act = v.act, c.router = v.router, c.n_expert = v.E, c.n_expert_active = v.K, c.d_expert = 10;
+    c.ffn = v.ffn, c.act = v.act, c.router = v.router, c.n_expert = v.E, c.n_expert_active = v.K,
+    c.d_expert = 10;
     Model model(c, v.B, v.T);
     model.skip = {v.skip, v.skip, v.skip};
     for (size_t i = 0; i < model.weights.count; i++) model.weights.data[i] = 0.3 * random_normal(11, 0, i);
@@ -47,7 +49,8 @@ static void test_variant(const Variant& v) {
             std::vector<real> direction(t.count);
             double length = 0, analytic = 0;
             for (size_t i = 0; i < t.count; i++) {
-                const uint64_t one = random_u64(5, trial, t.offset) % t.count; // trials 3 and 4: a single element
+                const uint64_t one =
+                    random_u64(5, trial, t.offset) % t.count; // trials 3 and 4: a single element
                 direction[i] = trial < 3 ? random_normal(5, trial, t.offset + i) : i == one;
                 length += direction[i] * direction[i];
             }
@@ -59,11 +62,13 @@ static void test_variant(const Variant& v) {
                 for (size_t i = 0; i < t.count; i++) w[i] = saved[i] + s * direction[i];
                 return total_loss(model, x, y, v.B, v.T, lambda);
             };
-            // A large step crosses kinks of relu and changes of routing, a small one drowns in the rounding of the
-            // loss: the better of two counts. Below 1e-3 that rounding is all there is, as for the bias of the keys.
+            // A large step crosses kinks of relu and changes of routing, a small one drowns in the rounding
+            // of the loss: the better of two counts. Below 1e-3 that rounding is all there is, as for the
+            // bias of the keys.
             double error = INFINITY, numeric = 0;
             for (double step : {1e-5, 1e-6}) {
-                const double near = loss_at(step) - loss_at(-step), far = loss_at(2 * step) - loss_at(-2 * step);
+                const double near = loss_at(step) - loss_at(-step),
+                             far = loss_at(2 * step) - loss_at(-2 * step);
                 const double estimate = (8 * near - far) / (12 * step); // fourth order
                 const double size = std::fmax(std::fmax(std::fabs(analytic), std::fabs(estimate)), 1e-3);
                 if (std::fabs(analytic - estimate) / size < error)
@@ -71,13 +76,15 @@ static void test_variant(const Variant& v) {
             }
             std::copy(saved.begin(), saved.end(), w);
             worst = std::fmax(worst, error);
-            check(error <= 1e-6, "%s %s: analytic %.10g numeric %.10g", v.name, t.name.c_str(), analytic, numeric);
+            check(error <= 1e-6, "%s %s: analytic %.10g numeric %.10g", v.name, t.name.c_str(), analytic,
+                  numeric);
         }
     }
     if (getenv("MOEX_TEST_VERBOSE")) printf("%-28s worst relative error %.2g\n", v.name, worst);
 }
 
 int main() {
+    omp_set_num_threads(1); // the models are too small for more
     for (const Variant& v : std::vector<Variant>{
              {"moe relu sparsity", "moe", "relu", "sparsity", 4, 2, 2, 9, 2, 16},
              {"moe gelu topk", "moe", "gelu", "topk", 4, 2, 2, 9, 2, 16},

@@ -5,6 +5,7 @@
 #include "../dev/cpu/decode.h"
 #include "../dev/cpu/sparse.h"
 #include "../dev/lib/sampler.h"
+#include "../dev/lib/terminal.h"
 #include "check.h"
 #include <bit>
 #include <limits>
@@ -1392,9 +1393,9 @@ int main(int, char** argv) {
                                                             {"two models", test_two_models}};
         for (const auto& [name, test] : tests) {
             if (only && strcmp(only, name)) continue;
-            const double begin = omp_get_wtime();
+            const double begin = now_seconds();
             test();
-            if (getenv("MOEX_TEST_VERBOSE")) printf("[%s: %.2f s]\n", name, omp_get_wtime() - begin);
+            if (getenv("MOEX_TEST_VERBOSE")) printf("[%s: %.2f s]\n", name, now_seconds() - begin);
         }
         return finish();
     });

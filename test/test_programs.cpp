@@ -428,7 +428,7 @@ static void test_checkpoint_files() {
     check(model.metadata == expected);
     const vector<Tensor> table = tensor_table(read_config(model));
     check_tensors(state, table, {"m.", "v."});
-    check(metadata_entry(state, "step") == "12" && metadata_entry(state, "position") == "192");
+    check(metadata_entry(state, "step") == "12" && metadata_entry(state, "position") == "48");
     for (const SafeTensorsFile* file : {&model, &state})
         for (const SafeTensor& t : file->tensors) check(t.dtype == F32, "%s is fp32", t.name.c_str());
     // Same seed and flags: the same bits. Another seed: others.
@@ -789,7 +789,11 @@ static void test_resume_flags() {
     refuses(resume + "--init small", 1, "--init small (was demo)");
     refuses(resume + "--init " + model_file("base", 20), 1, "--init base", "(was demo)");
     refuses(resume + "--upcycle", 1, "--upcycle");
-    refuses(resume + "--train few.bin", 1, "other data", "18 samples", "chess-32", "was");
+    refuses(resume + "--train few.bin", 1, "other data", "tokens in 1 shards", "was");
+    string other = read_file("chess/train_000000.bin"); // as large, but one token is another
+    other[1024 + 2 * 5] ^= 1;
+    write_file("other.bin", other);
+    refuses(resume + "--train other.bin", 1, "other data", "was");
     refuses(resume + "--train 'text/train*.bin'", 1, "text/train_000000.bin", "bytes", "chess-32");
     refuses(resume + "--train 'none*.bin'", 1, "none*.bin", "no file");
     check(names_in("flags").size() == 3, "refused, and nothing changed");
@@ -797,6 +801,7 @@ static void test_resume_flags() {
     works(resume + "--val-every 3 --print-every 4 --checkpoint-every 2 --sample-every 7 --val "
                    "chess/val_000000.bin -m 1");
     check(read_file(model_file("flags", 20)) == read_file(model_file("flags_whole", 20)));
+    works(resume + "--batch 0 --lr 0 --warmup -1"); // no values of their own: as it was
     check(fs::exists(model_file("flags", 12)) && !std::isnan(last_in_log("flags", "val_loss", 15)));
     // The whole command line again, as the user has it in the shell's history, is fine.
     prepare("flags");
@@ -831,8 +836,8 @@ static void test_resume_flags() {
     write_file(state_file("flags", 10), state.substr(0, state.size() / 3));
     refuses(resume, 1, "no whole checkpoint", "state_00000010.safetensors");
     // A state whose strings are not what this program writes.
-    for (const auto& [from, to] : {std::pair{"\"position\":\"160\"", "\"position\":\"xxx\""},
-                                   std::pair{"\"position\":\"160\"", "\"position\":\"-16\""},
+    for (const auto& [from, to] : {std::pair{"\"position\":\"40\"", "\"position\":\"xx\""},
+                                   std::pair{"\"position\":\"40\"", "\"position\":\"-6\""},
                                    std::pair{"\"flag.batch\":\"4\"", "\"flag.batch\":\"x\""},
                                    std::pair{"\"flag.act\":\"relu\"", "\"flag.act\":\"tanh\""}}) {
         write_file(state_file("flags", 10), replaced(state, from, to));

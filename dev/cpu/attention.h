@@ -1,13 +1,13 @@
-// Causal multi-head attention in the manner of FlashAttention (Dao et al., arXiv 2205.14135): the T x T matrix is
-// never stored; blocks of it live in the cache, with a running maximum and sum per query. O(T) memory, O(T^2)
-// work, only blocks on or under the diagonal. One task per (batch row, head); a task is sequential, so the bits do
-// not depend on the number of threads.
+// Causal multi-head attention in the manner of FlashAttention (Dao et al., arXiv 2205.14135): the T x T
+// matrix is never stored; blocks of it live in the cache, with a running maximum and sum per query. O(T)
+// memory, O(T^2) work, only blocks on or under the diagonal. One task per (batch row, head); a task is
+// sequential, so the bits do not depend on the number of threads.
 //
 //   S = Q K^T / sqrt(HS), masked to keys <= query;  P = softmax(S);  O = P V
 #pragma once
 #include "gemm.h"
 
-constexpr size_t attention_block = 64; // queries and keys per block: a multiple of MR and of NR
+constexpr size_t attention_block = 64; // queries and keys per block, a multiple of NR
 
 // Scratch of one thread: operands packed once per head, and blocks of S and dP.
 struct AttentionScratch {
@@ -27,11 +27,13 @@ struct AttentionScratch {
 // s (rows, columns) of a block: query i0 + i sees key j0 + j only when j0 + j <= i0 + i
 inline void mask_future(real* s, size_t rows, size_t columns, size_t i0, size_t j0, real value) {
     for (size_t i = 0; i < rows; i++)
-        for (size_t j = i0 + i + 1 > j0 ? i0 + i + 1 - j0 : 0; j < columns; j++) s[i * attention_block + j] = value;
+        for (size_t j = i0 + i + 1 > j0 ? i0 + i + 1 - j0 : 0; j < columns; j++)
+            s[i * attention_block + j] = value;
 }
 
 // out (B,T,C), lse (B,NH,T) log of the sum of exp S, qkv (B,T,3C)
-inline void attention_forward(real* out, real* lse, const real* qkv, size_t B, size_t T, size_t C, size_t NH) {
+inline void attention_forward(real* out, real* lse, const real* qkv, size_t B, size_t T, size_t C,
+                              size_t NH) {
     const size_t HS = C / NH, block = attention_block, C3 = 3 * C;
     const real scale = 1 / std::sqrt(real(HS));
 #pragma omp parallel for collapse(2) schedule(dynamic, 1)
@@ -50,7 +52,8 @@ inline void attention_forward(real* out, real* lse, const real* qkv, size_t B, s
                 std::fill(sum, sum + block, real(0));
                 for (size_t j0 = 0; j0 <= i0; j0 += block) {
                     const size_t columns = std::min(block, T - j0);
-                    multiply_block(s, block, q.from(i0, 0), keys + j0 * HS, HS, scratch.a, rows, columns, HS, false);
+                    multiply_block(s, block, q.from(i0, 0), keys + j0 * HS, HS, scratch.a, rows, columns, HS,
+                                   false);
                     if (j0 == i0) mask_future(s, rows, columns, i0, j0, -INFINITY);
                     for (size_t i = 0; i < rows; i++) {
                         real* row = s + i * block;
@@ -59,12 +62,14 @@ inline void attention_forward(real* out, real* lse, const real* qkv, size_t B, s
                         for (size_t j = 0; j < columns; j++) m = scale * row[j] > m ? scale * row[j] : m;
 #pragma omp simd reduction(+ : total)
                         for (size_t j = 0; j < columns; j++) total += row[j] = fast_exp(scale * row[j] - m);
-                        const real fade = j0 == 0 ? 0 : fast_exp(most[i] - m); // what came before, on the new scale
+                        const real fade =
+                            j0 == 0 ? 0 : fast_exp(most[i] - m); // what came before, on the new scale
                         for (size_t d = 0; d < HS && j0 > 0; d++) o[i * C + d] *= fade;
                         sum[i] = sum[i] * fade + total;
                         most[i] = m;
                     }
-                    multiply_block(o, C, row_major(s, block), values + j0 * NR, T, scratch.a, rows, HS, columns, j0 > 0);
+                    multiply_block(o, C, row_major(s, block), values + j0 * NR, T, scratch.a, rows, HS,
+                                   columns, j0 > 0);
                 }
                 for (size_t i = 0; i < rows; i++) {
                     for (size_t d = 0; d < HS; d++) o[i * C + d] /= sum[i];
@@ -77,8 +82,8 @@ inline void attention_forward(real* out, real* lse, const real* qkv, size_t B, s
 // From dO: dV = P^T dO;  dP = dO V^T;  dS = P (dP - delta), delta_i = dO_i . O_i (= sum_j P_ij dP_ij);
 // dQ = dS K / sqrt(HS);  dK = dS^T Q / sqrt(HS).  P = exp(S - lse) is computed again.
 // dqkv (B,T,3C), dout out (B,T,C), lse (B,NH,T), qkv (B,T,3C)
-inline void attention_backward(real* dqkv, const real* dout, const real* out, const real* lse, const real* qkv,
-                               size_t B, size_t T, size_t C, size_t NH) {
+inline void attention_backward(real* dqkv, const real* dout, const real* out, const real* lse,
+                               const real* qkv, size_t B, size_t T, size_t C, size_t NH) {
     const size_t HS = C / NH, block = attention_block, C3 = 3 * C;
     const real scale = 1 / std::sqrt(real(HS));
 #pragma omp parallel for collapse(2) schedule(dynamic, 1)
@@ -97,8 +102,8 @@ inline void attention_backward(real* dqkv, const real* dout, const real* out, co
                 for (size_t d = 0; d < HS; d++) sum += d_o.data[i * C + d] * o[i * C + d];
                 delta[i] = sum;
             }
-            // Blocks are kept transposed, keys down and queries across: S^T = K Q^T and dP^T = V dO^T, so that dK and
-            // dV are sums along rows and only dQ needs a transposed operand.
+            // Blocks are kept transposed, keys down and queries across: S^T = K Q^T and dP^T = V dO^T, so
+            // that dK and dV are sums along rows and only dQ needs a transposed operand.
             pack_b(q_t, q.transposed(), HS, T);
             pack_b(o_t, d_o.transposed(), HS, T);
             pack_b(q_rows, q, T, HS);
@@ -110,8 +115,10 @@ inline void attention_backward(real* dqkv, const real* dout, const real* out, co
                 pack_b(k_rows, k.from(j0, 0), keys, HS);
                 for (size_t i0 = j0; i0 < T; i0 += block) {
                     const size_t queries = std::min(block, T - i0);
-                    multiply_block(p, block, k.from(j0, 0), q_t + i0 * HS, HS, scratch.a, keys, queries, HS, false);
-                    multiply_block(ds, block, v.from(j0, 0), o_t + i0 * HS, HS, scratch.a, keys, queries, HS, false);
+                    multiply_block(p, block, k.from(j0, 0), q_t + i0 * HS, HS, scratch.a, keys, queries, HS,
+                                   false);
+                    multiply_block(ds, block, v.from(j0, 0), o_t + i0 * HS, HS, scratch.a, keys, queries, HS,
+                                   false);
                     const real* l = lse + (b * NH + h) * T + i0;
                     for (size_t j = 0; j < keys; j++) {
                         const size_t first = i0 == j0 ? j : 0; // queries before the key do not see it
@@ -123,9 +130,12 @@ inline void attention_backward(real* dqkv, const real* dout, const real* out, co
                             ds[j * block + i] = scale * pij * (ds[j * block + i] - delta[i0 + i]);
                         }
                     }
-                    multiply_block(dv + j0 * C3, C3, row_major(p, block), o_rows + i0 * NR, T, scratch.a, keys, HS, queries, i0 > j0);
-                    multiply_block(dk + j0 * C3, C3, row_major(ds, block), q_rows + i0 * NR, T, scratch.a, keys, HS, queries, i0 > j0);
-                    multiply_block(dq + i0 * C3, C3, row_major(ds, block).transposed(), k_rows, keys, scratch.a, queries, HS, keys, j0 > 0);
+                    multiply_block(dv + j0 * C3, C3, row_major(p, block), o_rows + i0 * NR, T, scratch.a,
+                                   keys, HS, queries, i0 > j0);
+                    multiply_block(dk + j0 * C3, C3, row_major(ds, block), q_rows + i0 * NR, T, scratch.a,
+                                   keys, HS, queries, i0 > j0);
+                    multiply_block(dq + i0 * C3, C3, row_major(ds, block).transposed(), k_rows, keys,
+                                   scratch.a, queries, HS, keys, j0 > 0);
                 }
             }
         }

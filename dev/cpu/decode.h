@@ -1,19 +1,21 @@
-// One token at a time, with a cache of keys and values: what sampling needs. Work per token is one row of each
-// matrix product; of an expert layer only the chosen experts are read, and of W_dec only the rows whose unit fired.
+// One token at a time, with a cache of keys and values: what sampling needs. Work per token is one row of
+// each matrix product; of an expert layer only the chosen experts are read, and of W_dec only the rows whose
+// unit fired.
 #pragma once
 #include "model.h"
 
 struct Decoder {
-    const Model& model;                  // its weights
-    size_t position = 0;                 // tokens read so far
-    std::vector<real> keys, values;      // (L,T,C)
+    const Model& model;             // its weights
+    size_t position = 0;            // tokens read so far
+    std::vector<real> keys, values; // (L,T,C)
     struct Layer {
-        std::vector<real> m, v, mb, vb;  // expert statistics
-        std::vector<real> g, weight, z;  // (E) scores; of the last token: (K) gate weights, (K,D) units (dense: one row)
-        std::vector<int32_t> choice;     // (K)
+        std::vector<real> m, v, mb, vb; // expert statistics
+        std::vector<real> g, weight,
+            z; // (E) scores; of the last token: (K) gate weights, (K,D) units (dense: one row)
+        std::vector<int32_t> choice; // (K)
     };
     std::vector<Layer> layers;
-    std::vector<real> logits;            // (V)
+    std::vector<real> logits; // (V)
 
     explicit Decoder(const Model& model) : model(model) {
         const Config& c = model.config;
@@ -48,7 +50,8 @@ struct Decoder {
         const Config& c = model.config;
         const size_t C = c.n_embd, E = c.n_expert, K = c.n_expert_active, D = c.d_expert, W = c.dense_width();
         if (position >= c.block_size) fail("the context of %zu tokens is full", c.block_size);
-        if (token < 0 || size_t(token) >= c.vocab_size) fail("token %d is not in the vocabulary of %zu", token, c.vocab_size);
+        if (token < 0 || size_t(token) >= c.vocab_size)
+            fail("token %d is not in the vocabulary of %zu", token, c.vocab_size);
         embedding_forward(x.data(), &token, model.w.wte, model.w.wpe + position * C, 1, 1, C);
         for (size_t l = 0; l < c.n_layer; l++) {
             const LayerParameters<real>& w = model.w.h[l];
@@ -60,8 +63,11 @@ struct Decoder {
             residual_forward(x.data(), x.data(), proj.data(), C);
             layernorm(w.ln_2_weight, w.ln_2_bias);
             if (c.moe()) {
-                if (c.topk()) matrix_vector(h.g.data(), w.router, nullptr, norm.data(), E, C);
-                else router_forward(h.g.data(), mu.data(), sd.data(), norm.data(), h.m.data(), h.v.data(), h.mb.data(), h.vb.data(), 1, E, C);
+                if (c.topk())
+                    matrix_vector(h.g.data(), w.router, nullptr, norm.data(), E, C);
+                else
+                    router_forward(h.g.data(), mu.data(), sd.data(), norm.data(), h.m.data(), h.v.data(),
+                                   h.mb.data(), h.vb.data(), 1, E, C);
                 choice_forward(h.choice.data(), h.weight.data(), h.g.data(), 1, E, K);
                 for (size_t k = 0; k < K; k++) {
                     const size_t j = h.choice[k];
@@ -95,7 +101,8 @@ struct Decoder {
     }
 
     // out (rows) = weight (rows, columns) x + bias
-    static void matrix_vector(real* out, const real* weight, const real* bias, const real* x, size_t rows, size_t columns) {
+    static void matrix_vector(real* out, const real* weight, const real* bias, const real* x, size_t rows,
+                              size_t columns) {
 #pragma omp parallel for schedule(static) if (rows * columns > 1 << 17)
         for (size_t r = 0; r < rows; r++) {
             const real* row = weight + r * columns;

@@ -2,22 +2,22 @@
 // plain C++, for any strides (so that transposed operands need no copies), one product or a group of them
 // (the experts of a layer) in one parallel region.
 //
-// b is packed into panels of NR columns, so that the inner kernel streams it while it keeps an MR x NR tile of the
-// output in registers; a is read where it is when its rows are contiguous, and packed when it is a transpose. Every output element is summed over k in the same order
-// whatever the blocking of rows and columns and whatever the number of threads: the bits do not depend on them.
+// b is packed into panels of NR columns, so that the inner kernel streams it while it keeps an MR x NR tile
+// of the output in registers; a is read where it is when its rows are contiguous, and packed when it is a
+// transpose. Every output element is summed over k in the same order whatever the blocking of rows and
+// columns and whatever the number of threads: the bits do not depend on them.
 #pragma once
 #include "real.h"
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
 #include <new>
-#include <omp.h>
 #include <vector>
 
 constexpr size_t MR = vector_registers == 32 ? 8 : 6, NV = 2, NR = NV * vector_length;
-constexpr size_t KC = 512; // k in blocks of KC: an MR x KC panel of a stays in the first-level cache
-constexpr size_t MC = 96;  // rows of a packed at once by one thread (a multiple of MR)
-constexpr size_t NC = 512; // columns of one work item (a multiple of NR)
+constexpr size_t KC = 512;     // k in blocks of KC: MR rows of a stay in the first-level cache
+constexpr size_t MC = 96;      // rows of one work item (a multiple of MR)
+constexpr size_t NC = 16 * NR; // columns of one work item
 
 // A matrix that is read: element (i, j) at data[i * row + j * column].
 struct Matrix {
@@ -50,8 +50,8 @@ struct Workspace {
 
 // `width` consecutive "lanes" of a matrix, interleaved: packed[k * width + lane] for k < count, lanes beyond
 // `lanes` zero. lane_stride and k_stride say where element (lane, k) is.
-template <size_t width>
-void pack_panel(real* packed, const real* data, size_t lane_stride, size_t k_stride, size_t lanes, size_t count) {
+template <size_t width> void pack_panel(real* packed, const real* data, size_t lane_stride, size_t k_stride,
+                                        size_t lanes, size_t count) {
     if (lane_stride == 1 && lanes == width) {
         for (size_t k = 0; k < count; k++)
             for (size_t lane = 0; lane < width; lane++) packed[k * width + lane] = data[k * k_stride + lane];
@@ -65,16 +65,19 @@ void pack_panel(real* packed, const real* data, size_t lane_stride, size_t k_str
 // a (rows, count) -> panels of MR rows, each (count, MR).
 inline void pack_a(real* packed, Matrix a, size_t rows, size_t count) {
     for (size_t i = 0; i < rows; i += MR)
-        pack_panel<MR>(packed + i * count, a.data + i * a.row, a.row, a.column, std::min(MR, rows - i), count);
+        pack_panel<MR>(packed + i * count, a.data + i * a.row, a.row, a.column, std::min(MR, rows - i),
+                       count);
 }
 
 // b (count, columns) -> panels of NR columns, each (count, NR).
 inline void pack_b(real* packed, Matrix b, size_t count, size_t columns) {
     for (size_t j = 0; j < columns; j += NR)
-        pack_panel<NR>(packed + j * count, b.data + j * b.column, b.column, b.row, std::min(NR, columns - j), count);
+        pack_panel<NR>(packed + j * count, b.data + j * b.column, b.column, b.row, std::min(NR, columns - j),
+                       count);
 }
 
-// out (rows, columns) = (accumulate ? out : bias or 0) + sum over k < count of a(i,k) b[k][j], rows <= MR, columns
+// out (rows, columns) = (accumulate ? out : bias or 0) + sum over k < count of a(i,k) b[k][j], rows <= MR,
+// columns
 // <= NR; b is a panel (count, NR). Rows beyond the last read the last one again and are dropped.
 inline void kernel(real* out, size_t out_row, const real* a, size_t a_row, size_t a_column, const real* b,
                    size_t count, size_t rows, size_t columns, bool accumulate, const real* bias) {
@@ -86,10 +89,13 @@ inline void kernel(real* out, size_t out_row, const real* a, size_t a_row, size_
     if (accumulate || bias) {
         for (size_t i = 0; i < MR && !whole; i++)
             for (size_t j = 0; j < NR; j++)
-                edge[i * NR + j] = i < rows && j < columns ? (accumulate ? out[i * out_row + j] : bias[j]) : real(0);
+                edge[i * NR + j] =
+                    i < rows && j < columns ? (accumulate ? out[i * out_row + j] : bias[j]) : real(0);
         for (size_t i = 0; i < MR; i++)
             for (size_t v = 0; v < NV; v++)
-                acc[i][v] = *(const vec*)((!whole ? edge + i * NR : accumulate ? out + i * out_row : bias) +
+                acc[i][v] = *(const vec*)((!whole       ? edge + i * NR
+                                           : accumulate ? out + i * out_row
+                                                        : bias) +
                                           v * vector_length);
     } else {
         for (size_t i = 0; i < MR; i++)
@@ -110,18 +116,21 @@ inline void kernel(real* out, size_t out_row, const real* a, size_t a_row, size_
         for (size_t j = 0; j < columns; j++) out[i * out_row + j] = edge[i * NR + j];
 }
 
-// out (rows, columns) (+)= a b for a block of rows of a and packed b. b_count is the k-length the panels of b were
-// packed with (b itself may point to a later k inside its panels). scratch: room for the rows of a, packed.
+// out (rows, columns) (+)= a b for a block of rows of a and packed b. b_count is the k-length the panels of b
+// were packed with (b itself may point to a later k inside its panels). scratch: room for the rows of a,
+// packed.
 inline void multiply_block(real* out, size_t out_row, Matrix a, const real* b, size_t b_count, real* scratch,
-                           size_t rows, size_t columns, size_t count, bool accumulate, const real* bias = nullptr) {
+                           size_t rows, size_t columns, size_t count, bool accumulate,
+                           const real* bias = nullptr) {
     const bool pack = a.column != 1; // a transpose: its k run down a column, far apart in memory
     if (pack) pack_a(scratch, a, rows, count);
     const real* from = pack ? scratch : a.data;
     const size_t a_row = pack ? 1 : a.row, a_column = pack ? MR : 1, next_rows = pack ? count : a.row;
     for (size_t j = 0; j < columns; j += NR)
         for (size_t i = 0; i < rows; i += MR)
-            kernel(out + i * out_row + j, out_row, from + i * next_rows, a_row, a_column, b + j * b_count, count,
-                   std::min(MR, rows - i), std::min(NR, columns - j), accumulate, bias ? bias + j : nullptr);
+            kernel(out + i * out_row + j, out_row, from + i * next_rows, a_row, a_column, b + j * b_count,
+                   count, std::min(MR, rows - i), std::min(NR, columns - j), accumulate,
+                   bias ? bias + j : nullptr);
 }
 
 // out (M,N) = a (M,K) b (K,N) [+ bias (N)], or += with accumulate.
@@ -133,53 +142,50 @@ struct Product {
     const real* bias;
 };
 
+// Work item q of a group whose member p has items(p) of them: sets p, returns the number of the item within
+// p.
+template <class Items> size_t locate(size_t q, size_t* p, Items items) {
+    for (*p = 0; q >= items(*p); ++*p) q -= items(*p);
+    return q;
+}
+
 inline void multiply(const Product* products, size_t n_products) {
-    static Workspace packed_b;
-    size_t total = 0, panels = 0, items = 0;
-    const size_t nc = round_up(NC, NR);
-    for (size_t p = 0; p < n_products; p++) {
-        const Product& g = products[p];
-        total += round_up(g.N, NR) * g.K;
-        panels += (g.N + NR - 1) / NR;
-        items += ((g.M + MC - 1) / MC) * ((g.N + nc - 1) / nc);
-    }
-    real* packed = packed_b.reserve(total);
+    static Workspace memory;
+    auto panels = [&](size_t p) { return (products[p].N + NR - 1) / NR; };
+    auto column_blocks = [&](size_t p) { return (products[p].N + NC - 1) / NC; };
+    auto blocks = [&](size_t p) { return (products[p].M + MC - 1) / MC * column_blocks(p); };
+    auto packed_before = [&](size_t p) { // elements of the packed b of the products before p
+        size_t sum = 0;
+        for (size_t i = 0; i < p; i++) sum += panels(i) * NR * products[i].K;
+        return sum;
+    };
+    size_t n_panels = 0, n_blocks = 0;
+    for (size_t p = 0; p < n_products; p++) n_panels += panels(p), n_blocks += blocks(p);
+    real* packed = memory.reserve(packed_before(n_products));
 #pragma omp parallel
     {
-        static thread_local Workspace packed_a;
-        real* scratch = packed_a.reserve(MC * KC);
+        static thread_local Workspace scratch_memory;
+        real* scratch = scratch_memory.reserve(MC * KC);
         // All of every b, its panels dealt out to the threads.
 #pragma omp for schedule(static)
-        for (size_t q = 0; q < panels; q++) {
-            size_t panel = q, p = 0;
-            real* into = packed;
-            for (; panel >= (products[p].N + NR - 1) / NR; p++) {
-                panel -= (products[p].N + NR - 1) / NR;
-                into += round_up(products[p].N, NR) * products[p].K;
-            }
+        for (size_t q = 0; q < n_panels; q++) {
+            size_t p;
+            const size_t j = locate(q, &p, panels) * NR;
             const Product& g = products[p];
-            size_t j = panel * NR;
-            pack_b(into + j * g.K, g.b.from(0, j), g.K, std::min(NR, g.N - j));
+            pack_b(packed + packed_before(p) + j * g.K, g.b.from(0, j), g.K, std::min(NR, g.N - j));
         }
-        // Then blocks of MC rows and nc columns of every out.
+        // Then blocks of MC rows and NC columns of every out.
 #pragma omp for schedule(dynamic, 1)
-        for (size_t q = 0; q < items; q++) {
-            size_t item = q, p = 0;
-            const real* from = packed;
-            auto n_items = [&](const Product& g) { return ((g.M + MC - 1) / MC) * ((g.N + nc - 1) / nc); };
-            for (; item >= n_items(products[p]); p++) {
-                item -= n_items(products[p]);
-                from += round_up(products[p].N, NR) * products[p].K;
-            }
+        for (size_t q = 0; q < n_blocks; q++) {
+            size_t p;
+            const size_t block = locate(q, &p, blocks);
             const Product& g = products[p];
-            const size_t column_blocks = (g.N + nc - 1) / nc;
-            const size_t i = item / column_blocks * MC, j = item % column_blocks * nc;
-            const size_t rows = std::min(MC, g.M - i), columns = std::min(nc, g.N - j);
-            for (size_t k = 0; k < g.K; k += KC) {
-                const size_t count = std::min(KC, g.K - k);
-                multiply_block(g.out + i * g.N + j, g.N, g.a.from(i, k), from + j * g.K + k * NR, g.K, scratch, rows,
-                               columns, count, g.accumulate || k > 0, g.bias ? g.bias + j : nullptr);
-            }
+            const size_t i = block / column_blocks(p) * MC, j = block % column_blocks(p) * NC;
+            const real* b = packed + packed_before(p) + j * g.K;
+            for (size_t k = 0; k < g.K; k += KC)
+                multiply_block(g.out + i * g.N + j, g.N, g.a.from(i, k), b + k * NR, g.K, scratch,
+                               std::min(MC, g.M - i), std::min(NC, g.N - j), std::min(KC, g.K - k),
+                               g.accumulate || k > 0, g.bias ? g.bias + j : nullptr);
         }
     }
 }

@@ -1,7 +1,7 @@
-// The layers every transformer has, forward and backward side by side: embedding, LayerNorm, linear, activation,
-// residual, and the classifier. Outputs come first, then inputs, then sizes. N = B*T rows are tokens.
-// Gradients of parameters are added to (+=), gradients of activations are written (=), and the residual
-// stream's gradient is added to.
+// The layers every transformer has, forward and backward side by side: embedding, LayerNorm, linear,
+// activation, residual, and the classifier. Outputs come first, then inputs, then sizes. N = B*T rows are
+// tokens. Gradients of parameters are added to (+=), gradients of activations are written (=), and the
+// residual stream's gradient is added to.
 #pragma once
 #include "gemm.h"
 #include <cstddef>
@@ -24,8 +24,8 @@ inline void add_column_sums(real* sums, const real* x, size_t N, size_t M) {
 // Embedding: out[b,t] = wte[token[b,t]] + wpe[t]
 
 // out (B,T,C), tokens (B,T), wte (V,C), wpe (>=T,C)
-inline void embedding_forward(real* out, const int32_t* tokens, const real* wte, const real* wpe, size_t B, size_t T,
-                              size_t C) {
+inline void embedding_forward(real* out, const int32_t* tokens, const real* wte, const real* wpe, size_t B,
+                              size_t T, size_t C) {
 #pragma omp parallel for schedule(static) if (B * T > 1)
     for (size_t n = 0; n < B * T; n++) {
         const real *token = wte + tokens[n] * C, *position = wpe + n % T * C;
@@ -33,10 +33,10 @@ inline void embedding_forward(real* out, const int32_t* tokens, const real* wte,
     }
 }
 
-// dwte[token] += dout of every place the token stands; dwpe[t] += dout of every b. Threads share the channels,
-// so that the order of each sum is that of the tokens.
-inline void embedding_backward(real* dwte, real* dwpe, const real* dout, const int32_t* tokens, size_t B, size_t T,
-                               size_t C) {
+// dwte[token] += dout of every place the token stands; dwpe[t] += dout of every b. Threads share the
+// channels, so that the order of each sum is that of the tokens.
+inline void embedding_backward(real* dwte, real* dwpe, const real* dout, const int32_t* tokens, size_t B,
+                               size_t T, size_t C) {
     const size_t width = 64;
 #pragma omp parallel for schedule(static)
     for (size_t j = 0; j < C; j += width)
@@ -50,11 +50,12 @@ inline void embedding_backward(real* dwte, real* dwpe, const real* dout, const i
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// LayerNorm: out = weight * norm + bias, norm = (x - mean) * rstd, rstd = 1 / sqrt(var + 1e-5) over the channels
+// LayerNorm: out = weight * norm + bias, norm = (x - mean) * rstd, rstd = 1 / sqrt(var + 1e-5) over the
+// channels
 
 // out (N,C), mean rstd (N), x (N,C), weight bias (C)
-inline void layernorm_forward(real* out, real* mean, real* rstd, const real* x, const real* weight, const real* bias,
-                              size_t N, size_t C) {
+inline void layernorm_forward(real* out, real* mean, real* rstd, const real* x, const real* weight,
+                              const real* bias, size_t N, size_t C) {
 #pragma omp parallel for schedule(static) if (N > 1)
     for (size_t n = 0; n < N; n++) {
         const real* row = x + n * C;
@@ -72,7 +73,8 @@ inline void layernorm_forward(real* out, real* mean, real* rstd, const real* x, 
 }
 
 // With dnorm = weight * dout and averages over the channels:
-//   dx += rstd * (dnorm - avg(dnorm) - norm * avg(dnorm * norm));   dweight += sum norm * dout;   dbias += sum dout
+//   dx += rstd * (dnorm - avg(dnorm) - norm * avg(dnorm * norm));   dweight += sum norm * dout;   dbias +=
+//   sum dout
 // dx is the residual stream's gradient, so it is added to.
 inline void layernorm_backward(real* dx, real* dweight, real* dbias, const real* dout, const real* x,
                                const real* mean, const real* rstd, const real* weight, size_t N, size_t C) {
@@ -139,14 +141,15 @@ inline real gelu_slope(real h) {
     return real(0.5) * (1 + t) + real(0.5) * h * (1 - t * t) * gelu_scale * (1 + 3 * gelu_cubic * h * h);
 }
 
-// out, h (count): out may be h itself when relu
+// out, h (count): out may be h itself
 inline void activation_forward(real* out, const real* h, size_t count, bool relu) {
     const size_t block = 4096;
 #pragma omp parallel for schedule(static) if (count > 4 * block)
     for (size_t j = 0; j < count; j += block) {
         const size_t end = std::min(j + block, count);
         if (relu)
-            for (size_t i = j; i < end; i++) out[i] = h[i] > 0 ? h[i] : h[i] == h[i] ? 0 : h[i]; // NaN stays NaN
+            for (size_t i = j; i < end; i++)
+                out[i] = h[i] > 0 ? h[i] : h[i] == h[i] ? 0 : h[i]; // NaN stays NaN
         else
 #pragma omp simd
             for (size_t i = j; i < end; i++) out[i] = gelu(h[i]);

@@ -1,5 +1,5 @@
-// The reference model: its memory, forward, backward and update. Everything is allocated when the model is made;
-// a step allocates nothing. Two models can live in one process.
+// The reference model: its memory, forward, backward and update. Everything is allocated when the model is
+// made; a step allocates nothing. Two models can live in one process.
 #pragma once
 #include "../lib/parameters.h"
 #include "attention.h"
@@ -19,7 +19,8 @@ struct Block { // zeroed, aligned to cache lines
         if (count && !data) throw std::bad_alloc();
         if (count) std::fill(data, data + count, real(0));
     }
-    Block(Block&& other) noexcept : data(std::exchange(other.data, nullptr)), count(std::exchange(other.count, 0)) {}
+    Block(Block&& other) noexcept
+        : data(std::exchange(other.data, nullptr)), count(std::exchange(other.count, 0)) {}
     Block& operator=(Block&& other) noexcept {
         std::swap(data, other.data);
         std::swap(count, other.count);
@@ -29,25 +30,25 @@ struct Block { // zeroed, aligned to cache lines
 };
 
 struct LayerActivations {
-    real *ln_1, *ln_1_mean, *ln_1_rstd;  // (N,C) (N) (N)
-    real *qkv, *lse, *att;               // (N,3C) (B,NH,T) (N,C)
-    real* mid;                           // (N,C) residual stream after attention
-    real *ln_2, *ln_2_mean, *ln_2_rstd;  // (N,C) (N) (N)
-    real *h, *z;                         // pre-activations and units: moe (N*K,D) by slot, dense (N,W)
-    size_t active;                       // how many of z are positive
-    real* out;                           // (N,C) residual stream after the feed-forward layer
+    real *ln_1, *ln_1_mean, *ln_1_rstd; // (N,C) (N) (N)
+    real *qkv, *lse, *att;              // (N,3C) (B,NH,T) (N,C)
+    real* mid;                          // (N,C) residual stream after attention
+    real *ln_2, *ln_2_mean, *ln_2_rstd; // (N,C) (N) (N)
+    real *h, *z;                        // pre-activations and units: moe (N*K,D) by slot, dense (N,W)
+    size_t active;                      // how many of z are positive
+    real* out;                          // (N,C) residual stream after the feed-forward layer
     // moe only
-    real *m, *v, *mb, *vb;               // expert statistics (E,C) (E,C) (E) (E)
-    real *mu, *sd, *g, *p, *mean_p;      // router (N,E) x4, (E)
-    real *weight, *y;                    // gate weights (N,K); expert outputs (N*K,C)
+    real *m, *v, *mb, *vb;                  // expert statistics (E,C) (E,C) (E) (E)
+    real *mu, *sd, *g, *p, *mean_p;         // router (N,E) x4, (E)
+    real *weight, *y;                       // gate weights (N,K); expert outputs (N*K,C)
     int32_t *choice, *slot, *token, *begin; // (N,K) (N,K) (N*K) (E+1)
 };
 
 struct Activations {
-    real* embedded;                      // (N,C)
-    std::vector<LayerActivations> h;     // L
-    real *ln_f, *ln_f_mean, *ln_f_rstd;  // (N,C) (N) (N)
-    real *logits, *losses;               // (N,V), in the backward pass its gradient; (N)
+    real* embedded;                     // (N,C)
+    std::vector<LayerActivations> h;    // L
+    real *ln_f, *ln_f_mean, *ln_f_rstd; // (N,C) (N) (N)
+    real *logits, *losses;              // (N,V), in the backward pass its gradient; (N)
     // scratch, used by one layer at a time
     real *proj, *slots_x;                // (N,C); (N*K,C) gathered inputs
     real *dresidual, *dln, *datt, *dqkv; // (N,C) (N,C) (N,C) (N,3C)
@@ -73,14 +74,17 @@ void for_each_activation(const Config& c, size_t B, size_t T, Activations& a, Vi
         visit(h.mid, N * C);
         visit(h.ln_2, N * C), visit(h.ln_2_mean, N), visit(h.ln_2_rstd, N);
         visit(h.z, N * K * D);
-        if (c.relu()) h.h = h.z; // relu(h) > 0 exactly where h > 0: one array serves as both
-        else visit(h.h, N * K * D);
+        if (c.relu())
+            h.h = h.z; // relu(h) > 0 exactly where h > 0: one array serves as both
+        else
+            visit(h.h, N * K * D);
         visit(h.out, N * C);
         if (!c.moe()) continue;
         visit(h.m, E * C), visit(h.v, E * C), visit(h.mb, E), visit(h.vb, E);
         visit(h.mu, N * E), visit(h.sd, N * E), visit(h.g, N * E), visit(h.p, N * E), visit(h.mean_p, E);
         visit(h.weight, N * K), visit(h.y, N * K * C);
-        integers(h.choice, N * K), integers(h.slot, N * K), integers(h.token, N * K), integers(h.begin, E + 1);
+        integers(h.choice, N * K), integers(h.slot, N * K), integers(h.token, N * K),
+            integers(h.begin, E + 1);
     }
     visit(a.ln_f, N * C), visit(a.ln_f_mean, N), visit(a.ln_f_rstd, N);
     visit(a.logits, N * c.vocab_size), visit(a.losses, N);
@@ -99,23 +103,26 @@ struct Model {
     Block weights, gradients, moment_1, moment_2, activations;
     Parameters<real> w, g;
     Activations a;
-    size_t B = 0, T = 0;               // of the last forward pass; the activations hold max_tokens
+    size_t B = 0, T = 0; // of the last forward pass; the activations hold max_tokens
     size_t max_B = 0, max_T = 0;
     const int32_t *tokens = nullptr, *targets = nullptr;
-    bool statistics_stale = true;      // the weights changed since the expert statistics were computed
-    std::vector<Product> products;     // scratch of the experts
+    bool statistics_stale = true;  // the weights changed since the expert statistics were computed
+    std::vector<Product> products; // scratch of the experts
     std::vector<ExpertPart> parts;
-    SkipBelow skip;                    // when the experts skip relu's zeros
-    std::vector<double> partial;       // scratch of the gradient norm
+    SkipBelow skip;              // when the experts skip relu's zeros
+    std::vector<double> partial; // scratch of the gradient norm
 
-    // For batches of up to B x T tokens; with training = false there is no backward pass, with B = 0 the weights alone.
+    // For batches of up to B x T tokens; with training = false there is no backward pass, with B = 0 the
+    // weights alone.
     explicit Model(const Config& config, size_t B = 0, size_t T = 0, bool training = true)
         : config(config), table(tensor_table(config)), weights(block_elements(table)), max_B(B), max_T(T) {
-        if (T > config.block_size) fail("T is %zu, more than the model's block_size %zu", T, config.block_size);
+        if (T > config.block_size)
+            fail("T is %zu, more than the model's block_size %zu", T, config.block_size);
         w = carve_parameters(config, table, weights.data);
         if (B == 0) return;
         if (training) {
-            gradients = Block(weights.count), moment_1 = Block(weights.count), moment_2 = Block(weights.count);
+            gradients = Block(weights.count), moment_1 = Block(weights.count),
+            moment_2 = Block(weights.count);
             g = carve_parameters(config, table, gradients.data);
         }
         activations = Block(activation_elements(config, B, T));
@@ -130,7 +137,8 @@ struct Model {
     static size_t activation_elements(const Config& config, size_t B, size_t T) {
         size_t total = 0;
         Activations unused{};
-        for_each_activation(config, B, T, unused, [&](real*&, size_t count) { total += round_up(count, 32); });
+        for_each_activation(config, B, T, unused,
+                            [&](real*&, size_t count) { total += round_up(count, 32); });
         return total;
     }
     static constexpr size_t norm_block = 1 << 14;
@@ -139,21 +147,33 @@ struct Model {
 inline Experts layer_experts(Model& model, size_t l) {
     const Config& c = model.config;
     const LayerParameters<real>& w = model.w.h[l];
-    return {c.n_expert, c.d_expert, c.n_embd, c.relu(), w.w_enc, w.b_enc, w.w_dec, w.b_dec, model.a.h[l].begin,
-            model.products.data(), model.parts.data(), model.skip};
+    return {c.n_expert,
+            c.d_expert,
+            c.n_embd,
+            c.relu(),
+            w.w_enc,
+            w.b_enc,
+            w.w_dec,
+            w.b_dec,
+            model.a.h[l].begin,
+            model.products.data(),
+            model.parts.data(),
+            model.skip};
 }
 
 // ---------------------------------------------------------------------------------------------------------
 // Forward
 
 struct Losses {
-    double loss = 0, aux = 0; // mean cross-entropy; load balance summed over layers, without its weight lambda
+    double loss = 0,
+           aux = 0; // mean cross-entropy; load balance summed over layers, without its weight lambda
     bool finite() const { return std::isfinite(loss) && std::isfinite(aux); }
 };
 
 // Returns the sum over layers of aux. Fills model.a, logits included.  tokens (B,T), kept by reference
 inline double forward_logits(Model& model, const int32_t* tokens, size_t B, size_t T) {
-    if (B > model.max_B || T > model.max_T) fail("a batch of %zu x %zu tokens does not fit in this model's memory", B, T);
+    if (B > model.max_B || T > model.max_T)
+        fail("a batch of %zu x %zu tokens does not fit in this model's memory", B, T);
     const Config& c = model.config;
     const size_t N = B * T, C = c.n_embd, E = c.n_expert, K = c.n_expert_active, D = c.d_expert, W = K * D;
     Activations& a = model.a;
@@ -175,7 +195,8 @@ inline double forward_logits(Model& model, const int32_t* tokens, size_t B, size
             if (c.topk()) {
                 linear_forward(h.g, h.ln_2, w.router, nullptr, N, C, E);
             } else {
-                if (model.statistics_stale) expert_statistics_forward(h.m, h.v, h.mb, h.vb, w.w_enc, w.b_enc, E, D, C);
+                if (model.statistics_stale)
+                    expert_statistics_forward(h.m, h.v, h.mb, h.vb, w.w_enc, w.b_enc, E, D, C);
                 router_forward(h.g, h.mu, h.sd, h.ln_2, h.m, h.v, h.mb, h.vb, N, E, C);
             }
             choice_forward(h.choice, h.weight, h.g, N, E, K);
@@ -199,14 +220,15 @@ inline double forward_logits(Model& model, const int32_t* tokens, size_t B, size
     return aux;
 }
 
-// Loss of the batch. gradient_scale 0: evaluation. Otherwise the logits are replaced by gradient_scale times the
-// gradient of the mean cross-entropy (1 / accumulation steps), ready for backward().  targets (B,T)
+// Loss of the batch. gradient_scale 0: evaluation. Otherwise the logits are replaced by gradient_scale times
+// the gradient of the mean cross-entropy (1 / accumulation steps), ready for backward().  targets (B,T)
 inline Losses forward(Model& model, const int32_t* tokens, const int32_t* targets, size_t B, size_t T,
                       real gradient_scale = 0) {
     Losses losses;
     losses.aux = forward_logits(model, tokens, B, T);
     model.targets = targets;
-    classifier(model.a.losses, model.a.logits, targets, B * T, model.config.vocab_size, gradient_scale / (B * T));
+    classifier(model.a.losses, model.a.logits, targets, B * T, model.config.vocab_size,
+               gradient_scale / (B * T));
     for (size_t n = 0; n < B * T; n++) losses.loss += model.a.losses[n];
     losses.loss /= B * T;
     return losses;
@@ -232,8 +254,8 @@ inline void backward(Model& model, real aux_scale) { // aux_scale: gradient_scal
 
     linear_backward(a.dln, g.wte, nullptr, a.logits, a.ln_f, model.w.wte, N, C, c.vocab_size);
     std::fill(a.dresidual, a.dresidual + N * C, real(0));
-    layernorm_backward(a.dresidual, g.ln_f_weight, g.ln_f_bias, a.dln, a.h.back().out, a.ln_f_mean, a.ln_f_rstd,
-                       model.w.ln_f_weight, N, C);
+    layernorm_backward(a.dresidual, g.ln_f_weight, g.ln_f_bias, a.dln, a.h.back().out, a.ln_f_mean,
+                       a.ln_f_rstd, model.w.ln_f_weight, N, C);
     for (size_t l = c.n_layer; l-- > 0;) {
         LayerParameters<real>&w = model.w.h[l], &dw = g.h[l];
         LayerActivations& h = a.h[l];
@@ -241,8 +263,8 @@ inline void backward(Model& model, real aux_scale) { // aux_scale: gradient_scal
         if (c.moe()) {
             combine_backward(a.dy, a.dweight, a.dresidual, h.y, h.weight, h.slot, N, K, C);
             gather(a.slots_x, h.ln_2, h.token, N * K, C);
-            experts_backward(a.dslots, dw.w_enc, dw.b_enc, dw.w_dec, dw.b_dec, a.dh, a.dy, a.slots_x, h.z, h.h,
-                             h.active, layer_experts(model, l));
+            experts_backward(a.dslots, dw.w_enc, dw.b_enc, dw.w_dec, dw.b_dec, a.dh, a.dy, a.slots_x, h.z,
+                             h.h, h.active, layer_experts(model, l));
             gather_backward(a.dln, a.dslots, h.slot, N, K, C);
             balance_backward(a.dg, h.p, h.begin, aux_scale, N, E, K);
             choice_backward(a.dg, a.dweight, h.weight, h.choice, N, E, K);
@@ -252,19 +274,26 @@ inline void backward(Model& model, real aux_scale) { // aux_scale: gradient_scal
             } else {
                 for (auto [p, count] : {std::pair{a.dm, E * C}, {a.dv, E * C}, {a.dmb, E}, {a.dvb, E}})
                     std::fill(p, p + count, real(0));
-                router_backward(a.dln, a.dm, a.dv, a.dmb, a.dvb, a.dmu, a.dvar, a.dg, h.ln_2, h.mu, h.sd, h.m, h.v, N, E, C);
-                expert_statistics_backward(dw.w_enc, dw.b_enc, a.dm, a.dv, a.dmb, a.dvb, w.w_enc, w.b_enc, h.m, h.mb, E, D, C);
+                router_backward(a.dln, a.dm, a.dv, a.dmb, a.dvb, a.dmu, a.dvar, a.dg, h.ln_2, h.mu, h.sd, h.m,
+                                h.v, N, E, C);
+                expert_statistics_backward(dw.w_enc, dw.b_enc, a.dm, a.dv, a.dmb, a.dvb, w.w_enc, w.b_enc,
+                                           h.m, h.mb, E, D, C);
             }
         } else {
-            linear_backward(a.dh, dw.fc_proj_weight, dw.fc_proj_bias, a.dresidual, h.z, w.fc_proj_weight, N, W, C);
+            linear_backward(a.dh, dw.fc_proj_weight, dw.fc_proj_bias, a.dresidual, h.z, w.fc_proj_weight, N,
+                            W, C);
             activation_backward(a.dh, a.dh, h.h, N * W, c.relu());
             linear_backward(a.dln, dw.fc_weight, dw.fc_bias, a.dh, h.ln_2, w.fc_weight, N, C, W);
         }
-        layernorm_backward(a.dresidual, dw.ln_2_weight, dw.ln_2_bias, a.dln, h.mid, h.ln_2_mean, h.ln_2_rstd, w.ln_2_weight, N, C);
-        linear_backward(a.datt, dw.c_proj_weight, dw.c_proj_bias, a.dresidual, h.att, w.c_proj_weight, N, C, C);
+        layernorm_backward(a.dresidual, dw.ln_2_weight, dw.ln_2_bias, a.dln, h.mid, h.ln_2_mean, h.ln_2_rstd,
+                           w.ln_2_weight, N, C);
+        linear_backward(a.datt, dw.c_proj_weight, dw.c_proj_bias, a.dresidual, h.att, w.c_proj_weight, N, C,
+                        C);
         attention_backward(a.dqkv, a.datt, h.att, h.lse, h.qkv, B, T, C, c.n_head);
-        linear_backward(a.dln, dw.c_attn_weight, dw.c_attn_bias, a.dqkv, h.ln_1, w.c_attn_weight, N, C, 3 * C);
-        layernorm_backward(a.dresidual, dw.ln_1_weight, dw.ln_1_bias, a.dln, x, h.ln_1_mean, h.ln_1_rstd, w.ln_1_weight, N, C);
+        linear_backward(a.dln, dw.c_attn_weight, dw.c_attn_bias, a.dqkv, h.ln_1, w.c_attn_weight, N, C,
+                        3 * C);
+        layernorm_backward(a.dresidual, dw.ln_1_weight, dw.ln_1_bias, a.dln, x, h.ln_1_mean, h.ln_1_rstd,
+                           w.ln_1_weight, N, C);
     }
     embedding_backward(g.wte, g.wpe, a.dresidual, model.tokens, B, T, C);
 }
@@ -277,7 +306,8 @@ inline void zero_gradients(Model& model) {
 // ---------------------------------------------------------------------------------------------------------
 // Update
 
-// Global norm of the gradient, summed in blocks of fixed size: in `real` within a short one, in double beyond.
+// Global norm of the gradient, summed in blocks of fixed size: in `real` within a short one, in double
+// beyond.
 inline double gradient_norm(Model& model) {
     const size_t count = model.gradients.count, block = Model::norm_block, part = 1024;
     const real* g = model.gradients.data;
@@ -300,11 +330,14 @@ struct AdamW {
     double lr = 3e-4, beta_1 = 0.9, beta_2 = 0.95, eps = 1e-8, weight_decay = 0.1;
 };
 
-// Decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101), t = 1, 2, ...; G = gradient_scale * gradient:
-//   m = b1 m + (1-b1) G     v = b2 v + (1-b2) G^2     w -= lr (m/(1-b1^t) / (sqrt(v/(1-b2^t)) + eps) + decay w)
+// Decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101), t = 1, 2, ...; G = gradient_scale *
+// gradient:
+//   m = b1 m + (1-b1) G     v = b2 v + (1-b2) G^2     w -= lr (m/(1-b1^t) / (sqrt(v/(1-b2^t)) + eps) + decay
+//   w)
 inline void update(Model& model, const AdamW& adam, uint64_t t, double gradient_scale) {
     const real b1 = adam.beta_1, b2 = adam.beta_2, scale = gradient_scale, eps = adam.eps, lr = adam.lr;
-    const real fix_1 = 1 / (1 - std::pow(adam.beta_1, double(t))), fix_2 = 1 / (1 - std::pow(adam.beta_2, double(t)));
+    const real fix_1 = 1 / (1 - std::pow(adam.beta_1, double(t))),
+               fix_2 = 1 / (1 - std::pow(adam.beta_2, double(t)));
     for (const Tensor& tensor : model.table) {
         real *w = model.weights.data + tensor.offset, *g = model.gradients.data + tensor.offset;
         real *m = model.moment_1.data + tensor.offset, *v = model.moment_2.data + tensor.offset;

@@ -1,7 +1,7 @@
-// The MoE-X feed-forward layer (Yang et al., arXiv 2503.07639), forward and backward, in the order a token meets
-// it: expert statistics, router, choice, load balance, dispatch, experts, combine. N tokens, E experts of D
-// units, K of them per token, C channels. A token's visit to one of its experts is a slot; the N*K slots are
-// sorted by expert, so that each expert works on consecutive rows.
+// The MoE-X feed-forward layer (Yang et al., arXiv 2503.07639), forward and backward, in the order a token
+// meets it: expert statistics, router, choice, load balance, dispatch, experts, combine. N tokens, E experts
+// of D units, K of them per token, C channels. A token's visit to one of its experts is a slot; the N*K slots
+// are sorted by expert, so that each expert works on consecutive rows.
 #pragma once
 #include "layers.h"
 #include "sparse.h"
@@ -11,8 +11,8 @@
 //   m_j = mean (C),  v_j = population variance (C),  mb_j, vb_j the same of b_enc[j]
 
 // m v (E,C), mb vb (E), w_enc (E,D,C), b_enc (E,D)
-inline void expert_statistics_forward(real* m, real* v, real* mb, real* vb, const real* w_enc, const real* b_enc,
-                                      size_t E, size_t D, size_t C) {
+inline void expert_statistics_forward(real* m, real* v, real* mb, real* vb, const real* w_enc,
+                                      const real* b_enc, size_t E, size_t D, size_t C) {
 #pragma omp parallel for schedule(static)
     for (size_t j = 0; j < E; j++) {
         real *mj = m + j * C, *vj = v + j * C;
@@ -38,9 +38,9 @@ inline void expert_statistics_forward(real* m, real* v, real* mb, real* vb, cons
 
 // The mean moves by 1/D of any row; the variance by 2/D (row - mean), its own mean's part summing to zero:
 //   dW_enc[j][i] += dm_j / D + dv_j * 2 (W_enc[j][i] - m_j) / D,   db_enc[j][i] likewise
-inline void expert_statistics_backward(real* dw_enc, real* db_enc, const real* dm, const real* dv, const real* dmb,
-                                       const real* dvb, const real* w_enc, const real* b_enc, const real* m,
-                                       const real* mb, size_t E, size_t D, size_t C) {
+inline void expert_statistics_backward(real* dw_enc, real* db_enc, const real* dm, const real* dv,
+                                       const real* dmb, const real* dvb, const real* w_enc, const real* b_enc,
+                                       const real* m, const real* mb, size_t E, size_t D, size_t C) {
     const real share = real(1) / D;
 #pragma omp parallel for collapse(2) schedule(static)
     for (size_t j = 0; j < E; j++)
@@ -54,15 +54,15 @@ inline void expert_statistics_backward(real* dw_enc, real* db_enc, const real* d
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// Router: how sparsely would expert j fire on x? Were the rows of W_enc[j] Gaussian, its pre-activations would be
-// Gaussian over the units, of mean and variance
+// Router: how sparsely would expert j fire on x? Were the rows of W_enc[j] Gaussian, its pre-activations
+// would be Gaussian over the units, of mean and variance
 //   mu_j = m_j . x + mb_j        var_j = v_j . (x*x) + vb_j + 1e-12 = sd_j^2
 // and a share Phi(mu/sd) of them positive. The score falls as that share rises:
 //   g_j = -erf(mu_j / (sqrt(2) sd_j)) = 1 - 2 Phi(mu_j / sd_j)
 
 // g mu sd (N,E), x (N,C)
-inline void router_forward(real* g, real* mu, real* sd, const real* x, const real* m, const real* v, const real* mb,
-                           const real* vb, size_t N, size_t E, size_t C) {
+inline void router_forward(real* g, real* mu, real* sd, const real* x, const real* m, const real* v,
+                           const real* mb, const real* vb, size_t N, size_t E, size_t C) {
     const real root_half = real(0.70710678118654752440);
 #pragma omp parallel for schedule(static) if (N > 1)
     for (size_t n = 0; n < N; n++)
@@ -86,9 +86,9 @@ inline void router_forward(real* g, real* mu, real* sd, const real* x, const rea
 //   dx += sum_j dmu_j m_j + dvar_j 2 x v_j
 //   dm_j += sum_n dmu_j x     dv_j += sum_n dvar_j (x*x)     dmb_j += sum_n dmu_j     dvb_j += sum_n dvar_j
 // dx (N,C), dm dv (E,C), dmb dvb (E), dmu dvar scratch (N,E), dg (N,E)
-inline void router_backward(real* dx, real* dm, real* dv, real* dmb, real* dvb, real* dmu, real* dvar, const real* dg,
-                            const real* x, const real* mu, const real* sd, const real* m, const real* v, size_t N,
-                            size_t E, size_t C) {
+inline void router_backward(real* dx, real* dm, real* dv, real* dmb, real* dvb, real* dmu, real* dvar,
+                            const real* dg, const real* x, const real* mu, const real* sd, const real* m,
+                            const real* v, size_t N, size_t E, size_t C) {
     const real root = real(0.79788456080286535588); // sqrt(2/pi)
 #pragma omp parallel
     {
@@ -148,8 +148,8 @@ inline void choice_forward(int32_t* choice, real* weight, const real* g, size_t 
 }
 
 // dg[s_k] += w_k (dw_k - sum_i dw_i w_i); the choice itself is a constant.   dg (N,E), dweight (N,K)
-inline void choice_backward(real* dg, const real* dweight, const real* weight, const int32_t* choice, size_t N,
-                            size_t E, size_t K) {
+inline void choice_backward(real* dg, const real* dweight, const real* weight, const int32_t* choice,
+                            size_t N, size_t E, size_t K) {
 #pragma omp parallel for schedule(static)
     for (size_t n = 0; n < N; n++) {
         real mean = 0;
@@ -164,7 +164,8 @@ inline void choice_backward(real* dg, const real* dweight, const real* weight, c
 // backward pass), P_j = mean over tokens of p_nj, p_n = softmax of g_n over all E
 
 // returns aux; p (N,E), begin (E+1) from dispatch()
-inline real balance_forward(real* p, real* mean, const real* g, const int32_t* begin, size_t N, size_t E, size_t K) {
+inline real balance_forward(real* p, real* mean, const real* g, const int32_t* begin, size_t N, size_t E,
+                            size_t K) {
 #pragma omp parallel for schedule(static)
     for (size_t n = 0; n < N; n++) {
         const real *gn = g + n * E, most = *std::max_element(gn, gn + E);
@@ -180,7 +181,8 @@ inline real balance_forward(real* p, real* mean, const real* g, const int32_t* b
 }
 
 // dp_nj = scale E f_j / N;  dg_nj = p_nj (dp_nj - sum_i dp_ni p_ni).   dg (N,E) is written.
-inline void balance_backward(real* dg, const real* p, const int32_t* begin, real scale, size_t N, size_t E, size_t K) {
+inline void balance_backward(real* dg, const real* p, const int32_t* begin, real scale, size_t N, size_t E,
+                             size_t K) {
 #pragma omp parallel for schedule(static)
     for (size_t n = 0; n < N; n++) {
         auto dp = [&](size_t j) { return scale * E * (real(begin[j + 1] - begin[j]) / (N * K)) / N; };
@@ -195,7 +197,8 @@ inline void balance_backward(real* dg, const real* p, const int32_t* begin, real
 
 // begin (E+1): expert j's slots are [begin[j], begin[j+1]);  slot (N,K): where assignment (n,k) went;
 // token (N*K): whose it is
-inline void dispatch(int32_t* begin, int32_t* slot, int32_t* token, const int32_t* choice, size_t N, size_t E, size_t K) {
+inline void dispatch(int32_t* begin, int32_t* slot, int32_t* token, const int32_t* choice, size_t N, size_t E,
+                     size_t K) {
     std::fill(begin, begin + E + 1, 0);
     for (size_t i = 0; i < N * K; i++) begin[choice[i] + 1]++;
     for (size_t j = 0; j < E; j++) begin[j + 1] += begin[j];
@@ -214,11 +217,13 @@ inline void gather(real* out, const real* x, const int32_t* token, size_t slots,
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// Experts: on its own slots, expert j computes  h = x W_enc[j]^T + b_enc[j],  z = act(h),  y = z W_dec[j] + b_dec[j]
+// Experts: on its own slots, expert j computes  h = x W_enc[j]^T + b_enc[j],  z = act(h),  y = z W_dec[j] +
+// b_dec[j]
 //
 // After relu most of z is zero. Where few enough units fire, the products that z is part of skip the zeros.
 
-// The share of active units up to which skipping wins, as measured (dev/bench/NOTES.md). 0 never skips, 1 always.
+// The share of active units up to which skipping wins, as measured (dev/bench/NOTES.md). 0 never skips, 1
+// always.
 struct SkipBelow {
     double forward = 0.15, slots = 0.15, units = 0.20;
 };
@@ -234,11 +239,13 @@ struct Experts {
 
     size_t slots() const { return begin[E]; }
 
-    // For every expert that has slots, what make(j, first slot, slots) says of it, in a list. Returns its length.
+    // For every expert that has slots, what make(j, first slot, slots) says of it, in a list. Returns its
+    // length.
     template <class T, class Make> size_t describe(T* list, Make make) const {
         size_t n = 0;
         for (size_t j = 0; j < E; j++)
-            if (begin[j + 1] > begin[j]) list[n++] = make(j, size_t(begin[j]), size_t(begin[j + 1] - begin[j]));
+            if (begin[j + 1] > begin[j])
+                list[n++] = make(j, size_t(begin[j]), size_t(begin[j + 1] - begin[j]));
         return n;
     }
     // One product per expert, all in one parallel region.
@@ -249,7 +256,8 @@ struct Experts {
 inline size_t experts_forward(real* y, real* z, real* h, const real* x, const Experts& e) {
     const size_t D = e.D, C = e.C;
     e.each([&](size_t j, size_t s, size_t n) -> Product {
-        return {h + s * D, row_major(x + s * C, C), row_major(e.w_enc + j * D * C, C).transposed(), n, D, C, false, e.b_enc + j * D};
+        return {h + s * D, row_major(x + s * C, C), row_major(e.w_enc + j * D * C, C).transposed(), n, D, C,
+                false,     e.b_enc + j * D};
     });
     activation_forward(z, h, e.slots() * D, e.relu);
     const size_t active = count_active(z, e.slots() * D);
@@ -265,42 +273,68 @@ inline size_t experts_forward(real* y, real* z, real* h, const real* x, const Ex
         }));
     } else {
         e.each([&](size_t j, size_t s, size_t n) -> Product {
-            return {y + s * C, row_major(z + s * D, D), row_major(e.w_dec + j * D * C, C), n, C, D, false, e.b_dec + j * C};
+            return {y + s * C, row_major(z + s * D, D), row_major(e.w_dec + j * D * C, C), n, C, D,
+                    false,     e.b_dec + j * C};
         });
     }
     return active;
 }
 
 // From dy: dz = dy W_dec^T,  dW_dec += z^T dy,  db_dec += sum dy,  dh = dz act'(h),
-//          dx = dh W_enc,   dW_enc += dh^T x,  db_enc += sum dh.       dh (N*K,D) scratch; active from the forward
-inline void experts_backward(real* dx, real* dw_enc, real* db_enc, real* dw_dec, real* db_dec, real* dh, const real* dy,
-                             const real* x, const real* z, const real* h, size_t active, const Experts& e) {
+//          dx = dh W_enc,   dW_enc += dh^T x,  db_enc += sum dh.       dh (N*K,D) scratch; active from the
+//          forward
+inline void experts_backward(real* dx, real* dw_enc, real* db_enc, real* dw_dec, real* db_dec, real* dh,
+                             const real* dy, const real* x, const real* z, const real* h, size_t active,
+                             const Experts& e) {
     const size_t D = e.D, C = e.C;
     const double share = e.relu ? double(active) / (e.slots() * D) : INFINITY; // gelu has no zeros to skip
     const size_t n_parts = e.describe(e.parts, [&](size_t j, size_t s, size_t n) -> ExpertPart {
-        return {n, D, C, z + s * D, e.w_enc + j * D * C, e.w_dec + j * D * C, nullptr, x + s * C, dy + s * C,
-                dh + s * D, dx + s * C, dw_enc + j * D * C, dw_dec + j * D * C};
+        return {
+            n,         D,          C,          z + s * D,  e.w_enc + j * D * C, e.w_dec + j * D * C, nullptr,
+            x + s * C, dy + s * C, dh + s * D, dx + s * C, dw_enc + j * D * C,  dw_dec + j * D * C};
     });
     if (share <= e.skip.slots) {
         std::fill(dx, dx + e.slots() * C, real(0));
         skipping_slots(e.parts, n_parts);
     } else {
         e.each([&](size_t j, size_t s, size_t n) -> Product {
-            return {dh + s * D, row_major(dy + s * C, C), row_major(e.w_dec + j * D * C, C).transposed(), n, D, C, false, nullptr};
+            return {dh + s * D,
+                    row_major(dy + s * C, C),
+                    row_major(e.w_dec + j * D * C, C).transposed(),
+                    n,
+                    D,
+                    C,
+                    false,
+                    nullptr};
         });
         activation_backward(dh, dh, h, e.slots() * D, e.relu);
         e.each([&](size_t j, size_t s, size_t n) -> Product {
-            return {dx + s * C, row_major(dh + s * D, D), row_major(e.w_enc + j * D * C, C), n, C, D, false, nullptr};
+            return {dx + s * C, row_major(dh + s * D, D), row_major(e.w_enc + j * D * C, C), n, C, D, false,
+                    nullptr};
         });
     }
     if (share <= e.skip.units) {
         skipping_units(e.parts, n_parts);
     } else {
         e.each([&](size_t j, size_t s, size_t n) -> Product {
-            return {dw_dec + j * D * C, row_major(z + s * D, D).transposed(), row_major(dy + s * C, C), D, C, n, true, nullptr};
+            return {dw_dec + j * D * C,
+                    row_major(z + s * D, D).transposed(),
+                    row_major(dy + s * C, C),
+                    D,
+                    C,
+                    n,
+                    true,
+                    nullptr};
         });
         e.each([&](size_t j, size_t s, size_t n) -> Product {
-            return {dw_enc + j * D * C, row_major(dh + s * D, D).transposed(), row_major(x + s * C, C), D, C, n, true, nullptr};
+            return {dw_enc + j * D * C,
+                    row_major(dh + s * D, D).transposed(),
+                    row_major(x + s * C, C),
+                    D,
+                    C,
+                    n,
+                    true,
+                    nullptr};
         });
     }
     for (size_t j = 0; j < e.E; j++) {
@@ -314,8 +348,8 @@ inline void experts_backward(real* dx, real* dw_enc, real* db_enc, real* dw_dec,
 // Combine: out_n = x_n + sum_k w_nk y_slot(n,k)   (the residual and the weighted sum in one pass)
 
 // out x (N,C), y (N*K,C), weight slot (N,K)
-inline void combine_forward(real* out, const real* x, const real* y, const real* weight, const int32_t* slot, size_t N,
-                            size_t K, size_t C) {
+inline void combine_forward(real* out, const real* x, const real* y, const real* weight, const int32_t* slot,
+                            size_t N, size_t K, size_t C) {
 #pragma omp parallel for schedule(static)
     for (size_t n = 0; n < N; n++) {
         std::copy(x + n * C, x + (n + 1) * C, out + n * C);

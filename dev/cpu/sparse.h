@@ -1,19 +1,21 @@
-// Products that skip the zeros of relu. A trained MoE-X layer fires 4 to 20% of its units, so in five of its six
-// products (all but the encoder's) most of the work is multiplication by zero. Here, for one expert with n slots, D
-// units and C channels, only the rows that count are moved:
+// Products that skip the zeros of relu. A trained MoE-X layer fires 4 to 20% of its units, so in five of its
+// six products (all but the encoder's) most of the work is multiplication by zero. Here, for one expert with
+// n slots, D units and C channels, only the rows that count are moved:
 //
 //   skipping_decode   y_s   += sum over units u that fire in slot s of  z_su W_dec_u
 //   skipping_slots    dh_su  = dy_s . W_dec_u where u fires, else 0;   dx_s += sum of dh_su W_enc_u
-//   skipping_units    dW_dec_u += sum over slots s where u fires of  z_su dy_s;   dW_enc_u += sum of dh_su x_s
+//   skipping_units    dW_dec_u += sum over slots s where u fires of  z_su dy_s;   dW_enc_u += sum of dh_su
+//   x_s
 //
-// A unit fires where z > 0. A NaN counts as firing: it must reach the loss, where the trainer sees it. Rows are taken
-// in chunks that stay in the second-level cache, and every sum runs in order, so the bits do not depend on threads.
+// A unit fires where z > 0. A NaN counts as firing: it must reach the loss, where the trainer sees it. Rows
+// are taken in chunks that stay in the second-level cache, and every sum runs in order, so the bits do not
+// depend on threads.
 #pragma once
 #include "gemm.h"
 
-constexpr size_t list_lanes = 16;   // lists made together, so that columns of z are read by whole cache lines
-constexpr size_t list_group = 64;   // slots or units of one work item
-constexpr size_t list_chunk = 512;  // the most entries of a list
+constexpr size_t list_lanes = 16;  // lists made together, so that columns of z are read by whole cache lines
+constexpr size_t list_group = 64;  // slots or units of one work item
+constexpr size_t list_chunk = 512; // the most entries of a list
 
 // Where z > 0 along one slot (then entries are units) or one unit (then entries are slots), within a chunk.
 struct ActiveList {
@@ -22,8 +24,8 @@ struct ActiveList {
     size_t count;
 };
 
-// Lists for `lanes` lanes of `count` entries each. Every index is written and only some are kept: that costs less than
-// a branch that cannot be foreseen.
+// Lists for `lanes` lanes of `count` entries each. Every index is written and only some are kept: that costs
+// less than a branch that cannot be foreseen.
 inline void list_active(ActiveList* lists, Matrix z, size_t lanes, size_t count) {
     for (size_t i = 0; i < lanes; i++) lists[i].count = 0;
     if (z.column == 1) {
@@ -84,7 +86,8 @@ inline void dot_rows(ActiveList& list, const real* a, const real* rows, size_t C
         const real *r2 = rows + list.index[i + 2] * C, *r3 = rows + list.index[i + 3] * C;
         real s0 = 0, s1 = 0, s2 = 0, s3 = 0;
 #pragma omp simd reduction(+ : s0, s1, s2, s3)
-        for (size_t c = 0; c < C; c++) s0 += a[c] * r0[c], s1 += a[c] * r1[c], s2 += a[c] * r2[c], s3 += a[c] * r3[c];
+        for (size_t c = 0; c < C; c++)
+            s0 += a[c] * r0[c], s1 += a[c] * r1[c], s2 += a[c] * r2[c], s3 += a[c] * r3[c];
         list.value[i] = s0, list.value[i + 1] = s1, list.value[i + 2] = s2, list.value[i + 3] = s3;
     }
     for (; i < list.count; i++) {
@@ -99,35 +102,36 @@ inline void dot_rows(ActiveList& list, const real* a, const real* rows, size_t C
 // One expert's part of the layer: n slots, D units, C channels; all row-major.
 struct ExpertPart {
     size_t n, D, C;
-    const real* z;            // (n,D)
+    const real* z;             // (n,D)
     const real *w_enc, *w_dec; // (D,C)
-    real* y;                  // forward: (n,C), holds b_dec
-    const real *x, *dy;       // backward: (n,C)
-    real *dh, *dx;            // backward: (n,D), (n,C); dx holds 0
-    real *dw_enc, *dw_dec;    // backward: (D,C)
+    real* y;                   // forward: (n,C), holds b_dec
+    const real *x, *dy;        // backward: (n,C)
+    real *dh, *dx;             // backward: (n,D), (n,C); dx holds 0
+    real *dw_enc, *dw_dec;     // backward: (D,C)
 };
 
 // Entries of a list: rows of half a megabyte.
 inline size_t chunk_of(const ExpertPart& e) { return std::clamp<size_t>(131072 / e.C, 32, list_chunk); }
 
-// Work items are groups of lanes (slots or units) of one expert; inside, chunks of entries; inside, lists of a few lanes.
-template <class Each>
-void for_each_list(const ExpertPart* parts, size_t n_parts, bool by_slot, Each each) {
-    auto groups = [&](const ExpertPart& e) { return ((by_slot ? e.n : e.D) + list_group - 1) / list_group; };
+// Work items are groups of lanes (slots or units) of one expert; inside, chunks of entries; inside, lists of
+// a few lanes.
+template <class Each> void for_each_list(const ExpertPart* parts, size_t n_parts, bool by_slot, Each each) {
+    auto groups = [&](size_t p) {
+        return ((by_slot ? parts[p].n : parts[p].D) + list_group - 1) / list_group;
+    };
     size_t items = 0;
-    for (size_t p = 0; p < n_parts; p++) items += groups(parts[p]);
+    for (size_t p = 0; p < n_parts; p++) items += groups(p);
 #pragma omp parallel
     {
         static thread_local std::vector<ActiveList> lists(list_lanes);
 #pragma omp for schedule(dynamic, 1)
         for (size_t q = 0; q < items; q++) {
-            size_t item = q, p = 0;
-            for (; item >= groups(parts[p]); p++) item -= groups(parts[p]);
+            size_t p;
+            const size_t first = locate(q, &p, groups) * list_group;
             const ExpertPart& e = parts[p];
             const Matrix z = by_slot ? row_major(e.z, e.D) : row_major(e.z, e.D).transposed();
             const size_t lanes = by_slot ? e.n : e.D, entries = by_slot ? e.D : e.n;
-            const size_t first = item * list_group, end = std::min(first + list_group, lanes);
-            const size_t chunk = chunk_of(e);
+            const size_t end = std::min(first + list_group, lanes), chunk = chunk_of(e);
             for (size_t k = 0; k < entries; k += chunk)
                 for (size_t i = first; i < end; i += list_lanes) {
                     const size_t count = std::min(list_lanes, end - i);

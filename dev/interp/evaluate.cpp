@@ -1,5 +1,6 @@
-// evaluate: what a checkpoint is worth on held-out data. Loss against what needs no model (uniform, unigram), active
-// units and expert loads per layer, and for chess the share of positions whose most probable next move is legal.
+// evaluate: what a checkpoint is worth on held-out data. Loss against what needs no model (uniform, unigram),
+// active units and expert loads per layer, and for chess the share of positions whose most probable next move
+// is legal.
 #include "../../data/chess.h"
 #include "../../data/loader.h"
 #include "../cpu/decode.h"
@@ -52,13 +53,15 @@ struct LegalMoves {
     size_t positions[last_ply / plies_per_band] = {}, legal[last_ply / plies_per_band] = {};
 };
 
-// Plays through one game of the data; before each of its moves up to ply 40 asks for the model's own move, character
-// by character, each the most probable, and looks whether it is legal there. White's move number is given.
+// Plays through one game of the data; before each of its moves up to ply 40 asks for the model's own move,
+// character by character, each the most probable, and looks whether it is legal there. White's move number is
+// given.
 static void count_legal(Decoder& decoder, const std::string& text, LegalMoves& counts) {
     const size_t most_characters = 8; // no move is longer: Qa1xb2+ and its space
     chess::GameTextReader game;
     decoder.refresh();
-    for (size_t i = 0; i < text.size() && decoder.position + most_characters < decoder.model.config.block_size; i++) {
+    for (size_t i = 0;
+         i < text.size() && decoder.position + most_characters < decoder.model.config.block_size; i++) {
         game.push(text[i]);
         if (!game.ok() || game.games > 1 || game.moves.size() >= last_ply) return;
         decoder.step(chess_id(text[i]));
@@ -68,7 +71,8 @@ static void count_legal(Decoder& decoder, const std::string& text, LegalMoves& c
         std::string move;
         while (move.size() < most_characters) {
             const std::vector<real>& logits = decoder.logits;
-            const char c = chess_char(int(std::max_element(logits.begin(), logits.begin() + chess_vocab) - logits.begin()));
+            const char c = chess_char(
+                int(std::max_element(logits.begin(), logits.begin() + chess_vocab) - logits.begin()));
             if (c == ' ' || c == ';') break;
             move += c;
             decoder.step(chess_id(c));
@@ -117,15 +121,18 @@ static int run(int argc, char** argv) {
     options.add(0, "ckpt", "FILE|DIR", &ckpt, "a checkpoint, or the folder of a run for its newest one");
     options.add('j', "val", "GLOB", &val, "held-out token shards");
     options.add(0, "rows", "ROWS", &rows, 1, 1 << 30, "sequences to measure the loss on, at most");
-    options.add(0, "games", "GAMES", &games, 0, 1 << 30, "chess: games to measure the legal-move rate on, at most");
-    options.add('t', "seq", "TOKENS", &seq, 0, 1 << 24, "positions per sequence (0: as many as model and data have)");
+    options.add(0, "games", "GAMES", &games, 0, 1 << 30,
+                "chess: games to measure the legal-move rate on, at most");
+    options.add('t', "seq", "TOKENS", &seq, 0, 1 << 24,
+                "positions per sequence (0: as many as model and data have)");
     if (!options.parse(argc, argv)) return 0;
     if (val.empty()) fail_usage("--val is missing: a glob of token shards");
     const SafeTensorsFile file(find_checkpoint(ckpt));
     const Config c = read_config(file);
     const ShardHeader header = open_shards(val)[0].header;
     if (!c.tokenizer.empty() && c.tokenizer != tokenizer_name(header.tokenizer))
-        fail("%s: its tokens are %s, but the model %s reads %s", val.c_str(), tokenizer_name(header.tokenizer), file.path.c_str(), c.tokenizer.c_str());
+        fail("%s: its tokens are %s, but the model %s reads %s", val.c_str(),
+             tokenizer_name(header.tokenizer), file.path.c_str(), c.tokenizer.c_str());
     const size_t row = header.row;
     const size_t T = seq > 0 ? size_t(seq) : row ? std::min(c.block_size, row - 1) : c.block_size;
     Loader data(val, T, c.vocab_size, false, 0);
@@ -135,7 +142,8 @@ static int run(int argc, char** argv) {
     const Evaluation e = evaluate(model, data, size_t(rows), T);
     if (!std::isfinite(e.loss)) fail("%s: its loss on %s is not finite", file.path.c_str(), val.c_str());
     printf("%s on %zu tokens of %s\n", file.path.c_str(), e.tokens, val.c_str());
-    printf("loss      %.4f   (uniform guess %.4f, token frequencies %.4f)   %.3f bits per token\n", e.loss, e.uniform, e.unigram, e.loss / std::log(2.0));
+    printf("loss      %.4f   (uniform guess %.4f, token frequencies %.4f)   %.3f bits per token\n", e.loss,
+           e.uniform, e.unigram, e.loss / std::log(2.0));
     for (size_t l = 0; l < c.n_layer; l++) {
         printf("layer %-2zu  %5.1f of %zu units fire", l, e.l0[l], c.dense_width());
         if (c.moe()) printf("   expert load %%");
@@ -146,10 +154,13 @@ static int run(int argc, char** argv) {
         data.position = 0;
         const LegalMoves m = legal_moves(model, data, size_t(games), T);
         size_t positions = 0, legal = 0;
-        for (size_t b = 0; b < last_ply / plies_per_band; b++) positions += m.positions[b], legal += m.legal[b];
-        printf("legal     %.1f%% of %zu positions up to ply %zu have a legal most probable move  (", positions ? 100.0 * legal / positions : 0.0, positions, last_ply);
         for (size_t b = 0; b < last_ply / plies_per_band; b++)
-            printf("%splies %zu-%zu %.1f%%", b ? ", " : "", b * plies_per_band + 1, (b + 1) * plies_per_band, m.positions[b] ? 100.0 * m.legal[b] / m.positions[b] : 0.0);
+            positions += m.positions[b], legal += m.legal[b];
+        printf("legal     %.1f%% of %zu positions up to ply %zu have a legal most probable move  (",
+               positions ? 100.0 * legal / positions : 0.0, positions, last_ply);
+        for (size_t b = 0; b < last_ply / plies_per_band; b++)
+            printf("%splies %zu-%zu %.1f%%", b ? ", " : "", b * plies_per_band + 1, (b + 1) * plies_per_band,
+                   m.positions[b] ? 100.0 * m.legal[b] / m.positions[b] : 0.0);
         printf(")\n");
     }
     return 0;

@@ -1,6 +1,7 @@
-// A model on disk: model_<step>.safetensors with the weights and the config, and beside it state_<step>.safetensors
-// with the optimizer's moments and the strings an exact resume needs. Both are written whole or not at all. A
-// step can be resumed when both files are whole; newest_checkpoint() finds the last such step.
+// A model on disk: model_<step>.safetensors with the weights and the config, and beside it
+// state_<step>.safetensors with the optimizer's moments and the strings an exact resume needs. Both are
+// written whole or not at all. A step can be resumed when both files are whole; newest_checkpoint() finds the
+// last such step.
 #pragma once
 #include "parameters.h"
 #include "safetensors.h"
@@ -10,27 +11,35 @@
 
 using Strings = std::map<std::string, std::string>;
 
-inline std::string model_path(const std::string& dir, int64_t step) { return strf("%s/model_%08lld.safetensors", dir.c_str(), (long long)step); }
-inline std::string state_path(const std::string& dir, int64_t step) { return strf("%s/state_%08lld.safetensors", dir.c_str(), (long long)step); }
+inline std::string model_path(const std::string& dir, int64_t step) {
+    return strf("%s/model_%08lld.safetensors", dir.c_str(), (long long)step);
+}
+inline std::string state_path(const std::string& dir, int64_t step) {
+    return strf("%s/state_%08lld.safetensors", dir.c_str(), (long long)step);
+}
 
 template <class T> constexpr Dtype dtype_of() {
-    if constexpr (std::is_same_v<T, double>) return F64;
-    else if constexpr (std::is_same_v<T, float>) return F32;
-    else return BF16; // two bytes of a bfloat16
+    if constexpr (std::is_same_v<T, double>)
+        return F64;
+    else if constexpr (std::is_same_v<T, float>)
+        return F32;
+    else
+        return BF16; // two bytes of a bfloat16
 }
 
 // ---------------------------------------------------------------------------------------------------------
 // Writing
 
-// A block of parameters under its table's names, each after a prefix ("" for weights, "m." and "v." for moments).
+// A block of parameters under its table's names, each after a prefix ("" for weights, "m." and "v." for
+// moments).
 template <class T> struct NamedBlock {
     const char* prefix;
     const T* data;
 };
 
-template <class T>
-void write_blocks(const std::string& path, const Strings& metadata, const std::vector<Tensor>& table,
-                  const std::vector<NamedBlock<T>>& blocks) {
+template <class T> void write_blocks(const std::string& path, const Strings& metadata,
+                                     const std::vector<Tensor>& table,
+                                     const std::vector<NamedBlock<T>>& blocks) {
     SafeTensorsWriter out(path, metadata);
     for (const NamedBlock<T>& block : blocks)
         for (const Tensor& t : table) out.declare(block.prefix + t.name, dtype_of<T>(), t.shape);
@@ -39,8 +48,8 @@ void write_blocks(const std::string& path, const Strings& metadata, const std::v
     out.commit();
 }
 
-template <class T>
-void save_model(const std::string& path, const Config& config, const std::vector<Tensor>& table, const T* weights, int64_t step) {
+template <class T> void save_model(const std::string& path, const Config& config,
+                                   const std::vector<Tensor>& table, const T* weights, int64_t step) {
     Strings metadata = config_to_strings(config);
     metadata["format"] = "pt";
     metadata["model"] = "moex";
@@ -53,13 +62,15 @@ void save_model(const std::string& path, const Config& config, const std::vector
 
 inline const std::string& metadata_entry(const SafeTensorsFile& file, const std::string& name) {
     const auto found = file.metadata.find(name);
-    if (found == file.metadata.end()) fail("%s: the metadata lacks %s", file.path.c_str(), quoted(name).c_str());
+    if (found == file.metadata.end())
+        fail("%s: the metadata lacks %s", file.path.c_str(), quoted(name).c_str());
     return found->second;
 }
 
 // The config of a checkpoint, after checking that its tensors are exactly those of the config's table.
 // prefixes: as in NamedBlock, {""} for a model.
-inline void check_tensors(const SafeTensorsFile& file, const std::vector<Tensor>& table, const std::vector<std::string>& prefixes) {
+inline void check_tensors(const SafeTensorsFile& file, const std::vector<Tensor>& table,
+                          const std::vector<std::string>& prefixes) {
     for (const std::string& prefix : prefixes)
         for (const Tensor& t : table) {
             const std::string name = prefix + t.name;
@@ -69,29 +80,35 @@ inline void check_tensors(const SafeTensorsFile& file, const std::vector<Tensor>
                 fail("%s: tensor %s has shape %s, expected %s", file.path.c_str(), name.c_str(),
                      shape_text(tensor->shape).c_str(), shape_text(t.shape).c_str());
             if (tensor->dtype != F64 && tensor->dtype != F32 && tensor->dtype != BF16 && tensor->dtype != F16)
-                fail("%s: tensor %s has dtype %s, expected F32, BF16, F16 or F64", file.path.c_str(), name.c_str(), dtype_name(tensor->dtype));
+                fail("%s: tensor %s has dtype %s, expected F32, BF16, F16 or F64", file.path.c_str(),
+                     name.c_str(), dtype_name(tensor->dtype));
         }
     if (file.tensors.size() != table.size() * prefixes.size())
         for (const SafeTensor& tensor : file.tensors) {
             bool known = false;
             for (const std::string& prefix : prefixes)
                 for (const Tensor& t : table) known |= tensor.name == prefix + t.name;
-            if (!known) fail("%s: tensor %s does not belong to this model", file.path.c_str(), quoted(tensor.name).c_str());
+            if (!known)
+                fail("%s: tensor %s does not belong to this model", file.path.c_str(),
+                     quoted(tensor.name).c_str());
         }
 }
 
 inline Config read_config(const SafeTensorsFile& file) {
     if (metadata_entry(file, "model") != "moex")
-        fail("%s: a checkpoint of %s, expected model moex", file.path.c_str(), quoted(metadata_entry(file, "model")).c_str());
+        fail("%s: a checkpoint of %s, expected model moex", file.path.c_str(),
+             quoted(metadata_entry(file, "model")).c_str());
     const Config config = config_from_strings(file.metadata, file.path);
-    // The deepest config a file can hold has one tensor per layer and more: refuse before building a huge table.
+    // Every layer has tensors: refuse before the table of a config with too many is built.
     if (config.n_layer > file.tensors.size())
-        fail("%s: n_layer is %zu, but there are only %zu tensors", file.path.c_str(), config.n_layer, file.tensors.size());
+        fail("%s: n_layer is %zu, but there are only %zu tensors", file.path.c_str(), config.n_layer,
+             file.tensors.size());
     check_tensors(file, tensor_table(config), {""});
     return config;
 }
 
-template <class T> void read_block(const SafeTensorsFile& file, const std::vector<Tensor>& table, const std::string& prefix, T* block) {
+template <class T> void read_block(const SafeTensorsFile& file, const std::vector<Tensor>& table,
+                                   const std::string& prefix, T* block) {
     for (const Tensor& t : table) read_floats(*file.find(prefix + t.name), block + t.offset);
 }
 
@@ -105,8 +122,8 @@ inline std::vector<int64_t> checkpoint_steps(const std::string& dir) {
     if (!folder) return steps;
     while (const dirent* entry = readdir(folder)) {
         long long step = -1;
-        int end = 0;
-        if (sscanf(entry->d_name, "model_%8lld.safetensors%n", &step, &end) == 1 && entry->d_name[end] == 0 && end > 0 && step >= 0)
+        if (sscanf(entry->d_name, "model_%lld", &step) == 1 && step >= 0 &&
+            model_path(dir, step) == dir + "/" + entry->d_name)
             steps.push_back(step);
     }
     closedir(folder);
@@ -128,12 +145,20 @@ inline int64_t newest_checkpoint(const std::string& dir, std::string* passed_ove
     return -1;
 }
 
-// The checkpoint a path means: a file, or the newest one in the folder of a run.
+// The checkpoint a path means: a file, or the newest whole one in the folder of a run.
 inline std::string find_checkpoint(const std::string& path) {
     if (path.empty()) fail_usage("--ckpt is missing: a checkpoint or the folder of a run");
     struct stat st;
     if (stat(path.c_str(), &st) != 0 || !S_ISDIR(st.st_mode)) return path;
-    const std::vector<int64_t> steps = checkpoint_steps(path);
-    if (steps.empty()) fail("%s: the folder holds no model_*.safetensors", path.c_str());
-    return model_path(path, steps[0]);
+    std::string broken;
+    for (const int64_t step : checkpoint_steps(path)) {
+        try {
+            read_config(SafeTensorsFile(model_path(path, step)));
+            return model_path(path, step);
+        } catch (const Error& e) {
+            broken += std::string(broken.empty() ? "" : "; ") + e.what();
+        }
+    }
+    if (broken.empty()) fail("%s: the folder holds no model_*.safetensors", path.c_str());
+    fail("%s: the folder holds no whole model: %s", path.c_str(), broken.c_str());
 }

@@ -27,7 +27,9 @@ struct Config {
 };
 
 // Ids a tokenizer gives out; a model's vocabulary may be larger, not smaller.
-inline size_t tokenizer_vocab(Tokenizer t) { return t == TOKENIZER_GPT2 ? 50257 : t == TOKENIZER_BYTES ? 257 : 32; }
+inline size_t tokenizer_vocab(Tokenizer t) {
+    return t == TOKENIZER_GPT2 ? 50257 : t == TOKENIZER_BYTES ? 257 : 32;
+}
 
 inline const std::vector<std::string> ffn_words = {"moe", "dense"}, act_words = {"relu", "gelu"},
                                       router_words = {"sparsity", "topk"};
@@ -52,7 +54,9 @@ inline std::map<std::string, std::string> config_to_strings(const Config& config
     std::map<std::string, std::string> strings;
     config_fields(
         config, [&](const char* name, size_t value) { strings[name] = std::to_string(value); },
-        [&](const char* name, const std::string& value, const std::vector<std::string>&) { strings[name] = value; });
+        [&](const char* name, const std::string& value, const std::vector<std::string>&) {
+            strings[name] = value;
+        });
     return strings;
 }
 
@@ -76,14 +80,20 @@ inline void check_config(const Config& c, const std::string& where) {
             if (w == value) return;
             list += (list.empty() ? "" : " or ") + w;
         }
-        if (!words.empty()) fail("%s: %s is %s, expected %s", where.c_str(), name, quoted(value).c_str(), list.c_str());
+        if (!words.empty())
+            fail("%s: %s is %s, expected %s", where.c_str(), name, quoted(value).c_str(), list.c_str());
     };
-    config_fields(c, [](const char*, size_t) {}, one_of);
+    config_fields(
+        c, [](const char*, size_t) {}, one_of);
     if (c.n_embd % c.n_head)
         fail("%s: n_embd %zu is not divisible by n_head %zu", where.c_str(), c.n_embd, c.n_head);
     if (c.moe() && c.n_expert_active > c.n_expert)
-        fail("%s: n_expert_active %zu is more than n_expert %zu", where.c_str(), c.n_expert_active, c.n_expert);
+        fail("%s: n_expert_active %zu is more than n_expert %zu", where.c_str(), c.n_expert_active,
+             c.n_expert);
     if (!c.tokenizer.empty()) {
+        one_of("tokenizer", c.tokenizer,
+               {tokenizer_name(TOKENIZER_GPT2), tokenizer_name(TOKENIZER_BYTES),
+                tokenizer_name(TOKENIZER_CHESS)});
         const size_t words = tokenizer_vocab(tokenizer_from_name(c.tokenizer));
         if (c.vocab_size < words)
             fail("%s: vocab_size is %zu, expected at least the %zu tokens of tokenizer %s", where.c_str(),
@@ -91,11 +101,13 @@ inline void check_config(const Config& c, const std::string& where) {
     }
 }
 
-inline Config config_from_strings(const std::map<std::string, std::string>& strings, const std::string& where) {
+inline Config config_from_strings(const std::map<std::string, std::string>& strings,
+                                  const std::string& where) {
     Config config;
     auto find = [&](const char* name) -> const std::string& {
         auto it = strings.find(name);
-        if (it == strings.end()) fail("%s: the metadata lacks %s: not a moex checkpoint", where.c_str(), name);
+        if (it == strings.end())
+            fail("%s: the metadata lacks %s: not a moex checkpoint", where.c_str(), name);
         return it->second;
     };
     auto size = [&](const char* name, size_t& value) {
@@ -127,8 +139,10 @@ inline const std::vector<Preset>& presets() {
         return c;
     };
     static const std::vector<Preset> list = {
-        // Six minutes on two cores: see the README.
-        {"demo", sized(4, 4, 128, 256, 256, 32, "chess-32"), 16, 16, 2000, 100, 2e-3},
+        // Minutes on two cores. So short a run learns most from many small steps: on 9.2M tokens of chess,
+        // steps of 4
+        // rows came to a validation loss of 0.746, steps of 8 rows to 0.757.
+        {"demo", sized(4, 4, 128, 256, 256, 32, "chess-32"), 4, 4, 7000, 200, 1.5e-3},
         // The paper's chess models: 8 layers, experts of 2048, dense twin 4096.
         {"chess", sized(8, 8, 512, 2048, 1023, 32, "chess-32"), 10, 100, 60000, 2000, 3e-4},
         // The paper's language models: GPT-2 small and medium, experts of 4 C.

@@ -34,7 +34,8 @@ inline void make_directories(const std::string& path) {
 struct AtomicFile {
     std::string path, temporary;
 
-    explicit AtomicFile(const std::string& path) : path(path), temporary(strf("%s.tmp.%d", path.c_str(), int(getpid()))) {
+    explicit AtomicFile(const std::string& path)
+        : path(path), temporary(strf("%s.tmp.%d", path.c_str(), int(getpid()))) {
         fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
         if (fd < 0) fail("%s: cannot be created: %s", path.c_str(), strerror(errno));
     }
@@ -50,8 +51,10 @@ struct AtomicFile {
     void write(const void* data, size_t bytes) {
         const char* p = (const char*)data;
         if (buffer.size() + bytes > buffer_limit) flush();
-        if (bytes >= buffer_limit) put(p, bytes, -1);
-        else buffer.insert(buffer.end(), p, p + bytes);
+        if (bytes >= buffer_limit)
+            put(p, bytes, -1);
+        else
+            buffer.insert(buffer.end(), p, p + bytes);
     }
     // Overwrites bytes already written (a header whose counts are known only at the end).
     void write_at(size_t offset, const void* data, size_t bytes) {
@@ -112,7 +115,8 @@ struct MappedFile {
         data = (const uint8_t*)p;
     }
     MappedFile(MappedFile&& other) noexcept
-        : path(std::move(other.path)), data(std::exchange(other.data, nullptr)), size(std::exchange(other.size, 0)) {}
+        : path(std::move(other.path)), data(std::exchange(other.data, nullptr)),
+          size(std::exchange(other.size, 0)) {}
     MappedFile(const MappedFile&) = delete;
     MappedFile& operator=(const MappedFile&) = delete;
     ~MappedFile() {

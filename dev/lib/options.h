@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <getopt.h>
 #include <set>
@@ -108,9 +109,10 @@ struct Options {
             if (c == 'h') return print_help(), false;
             if (c == ':') fail_usage("%s: a value is missing", argv[optind - 1]);
             if (c == '?')
-                fail_usage("%s: unknown option", optopt > 0 && optopt < 256
-                                                     ? strf("-%c", optopt).c_str()
-                                                     : quoted(argv[optind - 1]).c_str());
+                fail_usage("%s: unknown option, or an ambiguous short form, or one that takes no value",
+                           optopt > 0 && optopt < 256 && strncmp(argv[optind - 1], "--", 2) != 0
+                               ? strf("-%c", optopt).c_str()
+                               : quoted(argv[optind - 1]).c_str());
             for (size_t i = 0; i < list.size(); i++)
                 if (list[i].set && (c == int(256 + i) || (c < 256 && c == list[i].short_name))) {
                     list[i].set(optarg);

@@ -1,6 +1,6 @@
-// The one table of tensors. for_each_tensor() lists every tensor of a model: where its pointer lives, its name,
-// shape, whether it decays, how it starts, and whether it belongs to the experts. Sizes, memory, initial
-// values, weight decay, checkpoints, gradient tests and printing all follow from that list.
+// The one table of tensors. for_each_tensor() lists every tensor of a model: where its pointer lives, its
+// name, shape, whether it decays, how it starts, and whether it belongs to the experts. Sizes, memory,
+// initial values, weight decay, checkpoints, gradient tests and printing all follow from that list.
 //
 // Parameters<T> are the same pointers for weights (T float or bf16), gradients and optimizer moments.
 #pragma once
@@ -10,21 +10,21 @@
 #include <vector>
 
 template <class T> struct LayerParameters {
-    T *ln_1_weight, *ln_1_bias;         // (C) (C)
-    T *c_attn_weight, *c_attn_bias;     // (3C,C) (3C): rows of q, then k, then v
-    T *c_proj_weight, *c_proj_bias;     // (C,C) (C)
-    T *ln_2_weight, *ln_2_bias;         // (C) (C)
-    T *fc_weight, *fc_bias;             // dense: (W,C) (W) with W = K*D
-    T *fc_proj_weight, *fc_proj_bias;   // dense: (C,W) (C)
-    T *w_enc, *b_enc;                   // moe: (E,D,C) (E,D)
-    T *w_dec, *b_dec;                   // moe: (E,D,C) (E,C)
-    T* router;                          // moe, topk only: (E,C)
+    T *ln_1_weight, *ln_1_bias;       // (C) (C)
+    T *c_attn_weight, *c_attn_bias;   // (3C,C) (3C): rows of q, then k, then v
+    T *c_proj_weight, *c_proj_bias;   // (C,C) (C)
+    T *ln_2_weight, *ln_2_bias;       // (C) (C)
+    T *fc_weight, *fc_bias;           // dense: (W,C) (W) with W = K*D
+    T *fc_proj_weight, *fc_proj_bias; // dense: (C,W) (C)
+    T *w_enc, *b_enc;                 // moe: (E,D,C) (E,D)
+    T *w_dec, *b_dec;                 // moe: (E,D,C) (E,C)
+    T* router;                        // moe, topk only: (E,C)
 };
 
 template <class T> struct Parameters {
-    T *wte, *wpe;                       // (V,C), also the output head; (block_size,C)
-    std::vector<LayerParameters<T>> h;  // L of them
-    T *ln_f_weight, *ln_f_bias;         // (C) (C)
+    T *wte, *wpe;                      // (V,C), also the output head; (block_size,C)
+    std::vector<LayerParameters<T>> h; // L of them
+    T *ln_f_weight, *ln_f_bias;        // (C) (C)
 };
 
 enum class Init { zeros, ones, normal, normal_residual }; // N(0, 0.02), the last times 1/sqrt(2L)
@@ -32,11 +32,11 @@ enum class Init { zeros, ones, normal, normal_residual }; // N(0, 0.02), the las
 struct Tensor {
     std::string name;
     std::vector<size_t> shape;
-    bool decay;      // used as a matrix: weight decay applies
+    bool decay; // used as a matrix: weight decay applies
     Init init;
-    bool experts;    // leading dimension E, of which a token uses K
-    size_t count;    // product of the shape
-    size_t offset;   // in elements, into a block of parameters
+    bool experts;  // leading dimension E, of which a token uses K
+    size_t count;  // product of the shape
+    size_t offset; // in elements, into a block of parameters
 };
 
 template <class T, class Visit> void for_each_tensor(const Config& c, Parameters<T>& p, Visit visit) {
@@ -79,15 +79,17 @@ inline std::vector<Tensor> tensor_table(const Config& config) {
     std::vector<Tensor> table;
     Parameters<char> unused;
     size_t offset = 0;
-    for_each_tensor(config, unused,
-                    [&](char*&, const std::string& name, std::vector<size_t> shape, bool decay, Init init, bool experts) {
-                        size_t count = 1;
-                        bool overflow = false;
-                        for (size_t n : shape) overflow |= __builtin_mul_overflow(count, n, &count);
-                        if (overflow || count > size_t(1) << 48) fail("%s: too large: the sizes of its shape overflow", name.c_str());
-                        table.push_back({name, std::move(shape), decay, init, experts, count, offset});
-                        offset += (count + 31) / 32 * 32;
-                    });
+    for_each_tensor(
+        config, unused,
+        [&](char*&, const std::string& name, std::vector<size_t> shape, bool decay, Init init, bool experts) {
+            size_t count = 1;
+            bool overflow = false;
+            for (size_t n : shape) overflow |= __builtin_mul_overflow(count, n, &count);
+            if (overflow || count > size_t(1) << 48)
+                fail("%s: too large: the sizes of its shape overflow", name.c_str());
+            table.push_back({name, std::move(shape), decay, init, experts, count, offset});
+            offset += (count + 31) / 32 * 32;
+        });
     if (offset > size_t(1) << 48) fail("a model of these sizes has too many parameters: %zu", offset);
     return table;
 }
@@ -97,17 +99,20 @@ inline size_t block_elements(const std::vector<Tensor>& table) {
     return (table.back().offset + table.back().count + 31) / 32 * 32;
 }
 
-template <class T> Parameters<T> carve_parameters(const Config& config, const std::vector<Tensor>& table, T* block) {
+template <class T>
+Parameters<T> carve_parameters(const Config& config, const std::vector<Tensor>& table, T* block) {
     Parameters<T> p{};
     size_t i = 0;
-    for_each_tensor(config, p, [&](T*& pointer, const std::string&, const std::vector<size_t>&, bool, Init, bool) {
-        pointer = block + table[i++].offset;
-    });
+    for_each_tensor(config, p,
+                    [&](T*& pointer, const std::string&, const std::vector<size_t>&, bool, Init, bool) {
+                        pointer = block + table[i++].offset;
+                    });
     return p;
 }
 
 // Initial values. Every number depends only on the seed, the tensor's name and its place in the tensor.
-template <class T> void init_parameters(const Config& config, const std::vector<Tensor>& table, T* block, uint64_t seed) {
+template <class T>
+void init_parameters(const Config& config, const std::vector<Tensor>& table, T* block, uint64_t seed) {
     for (const Tensor& t : table) {
         const uint64_t stream = random_stream(t.name.c_str());
         const double std = t.init == Init::normal_residual ? 0.02 / std::sqrt(2.0 * config.n_layer) : 0.02;
@@ -132,9 +137,9 @@ inline ParameterCount count_parameters(const Config& config, const std::vector<T
     return n;
 }
 
-// Floating-point operations to train on one token in a sequence of T: three times the forward's two per active
-// weight (embeddings are looked up, the head is a matrix), causal attention at the half that is computed, and
-// the router's two products with m and v (or its one matrix).
+// Floating-point operations to train on one token in a sequence of T: three times the forward's two per
+// active weight (embeddings are looked up, the head is a matrix), causal attention at the half that is
+// computed, and the router's two products with m and v (or its one matrix).
 inline double flops_per_token(const Config& c, size_t T) {
     const double C = c.n_embd, L = c.n_layer, W = c.dense_width(), E = c.n_expert;
     const double linear = 4 * C * C + 2 * C * W + (!c.moe() ? 0 : c.topk() ? E * C : 2 * E * C);

@@ -15,13 +15,16 @@ struct Sampler {
     template <class Real> int32_t choose(const Real* logits, size_t V, double u) {
         order.resize(V);
         for (size_t v = 0; v < V; v++) order[v] = int32_t(v);
-        auto before = [&](int32_t a, int32_t b) { return logits[a] > logits[b] || (logits[a] == logits[b] && a < b); };
+        auto before = [&](int32_t a, int32_t b) {
+            return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
+        };
         if (temperature <= 0) return *std::min_element(order.begin(), order.end(), before);
         size_t kept = top_k > 0 ? std::min(size_t(top_k), V) : V;
         std::partial_sort(order.begin(), order.begin() + kept, order.end(), before);
         weight.resize(kept);
         double sum = 0;
-        for (size_t i = 0; i < kept; i++) sum += weight[i] = std::exp((logits[order[i]] - logits[order[0]]) / temperature);
+        for (size_t i = 0; i < kept; i++)
+            sum += weight[i] = std::exp((logits[order[i]] - logits[order[0]]) / temperature);
         if (top_p < 1) { // the shortest head that reaches p, at least one token
             double head = 0;
             size_t i = 0;
@@ -31,7 +34,8 @@ struct Sampler {
         double place = u * sum;
         for (size_t i = 0; i < kept; i++)
             if ((place -= weight[i]) < 0) return order[i];
-        while (kept > 1 && weight[kept - 1] == 0) kept--; // rounding left a rest: not to a token of probability 0
+        while (kept > 1 && weight[kept - 1] == 0)
+            kept--; // rounding left a rest: not to a token of probability 0
         return order[kept - 1];
     }
 

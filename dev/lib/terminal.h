@@ -81,8 +81,10 @@ struct Progress {
             line += human_count(done) + " " + unit + "  ";
         }
         line += human_count(rate) + " " + unit + "/s";
-        if (total > 0 && rate > 0 && done < total) line += "  eta " + human_duration((total - done) / rate);
-        else line += "  " + human_duration(seconds);
+        if (total > 0 && rate > 0 && done < total)
+            line += "  eta " + human_duration((total - done) / rate);
+        else
+            line += "  " + human_duration(seconds);
         fprintf(stderr, terminal ? "\r%s\033[K" : "%s\n", line.c_str());
         fflush(stderr);
         drawn = true;
