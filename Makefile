@@ -15,7 +15,7 @@ endif
 # SAN=1 builds and tests under AddressSanitizer and UndefinedBehaviorSanitizer, in a folder of its own.
 ifeq ($(SAN),1)
 B        := build/san
-CXXFLAGS := -O1 -g -march=native -fsanitize=address,undefined -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS
+CXXFLAGS := -O1 -g -march=native -Wno-maybe-uninitialized -fsanitize=address,undefined -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS
 else
 B        := build
 endif
@@ -67,8 +67,8 @@ $(BINARIES): Makefile
 # The demo: two commands' worth of everything, on a machine with g++ and make and nothing else.
 
 DEMO_DIR   ?= runs/demo
-DEMO_GAMES ?= 32000
-DEMO_STEPS ?= 7000
+DEMO_GAMES ?= 43000
+DEMO_STEPS ?= 9500
 DEMO_SEED  ?= 1
 
 demo: $(PROGRAMS)
@@ -77,11 +77,11 @@ demo: $(PROGRAMS)
 	@$(B)/make_chess --games $(DEMO_GAMES) --row 257 --seed $(DEMO_SEED) --out $(DEMO_DIR)/data
 	@echo; echo "== 2. Training a MoE-X on them"
 	@$(B)/train_moex_cpu --init demo --train '$(DEMO_DIR)/data/train_*.bin' --val '$(DEMO_DIR)/data/val_*.bin' --out $(DEMO_DIR) \
-	    --steps $(DEMO_STEPS) --seed $(DEMO_SEED) --print-every 250 --val-every 1000 --val-batches 16 --sample-every 0
+	    --steps $(DEMO_STEPS) --seed $(DEMO_SEED) --print-every 250 --val-every 1000 --val-batches 16 --sample-every 0 --checkpoint-every 2500
 	@echo; echo "== 3. What it learned, on games it has not seen"
 	@$(B)/evaluate --ckpt $(DEMO_DIR) --val '$(DEMO_DIR)/data/val_*.bin'
 	@echo; echo "== 4. A game it plays by itself"
-	@$(B)/sample_cpu --ckpt $(DEMO_DIR) --tokens 254 --temperature 0.5 --seed $(DEMO_SEED) --board
+	@$(B)/sample_cpu --ckpt $(DEMO_DIR) --tokens 254 --temperature 0.3 --seed $(DEMO_SEED) --board
 	@echo; echo "== 5. Where things are"
 	@echo "games       $(DEMO_DIR)/data"
 	@echo "model       $$(ls $(DEMO_DIR)/model_*.safetensors | tail -1)"

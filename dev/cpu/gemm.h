@@ -12,6 +12,8 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <sys/mman.h>
+#include <utility>
 #include <vector>
 
 constexpr size_t MR = vector_registers == 32 ? 8 : 6, NV = 2, NR = NV * vector_length;
@@ -31,12 +33,26 @@ inline Matrix row_major(const real* data, size_t columns) { return {data, column
 
 inline size_t round_up(size_t x, size_t to) { return (x + to - 1) / to * to; }
 
-// Memory that is aligned to vectors and only ever grows.
+// Memory for count reals, aligned to vectors. Large blocks ask for large pages: tens of megabytes are walked
+// through in every step, and every 4 KiB page of them would need its own entry in the address translation.
+inline real* allocate(size_t count) {
+    if (count > SIZE_MAX / sizeof(real) / 2) throw std::bad_alloc();
+    const size_t large_page = size_t(2) << 20, bytes = count * sizeof(real),
+                 align = bytes >= large_page ? large_page : 64;
+    void* p = std::aligned_alloc(align, round_up(bytes, align));
+    if (!p) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+    if (align == large_page)
+        madvise(p, round_up(bytes, align), MADV_HUGEPAGE); // a refusal costs nothing but speed
+#endif
+    return (real*)p;
+}
+
+// Memory that only ever grows.
 struct Workspace {
     real* reserve(size_t count) {
         if (count > size) {
-            data.reset((real*)std::aligned_alloc(64, round_up(count * sizeof(real), 64)));
-            if (!data) throw std::bad_alloc();
+            data.reset(allocate(count));
             size = count;
         }
         return data.get();
@@ -48,6 +64,22 @@ struct Workspace {
     size_t size = 0;
 };
 
+// A square of vector_length vectors, transposed in registers: in round S = 1, 2, 4, .. rows i and i + S
+// exchange the entries whose column has bit S the other way round.
+template <size_t S, size_t... lane> void exchange(vec& a, vec& b, std::index_sequence<lane...>) {
+    const vec first = __builtin_shufflevector(a, b, (lane & S ? vector_length + lane - S : lane)...);
+    b = __builtin_shufflevector(a, b, (lane & S ? vector_length + lane : lane + S)...);
+    a = first;
+}
+template <size_t S = 1> void transpose(vec* rows) {
+    if constexpr (S < vector_length) {
+#pragma GCC unroll 16
+        for (size_t i = 0; i < vector_length; i++)
+            if (!(i & S)) exchange<S>(rows[i], rows[i + S], std::make_index_sequence<vector_length>());
+        transpose<2 * S>(rows);
+    }
+}
+
 // `width` consecutive "lanes" of a matrix, interleaved: packed[k * width + lane] for k < count, lanes beyond
 // `lanes` zero. lane_stride and k_stride say where element (lane, k) is.
 template <size_t width> void pack_panel(real* packed, const real* data, size_t lane_stride, size_t k_stride,
@@ -57,8 +89,21 @@ template <size_t width> void pack_panel(real* packed, const real* data, size_t l
             for (size_t lane = 0; lane < width; lane++) packed[k * width + lane] = data[k * k_stride + lane];
         return;
     }
+    size_t done = 0;
+    if constexpr (width % vector_length == 0) // whole squares, when each lane is contiguous
+        for (; k_stride == 1 && lanes == width && done + vector_length <= count; done += vector_length)
+            for (size_t lane = 0; lane < width; lane += vector_length) {
+                vec square[vector_length];
+#pragma GCC unroll 16
+                for (size_t i = 0; i < vector_length; i++)
+                    square[i] = *(const vec*)(data + (lane + i) * lane_stride + done);
+                transpose(square);
+#pragma GCC unroll 16
+                for (size_t i = 0; i < vector_length; i++)
+                    *(vec*)(packed + (done + i) * width + lane) = square[i];
+            }
     for (size_t lane = 0; lane < width; lane++)
-        for (size_t k = 0; k < count; k++)
+        for (size_t k = done; k < count; k++)
             packed[k * width + lane] = lane < lanes ? data[lane * lane_stride + k * k_stride] : real(0);
 }
 
@@ -138,8 +183,8 @@ struct Product {
     real* out;
     Matrix a, b;
     size_t M, N, K;
-    bool accumulate;
-    const real* bias;
+    bool accumulate = false;
+    const real* bias = nullptr;
 };
 
 // Work item q of a group whose member p has items(p) of them: sets p, returns the number of the item within

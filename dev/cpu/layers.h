@@ -6,18 +6,24 @@
 #include "gemm.h"
 #include <cstddef>
 
-// Sum over the rows of x (N,M), added to sums (M): the gradient of a bias. Each column is summed in the order
-// of the rows whatever the number of threads.
-inline void add_column_sums(real* sums, const real* x, size_t N, size_t M) {
+// Sum over the rows of x (N,M), added to sums (M): the gradient of a bias. Or, of G groups of rows, sums
+// (G,M), group g being the rows begin[g] to begin[g+1]. Columns are summed in the order of the rows whatever
+// the number of threads.
+inline void add_column_sums(real* sums, const real* x, const int32_t* begin, size_t G, size_t M) {
     const size_t width = 64;
-#pragma omp parallel for schedule(static)
-    for (size_t j = 0; j < M; j += width) {
-        const size_t columns = std::min(width, M - j);
-        real sum[64] = {};
-        for (size_t n = 0; n < N; n++)
-            for (size_t i = 0; i < columns; i++) sum[i] += x[n * M + j + i];
-        for (size_t i = 0; i < columns; i++) sums[j + i] += sum[i];
-    }
+#pragma omp parallel for collapse(2) schedule(static)
+    for (size_t g = 0; g < G; g++)
+        for (size_t j = 0; j < M; j += width) {
+            const size_t columns = std::min(width, M - j);
+            real sum[64] = {};
+            for (size_t n = begin[g]; n < size_t(begin[g + 1]); n++)
+                for (size_t i = 0; i < columns; i++) sum[i] += x[n * M + j + i];
+            for (size_t i = 0; i < columns; i++) sums[g * M + j + i] += sum[i];
+        }
+}
+inline void add_column_sums(real* sums, const real* x, size_t N, size_t M) {
+    const int32_t all[] = {0, int32_t(N)};
+    add_column_sums(sums, x, all, 1, M);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -122,8 +128,8 @@ inline void linear_forward(real* out, const real* x, const real* weight, const r
 // dx = dout weight;  dweight += dout^T x;  dbias += sum dout
 inline void linear_backward(real* dx, real* dweight, real* dbias, const real* dout, const real* x,
                             const real* weight, size_t N, size_t C, size_t OC) {
-    multiply({dx, row_major(dout, OC), row_major(weight, C), N, C, OC, false, nullptr});
-    multiply({dweight, row_major(dout, OC).transposed(), row_major(x, C), OC, C, N, true, nullptr});
+    multiply({dx, row_major(dout, OC), row_major(weight, C), N, C, OC});
+    multiply({dweight, row_major(dout, OC).transposed(), row_major(x, C), OC, C, N, true});
     if (dbias) add_column_sums(dbias, dout, N, OC);
 }
 

@@ -10,14 +10,12 @@
 // ---------------------------------------------------------------------------------------------------------
 // Memory
 
-struct Block { // zeroed, aligned to cache lines
+struct Block { // zeroed
     real* data = nullptr;
     size_t count = 0;
     explicit Block(size_t count = 0) : count(count) {
-        if (count && count > SIZE_MAX / sizeof(real) / 2) throw std::bad_alloc();
-        if (count) data = (real*)std::aligned_alloc(64, round_up(count * sizeof(real), 64));
-        if (count && !data) throw std::bad_alloc();
-        if (count) std::fill(data, data + count, real(0));
+        if (count) data = allocate(count);
+        std::fill(data, data + count, real(0));
     }
     Block(Block&& other) noexcept
         : data(std::exchange(other.data, nullptr)), count(std::exchange(other.count, 0)) {}
@@ -306,8 +304,7 @@ inline void zero_gradients(Model& model) {
 // ---------------------------------------------------------------------------------------------------------
 // Update
 
-// Global norm of the gradient, summed in blocks of fixed size: in `real` within a short one, in double
-// beyond.
+// Global norm of the gradient, summed in blocks of fixed size: in `real` within a short one, then in double.
 inline double gradient_norm(Model& model) {
     const size_t count = model.gradients.count, block = Model::norm_block, part = 1024;
     const real* g = model.gradients.data;
@@ -330,10 +327,10 @@ struct AdamW {
     double lr = 3e-4, beta_1 = 0.9, beta_2 = 0.95, eps = 1e-8, weight_decay = 0.1;
 };
 
-// Decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101), t = 1, 2, ...; G = gradient_scale *
+// Decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101), t = 1, 2, ..., G = gradient_scale *
 // gradient:
-//   m = b1 m + (1-b1) G     v = b2 v + (1-b2) G^2     w -= lr (m/(1-b1^t) / (sqrt(v/(1-b2^t)) + eps) + decay
-//   w)
+//   m = b1 m + (1-b1) G     v = b2 v + (1-b2) G^2     mhat = m / (1-b1^t)     vhat = v / (1-b2^t)
+//   w -= lr (mhat / (sqrt(vhat) + eps) + decay w)
 inline void update(Model& model, const AdamW& adam, uint64_t t, double gradient_scale) {
     const real b1 = adam.beta_1, b2 = adam.beta_2, scale = gradient_scale, eps = adam.eps, lr = adam.lr;
     const real fix_1 = 1 / (1 - std::pow(adam.beta_1, double(t))),

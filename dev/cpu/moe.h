@@ -298,19 +298,13 @@ inline void experts_backward(real* dx, real* dw_enc, real* db_enc, real* dw_dec,
         skipping_slots(e.parts, n_parts);
     } else {
         e.each([&](size_t j, size_t s, size_t n) -> Product {
-            return {dh + s * D,
-                    row_major(dy + s * C, C),
-                    row_major(e.w_dec + j * D * C, C).transposed(),
-                    n,
-                    D,
-                    C,
-                    false,
-                    nullptr};
+            return {
+                dh + s * D, row_major(dy + s * C, C), row_major(e.w_dec + j * D * C, C).transposed(), n, D,
+                C};
         });
         activation_backward(dh, dh, h, e.slots() * D, e.relu);
         e.each([&](size_t j, size_t s, size_t n) -> Product {
-            return {dx + s * C, row_major(dh + s * D, D), row_major(e.w_enc + j * D * C, C), n, C, D, false,
-                    nullptr};
+            return {dx + s * C, row_major(dh + s * D, D), row_major(e.w_enc + j * D * C, C), n, C, D};
         });
     }
     if (share <= e.skip.units) {
@@ -323,8 +317,7 @@ inline void experts_backward(real* dx, real* dw_enc, real* db_enc, real* dw_dec,
                     D,
                     C,
                     n,
-                    true,
-                    nullptr};
+                    true};
         });
         e.each([&](size_t j, size_t s, size_t n) -> Product {
             return {dw_enc + j * D * C,
@@ -333,15 +326,11 @@ inline void experts_backward(real* dx, real* dw_enc, real* db_enc, real* dw_dec,
                     D,
                     C,
                     n,
-                    true,
-                    nullptr};
+                    true};
         });
     }
-    for (size_t j = 0; j < e.E; j++) {
-        const size_t s = e.begin[j], n = e.begin[j + 1] - e.begin[j];
-        add_column_sums(db_dec + j * C, dy + s * C, n, C);
-        add_column_sums(db_enc + j * D, dh + s * D, n, D);
-    }
+    add_column_sums(db_dec, dy, e.begin, e.E, C);
+    add_column_sums(db_enc, dh, e.begin, e.E, D);
 }
 
 // ---------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ constexpr int vector_bytes = 16, vector_registers = 32;
 #else
 constexpr int vector_bytes = 16, vector_registers = 16;
 #endif
-constexpr int vector_length = vector_bytes / sizeof(real);
+constexpr size_t vector_length = vector_bytes / sizeof(real);
 typedef real vec __attribute__((vector_size(vector_bytes), aligned(alignof(real)), may_alias));
 
 // e^x, relative error below 3e-7 for x in [-87, 88]; below that 0, above it e^88. x = n ln 2 + r with
