@@ -126,6 +126,7 @@ static void table(int64_t steps) {
                          {"dense twin, relu", "dense", "relu", 0},
                          {"MoE, gelu", "moe", "gelu", 0},
                          {"MoE-X, half of the units fire", "moe", "relu", 0},
+                         {"MoE-X, 20% fire (as in the demo)", "moe", "relu", 0.20},
                          {"MoE-X, 10% fire", "moe", "relu", 0.10},
                          {"MoE-X, 4% fire", "moe", "relu", 0.04}}) {
         const Timing t = time_step(r.ffn, r.act, r.density, steps);

@@ -272,8 +272,8 @@ inline void backward(Model& model, real aux_scale) { // aux_scale: gradient_scal
             } else {
                 for (auto [p, count] : {std::pair{a.dm, E * C}, {a.dv, E * C}, {a.dmb, E}, {a.dvb, E}})
                     std::fill(p, p + count, real(0));
-                router_backward(a.dln, a.dm, a.dv, a.dmb, a.dvb, a.dmu, a.dvar, a.dg, h.ln_2, h.mu, h.sd, h.m,
-                                h.v, N, E, C);
+                router_backward(a.dln, a.dm, a.dv, a.dmb, a.dvb, a.dmu, a.dvar, a.proj, a.dg, h.ln_2, h.mu,
+                                h.sd, h.m, h.v, N, E, C);
                 expert_statistics_backward(dw.w_enc, dw.b_enc, a.dm, a.dv, a.dmb, a.dvb, w.w_enc, w.b_enc,
                                            h.m, h.mb, E, D, C);
             }

@@ -85,44 +85,32 @@ inline void router_forward(real* g, real* mu, real* sd, const real* x, const rea
 //   dg/dmu = -phi / sd      dg/dsd = phi mu / sd^2      dsd/dvar = 1 / (2 sd)
 //   dx += sum_j dmu_j m_j + dvar_j 2 x v_j
 //   dm_j += sum_n dmu_j x     dv_j += sum_n dvar_j (x*x)     dmb_j += sum_n dmu_j     dvb_j += sum_n dvar_j
-// dx (N,C), dm dv (E,C), dmb dvb (E), dmu dvar scratch (N,E), dg (N,E)
+// dx (N,C), dm dv (E,C), dmb dvb (E), dg (N,E); scratch: dmu dvar (N,E), xx (N,C)
 inline void router_backward(real* dx, real* dm, real* dv, real* dmb, real* dvb, real* dmu, real* dvar,
-                            const real* dg, const real* x, const real* mu, const real* sd, const real* m,
-                            const real* v, size_t N, size_t E, size_t C) {
+                            real* xx, const real* dg, const real* x, const real* mu, const real* sd,
+                            const real* m, const real* v, size_t N, size_t E, size_t C) {
     const real root = real(0.79788456080286535588); // sqrt(2/pi)
-#pragma omp parallel
-    {
-#pragma omp for schedule(static)
-        for (size_t n = 0; n < N; n++) {
-            const real *row = x + n * C, *mean = mu + n * E, *deviation = sd + n * E;
-            real *dmean = dmu + n * E, *dvariance = dvar + n * E, *dxn = dx + n * C;
-            for (size_t j = 0; j < E; j++) {
-                const real z = mean[j] / deviation[j], phi = root * fast_exp(real(-0.5) * z * z);
-                dmean[j] = dg[n * E + j] * -phi / deviation[j];
-                dvariance[j] = dg[n * E + j] * phi * z / deviation[j] / (2 * deviation[j]);
-            }
-            for (size_t j = 0; j < E; j++)
-#pragma omp simd
-                for (size_t c = 0; c < C; c++)
-                    dxn[c] += dmean[j] * m[j * C + c] + 2 * dvariance[j] * row[c] * v[j * C + c];
+#pragma omp parallel for schedule(static)
+    for (size_t n = 0; n < N; n++) {
+        for (size_t nj = n * E; nj < (n + 1) * E; nj++) {
+            const real z = mu[nj] / sd[nj], phi = root * fast_exp(real(-0.5) * z * z);
+            dmu[nj] = dg[nj] * -phi / sd[nj];
+            dvar[nj] = dg[nj] * phi * z / sd[nj] / (2 * sd[nj]);
         }
-        const size_t width = 64;
-#pragma omp for schedule(static)
-        for (size_t first = 0; first < C; first += width) {
-            const size_t end = std::min(first + width, C);
-            for (size_t n = 0; n < N; n++)
-                for (size_t j = 0; j < E; j++) {
-                    const real dmean = dmu[n * E + j], dvariance = dvar[n * E + j], *row = x + n * C;
-#pragma omp simd
-                    for (size_t c = first; c < end; c++) {
-                        dm[j * C + c] += dmean * row[c];
-                        dv[j * C + c] += dvariance * row[c] * row[c];
-                    }
-                }
-        }
+        for (size_t c = n * C; c < (n + 1) * C; c++) xx[c] = x[c] * x[c];
     }
     add_column_sums(dmb, dmu, N, E);
     add_column_sums(dvb, dvar, N, E);
+    const Matrix dmu_n = row_major(dmu, E), dvar_n = row_major(dvar, E);
+    const Product to_statistics[] = {{dm, dmu_n.transposed(), row_major(x, C), E, C, N, true},
+                                     {dv, dvar_n.transposed(), row_major(xx, C), E, C, N, true}};
+    multiply(to_statistics, 2);
+    const Product to_x[] = {{dx, dmu_n, row_major(m, C), N, C, E, true},
+                            {xx, dvar_n, row_major(v, C), N, C, E}}; // from here on sum_j dvar_j v_j
+    multiply(to_x, 2);
+#pragma omp parallel for schedule(static)
+    for (size_t n = 0; n < N; n++)
+        for (size_t c = n * C; c < (n + 1) * C; c++) dx[c] += 2 * x[c] * xx[c];
 }
 
 // ---------------------------------------------------------------------------------------------------------
