@@ -205,13 +205,12 @@ inline void gather(real* out, const real* x, const int32_t* token, size_t slots,
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// Experts: on its own slots, expert j computes  h = x W_enc[j]^T + b_enc[j],  z = act(h),  y = z W_dec[j] +
-// b_dec[j]
+// Experts: on its own slots, expert j computes
+//   h = x W_enc[j]^T + b_enc[j]      z = act(h)      y = z W_dec[j] + b_dec[j]
 //
 // After relu most of z is zero. Where few enough units fire, the products that z is part of skip the zeros.
 
-// The share of active units up to which skipping wins, as measured (dev/bench/NOTES.md). 0 never skips, 1
-// always.
+// The share of active units up to which skipping wins, as measured (dev/bench/NOTES.md): 0 never, 1 always.
 struct SkipBelow {
     double forward = 0.15, slots = 0.15, units = 0.20;
 };
@@ -227,8 +226,7 @@ struct Experts {
 
     size_t slots() const { return begin[E]; }
 
-    // For every expert that has slots, what make(j, first slot, slots) says of it, in a list. Returns its
-    // length.
+    // A list of what make(j, first slot, slots) says of every expert that has slots. Returns its length.
     template <class T, class Make> size_t describe(T* list, Make make) const {
         size_t n = 0;
         for (size_t j = 0; j < E; j++)
@@ -269,8 +267,8 @@ inline size_t experts_forward(real* y, real* z, real* h, const real* x, const Ex
 }
 
 // From dy: dz = dy W_dec^T,  dW_dec += z^T dy,  db_dec += sum dy,  dh = dz act'(h),
-//          dx = dh W_enc,   dW_enc += dh^T x,  db_enc += sum dh.       dh (N*K,D) scratch; active from the
-//          forward
+//          dx = dh W_enc,   dW_enc += dh^T x,  db_enc += sum dh.
+// dh (N*K,D) scratch; active: what experts_forward returned
 inline void experts_backward(real* dx, real* dw_enc, real* db_enc, real* dw_dec, real* db_dec, real* dh,
                              const real* dy, const real* x, const real* z, const real* h, size_t active,
                              const Experts& e) {
