@@ -5,7 +5,8 @@
 #include <cmath>
 #include <cstdint>
 
-inline uint64_t mix64(uint64_t x) {
+// constexpr, so that nvcc lets kernels call it as well.
+constexpr uint64_t mix64(uint64_t x) {
     x += 0x9E3779B97F4A7C15ull;
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
     x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;

@@ -1,0 +1,3024 @@
+// train_moex: trains MoE-X language models (Yang et al., arXiv 2503.07639) on an NVIDIA GPU, from token
+// shards to checkpoints. Everything that happens on the GPU stands in this file, to be read from top to
+// bottom; what it shares with the plain C++ reference of dev/cpu (flags, files, the loop over the steps) is
+// in dev/lib.
+//
+//   1. Numbers, checks, and what a thread, a warp and a launch are made of
+//   2. Kernels, each forward beside its backward, in the order a token meets them:
+//        embedding . LayerNorm . bias . attention . expert statistics . router . load balance . dispatch .
+//        experts . combine . classifier . update
+//   3. Matrix products (cuBLASLt)
+//   4. The model's memory
+//   5. Forward
+//   6. Backward
+//   7. Update
+//   8. The training step and main
+//
+// Shapes: B rows of T positions are N = B*T tokens of C channels; NH heads of HS = C/NH channels; E experts
+// of D units, K of them per token. A token's visit to one of its experts is a slot; the N*K slots are sorted
+// by expert. V tokens in the vocabulary. Outputs come first, then inputs, then sizes. Gradients of parameters
+// are added to, in fp32; gradients of activations are written, but for the residual stream's, which is added
+// to. Every sum has one order, so two runs give the same bits: partial sums go to memory and are then added
+// up in turn, and only integers are counted with atomics.
+#include "dev/lib/train_run.h"
+#include <cublasLt.h>
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+// ---------------------------------------------------------------------------------------------------------
+// 1. Numbers, checks, and what a thread, a warp and a launch are made of
+
+// Weights and activations; PRECISION=FP32 at build time makes them float. Statistics, scores, sums, gradients
+// of parameters and the optimizer are fp32 in either build.
+#ifdef PRECISION_FP32
+typedef float floatX;
+constexpr cudaDataType_t floatX_type = CUDA_R_32F;
+constexpr const char* precision_name = "fp32";
+#else
+typedef __nv_bfloat16 floatX;
+constexpr cudaDataType_t floatX_type = CUDA_R_16BF;
+constexpr const char* precision_name = "bf16";
+#endif
+
+inline void cuda_check_at(cudaError_t error, const char* file, int line) {
+    if (error != cudaSuccess) fail("%s:%d: CUDA: %s", file, line, cudaGetErrorString(error));
+}
+inline void cublas_check_at(cublasStatus_t status, const char* file, int line) {
+    if (status != CUBLAS_STATUS_SUCCESS) fail("%s:%d: cuBLASLt: status %d", file, line, int(status));
+}
+#define cuda_check(call) cuda_check_at(call, __FILE__, __LINE__)
+#define cublas_check(call) cublas_check_at(call, __FILE__, __LINE__)
+
+// Blocks that cover `items` things, `per_block` each.
+inline unsigned blocks_for(size_t items, size_t per_block) {
+    const size_t blocks = (items + per_block - 1) / per_block;
+    if (blocks > 0x7fffffff)
+        fail("a kernel over %zu items is too large to launch: a smaller --batch would help", items);
+    return unsigned(blocks);
+}
+
+constexpr size_t round_up(size_t x, size_t multiple) { return (x + multiple - 1) / multiple * multiple; }
+
+constexpr int warp_size = 32;
+
+// A thread moves 16 bytes of activations at once, the widest access there is: `pack` numbers. All channel
+// counts are multiples of it.
+constexpr int pack = 16 / sizeof(floatX);
+
+__device__ inline void load_pack(float v[pack], const floatX* p) {
+    const uint4 bytes = *(const uint4*)p;
+    const floatX* x = (const floatX*)&bytes;
+#pragma unroll
+    for (int i = 0; i < pack; i++) v[i] = float(x[i]);
+}
+__device__ inline void store_pack(floatX* p, const float v[pack]) {
+    uint4 bytes;
+    floatX* x = (floatX*)&bytes;
+#pragma unroll
+    for (int i = 0; i < pack; i++) x[i] = floatX(v[i]);
+    *(uint4*)p = bytes;
+}
+// The same channels of an fp32 array.
+__device__ inline void load_pack_fp32(float v[pack], const float* p) {
+#pragma unroll
+    for (int i = 0; i < pack; i += 4) {
+        const float4 four = *(const float4*)(p + i);
+        v[i] = four.x, v[i + 1] = four.y, v[i + 2] = four.z, v[i + 3] = four.w;
+    }
+}
+
+// The sum, maximum over the lanes of a warp, in every lane.
+__device__ inline float warp_sum(float x) {
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffff, x, offset);
+    return x;
+}
+__device__ inline float warp_max(float x) {
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, offset));
+    return x;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// 2. Kernels
+// ---------------------------------------------------------------------------------------------------------
+// Partial sums. out (G,count) (+)= sum over parts of partial (G,parts,stride), in the order of the parts: the
+// second half of every sum over tokens.
+
+__global__ void sum_partials_kernel(float* out, const float* partial, size_t parts, size_t stride,
+                                    size_t count, bool accumulate) {
+    __shared__ float sums[8][warp_size + 1];
+    const size_t column = blockIdx.x * size_t(warp_size) + threadIdx.x;
+    const float* group = partial + blockIdx.y * parts * stride;
+    float sum = 0;
+    if (column < count)
+        for (size_t part = threadIdx.y; part < parts; part += 8) sum += group[part * stride + column];
+    sums[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y > 0 || column >= count) return;
+    for (int i = 1; i < 8; i++) sum += sums[i][threadIdx.x];
+    float* to = out + blockIdx.y * count + column;
+    *to = accumulate ? *to + sum : sum;
+}
+
+void sum_partials(float* out, const float* partial, size_t groups, size_t parts, size_t stride, size_t count,
+                  bool accumulate, cudaStream_t stream) {
+    const dim3 grid(blocks_for(count, warp_size), unsigned(groups));
+    sum_partials_kernel<<<grid, dim3(warp_size, 8), 0, stream>>>(out, partial, parts, stride, count,
+                                                                 accumulate);
+    cuda_check(cudaGetLastError());
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// LayerNorm: out = weight * norm + bias, norm = (x - mean) * rstd, rstd = 1 / sqrt(var + 1e-5) over the C
+// channels. It is always fused with what makes its input, so that a row of the residual stream is normalised
+// while it is at hand: the embedding, a residual addition, or the combination of the experts.
+//
+// One warp makes one row. It keeps the row in shared memory as the numbers that are also stored, for the
+// passes over it; a lane reads there only what it wrote itself, so no barrier is needed.
+
+struct Norm {
+    floatX* out;                 // (N,C)
+    float *mean, *rstd;          // (N) (N)
+    const floatX *weight, *bias; // (C) (C)
+};
+
+constexpr size_t shared_bytes = 48 << 10; // what every GPU gives a block without asking
+
+inline int row_warps(size_t bytes_per_row) {
+    return int(std::clamp<size_t>(shared_bytes / bytes_per_row, 1, 8));
+}
+
+// Normalises row n, whose values are in `row` (C) and whose lanes hold `sum`, their part of its sum.
+__device__ void layernorm_row(const Norm& norm, const floatX* row, float sum, size_t n, size_t C) {
+    const int lane = threadIdx.x % warp_size;
+    const float mean = warp_sum(sum) / C;
+    float squares = 0;
+    for (size_t c = lane * pack; c < C; c += warp_size * pack) {
+        float x[pack];
+        load_pack(x, row + c);
+#pragma unroll
+        for (int i = 0; i < pack; i++) squares += (x[i] - mean) * (x[i] - mean);
+    }
+    const float rstd = 1 / sqrtf(warp_sum(squares) / C + 1e-5f);
+    for (size_t c = lane * pack; c < C; c += warp_size * pack) {
+        float x[pack], weight[pack], bias[pack];
+        load_pack(x, row + c), load_pack(weight, norm.weight + c), load_pack(bias, norm.bias + c);
+#pragma unroll
+        for (int i = 0; i < pack; i++) x[i] = (x[i] - mean) * rstd * weight[i] + bias[i];
+        store_pack(norm.out + n * C + c, x);
+    }
+    if (lane == 0) norm.mean[n] = mean, norm.rstd[n] = rstd;
+}
+
+// Puts `pack` new values of row n at channel c into shared memory and, with out, into the residual stream.
+// Returns their sum, of the numbers as stored.
+__device__ inline float keep_pack(floatX* row, floatX* out, float x[pack], size_t n, size_t c, size_t C) {
+    float sum = 0;
+    store_pack(row + c, x);
+    load_pack(x, row + c);
+#pragma unroll
+    for (int i = 0; i < pack; i++) sum += x[i];
+    if (out) store_pack(out + n * C + c, x);
+    return sum;
+}
+
+// out = x + y, normalised. y may be null; then x is normalised as it is, and out is null.
+// out x y (N,C)
+__global__ void residual_layernorm_forward_kernel(floatX* out, Norm norm, const floatX* x, const floatX* y,
+                                                  size_t N, size_t C) {
+    extern __shared__ uint4 shared[];
+    const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
+    const size_t n = blockIdx.x * size_t(blockDim.x / warp_size) + warp;
+    if (n >= N) return;
+    floatX* row = (floatX*)shared + warp * C;
+    float sum = 0;
+    for (size_t c = lane * pack; c < C; c += warp_size * pack) {
+        float a[pack], b[pack];
+        load_pack(a, x + n * C + c);
+        if (y) {
+            load_pack(b, y + n * C + c);
+#pragma unroll
+            for (int i = 0; i < pack; i++) a[i] += b[i];
+        }
+        sum += keep_pack(row, out, a, n, c, C);
+    }
+    layernorm_row(norm, row, sum, n, C);
+}
+
+void residual_layernorm_forward(floatX* out, Norm norm, const floatX* x, const floatX* y, size_t N, size_t C,
+                                cudaStream_t stream) {
+    const int warps = row_warps(C * sizeof(floatX));
+    residual_layernorm_forward_kernel<<<blocks_for(N, warps), warps * warp_size, warps * C * sizeof(floatX),
+                                        stream>>>(out, norm, x, y, N, C);
+    cuda_check(cudaGetLastError());
+}
+
+// With dnorm = weight * dout and averages over the channels:
+//   dx += rstd * (dnorm - avg(dnorm) - norm * avg(dnorm * norm))
+//   dweight += sum over n of norm * dout      dbias += sum over n of dout
+// dx (N,C) is the residual stream's gradient. A block takes rows gridDim.x apart and sums dweight and dbias
+// per warp in shared memory: partial (blocks,2,C).
+__global__ void layernorm_backward_kernel(floatX* dx, float* partial, const floatX* dout, const floatX* x,
+                                          const float* mean, const float* rstd, const floatX* weight,
+                                          size_t N, size_t C) {
+    extern __shared__ uint4 shared[];
+    const int warps = blockDim.x / warp_size, warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
+    float *weight_sums = (float*)shared + warp * 2 * C, *bias_sums = weight_sums + C;
+    for (size_t c = lane; c < 2 * C; c += warp_size) weight_sums[c] = 0;
+    __syncwarp();
+    for (size_t n = blockIdx.x * size_t(warps) + warp; n < N; n += gridDim.x * size_t(warps)) {
+        const float m = mean[n], r = rstd[n];
+        float sum = 0, sum_norm = 0;
+        for (size_t c = lane * pack; c < C; c += warp_size * pack) {
+            float d[pack], v[pack], w[pack];
+            load_pack(d, dout + n * C + c), load_pack(v, x + n * C + c), load_pack(w, weight + c);
+#pragma unroll
+            for (int i = 0; i < pack; i++) {
+                sum += w[i] * d[i];
+                sum_norm += w[i] * d[i] * ((v[i] - m) * r);
+            }
+        }
+        sum = warp_sum(sum) / C, sum_norm = warp_sum(sum_norm) / C;
+        for (size_t c = lane * pack; c < C; c += warp_size * pack) {
+            float d[pack], v[pack], w[pack], g[pack];
+            load_pack(d, dout + n * C + c), load_pack(v, x + n * C + c), load_pack(w, weight + c);
+            load_pack(g, dx + n * C + c);
+#pragma unroll
+            for (int i = 0; i < pack; i++) {
+                const float norm = (v[i] - m) * r;
+                g[i] += r * (w[i] * d[i] - sum - norm * sum_norm);
+                // Number i of this pack, the lanes side by side, so that they fall into different banks.
+                const size_t at =
+                    c - lane * pack + i * min(size_t(warp_size), (C - (c - lane * pack)) / pack) + lane;
+                weight_sums[at] += norm * d[i];
+                bias_sums[at] += d[i];
+            }
+            store_pack(dx + n * C + c, g);
+        }
+    }
+    __syncthreads();
+    for (size_t at = threadIdx.x; at < C; at += blockDim.x) {
+        const size_t run = at / (warp_size * pack) * (warp_size * pack);
+        const size_t lanes = min(size_t(warp_size), (C - run) / pack);
+        const size_t c = run + (at - run) % lanes * pack + (at - run) / lanes;
+        float dw = 0, db = 0;
+        for (int i = 0; i < warps; i++) {
+            dw += ((float*)shared)[i * 2 * C + at];
+            db += ((float*)shared)[i * 2 * C + C + at];
+        }
+        partial[(blockIdx.x * size_t(2)) * C + c] = dw;
+        partial[(blockIdx.x * size_t(2) + 1) * C + c] = db;
+    }
+}
+
+constexpr size_t layernorm_blocks = 264; // two on each multiprocessor of an H100
+
+// partial: scratch (layernorm_blocks,2,C)
+void layernorm_backward(floatX* dx, float* dweight, float* dbias, const floatX* dout, const floatX* x,
+                        const float* mean, const float* rstd, const floatX* weight, float* partial, size_t N,
+                        size_t C, cudaStream_t stream) {
+    const int warps = row_warps(2 * C * sizeof(float));
+    const unsigned blocks = unsigned(std::min<size_t>(layernorm_blocks, blocks_for(N, warps)));
+    layernorm_backward_kernel<<<blocks, warps * warp_size, warps * 2 * C * sizeof(float), stream>>>(
+        dx, partial, dout, x, mean, rstd, weight, N, C);
+    cuda_check(cudaGetLastError());
+    sum_partials(dweight, partial, 1, blocks, 2 * C, C, true, stream);
+    sum_partials(dbias, partial + C, 1, blocks, 2 * C, C, true, stream);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Embedding: out[b,t] = wte[token[b,t]] + wpe[t], normalised by the first layer's ln_1
+
+// out (N,C), tokens (N), wte (V,C), wpe (>=T,C)
+__global__ void embedding_layernorm_forward_kernel(floatX* out, Norm norm, const int* tokens,
+                                                   const floatX* wte, const floatX* wpe, size_t N, size_t T,
+                                                   size_t C) {
+    extern __shared__ uint4 shared[];
+    const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
+    const size_t n = blockIdx.x * size_t(blockDim.x / warp_size) + warp;
+    if (n >= N) return;
+    const floatX *token = wte + tokens[n] * C, *position = wpe + n % T * C;
+    floatX* row = (floatX*)shared + warp * C;
+    float sum = 0;
+    for (size_t c = lane * pack; c < C; c += warp_size * pack) {
+        float a[pack], b[pack];
+        load_pack(a, token + c), load_pack(b, position + c);
+#pragma unroll
+        for (int i = 0; i < pack; i++) a[i] += b[i];
+        sum += keep_pack(row, out, a, n, c, C);
+    }
+    layernorm_row(norm, row, sum, n, C);
+}
+
+void embedding_layernorm_forward(floatX* out, Norm norm, const int* tokens, const floatX* wte,
+                                 const floatX* wpe, size_t N, size_t T, size_t C, cudaStream_t stream) {
+    const int warps = row_warps(C * sizeof(floatX));
+    embedding_layernorm_forward_kernel<<<blocks_for(N, warps), warps * warp_size, warps * C * sizeof(floatX),
+                                         stream>>>(out, norm, tokens, wte, wpe, N, T, C);
+    cuda_check(cudaGetLastError());
+}
+
+// dwte[token] += dout of every place the token stands. Where each token stands is known on the host, which
+// sorts the places by token and cuts long lists into chunks; chunks are summed first, then each token's
+// chunks.
+struct TokenPlaces {
+    int* order;       // (N) places sorted by token
+    int* chunk_begin; // (chunks+1) of order; a chunk's places hold one token
+    int* token;       // (distinct) the tokens
+    int* token_begin; // (distinct+1) of chunks
+    size_t chunks, distinct;
+};
+constexpr size_t places_per_chunk = 32;
+
+// partial (chunks,C), dout (N,C)
+__global__ void embedding_backward_chunks_kernel(float* partial, const floatX* dout, TokenPlaces places,
+                                                 size_t C) {
+    const size_t c = (blockIdx.y * size_t(blockDim.x) + threadIdx.x) * pack;
+    if (c >= C) return;
+    float sum[pack] = {};
+    for (int i = places.chunk_begin[blockIdx.x]; i < places.chunk_begin[blockIdx.x + 1]; i++) {
+        float d[pack];
+        load_pack(d, dout + places.order[i] * C + c);
+#pragma unroll
+        for (int k = 0; k < pack; k++) sum[k] += d[k];
+    }
+    for (int k = 0; k < pack; k++) partial[blockIdx.x * C + c + k] = sum[k];
+}
+__global__ void embedding_backward_tokens_kernel(float* dwte, const float* partial, TokenPlaces places,
+                                                 size_t C) {
+    const size_t c = blockIdx.y * size_t(blockDim.x) + threadIdx.x;
+    if (c >= C) return;
+    float sum = 0;
+    for (int i = places.token_begin[blockIdx.x]; i < places.token_begin[blockIdx.x + 1]; i++)
+        sum += partial[i * C + c];
+    dwte[places.token[blockIdx.x] * C + c] += sum;
+}
+
+// dwpe[t] += sum over b of dout[b,t].   dwpe (>=T,C)
+__global__ void embedding_backward_positions_kernel(float* dwpe, const floatX* dout, size_t B, size_t T,
+                                                    size_t C) {
+    const size_t i = (blockIdx.x * size_t(blockDim.x) + threadIdx.x) * pack;
+    if (i >= T * C) return;
+    float sum[pack] = {};
+    for (size_t b = 0; b < B; b++) {
+        float d[pack];
+        load_pack(d, dout + b * T * C + i);
+#pragma unroll
+        for (int k = 0; k < pack; k++) sum[k] += d[k];
+    }
+    for (int k = 0; k < pack; k++) dwpe[i + k] += sum[k];
+}
+
+// partial: scratch (chunks,C), at most N of them
+void embedding_backward(float* dwte, float* dwpe, float* partial, const floatX* dout,
+                        const TokenPlaces& places, size_t B, size_t T, size_t C, cudaStream_t stream) {
+    const unsigned chunks = unsigned(places.chunks), distinct = unsigned(places.distinct);
+    embedding_backward_chunks_kernel<<<dim3(chunks, blocks_for(C, 64 * pack)), 64, 0, stream>>>(partial, dout,
+                                                                                                places, C);
+    embedding_backward_tokens_kernel<<<dim3(distinct, blocks_for(C, 256)), 256, 0, stream>>>(dwte, partial,
+                                                                                             places, C);
+    embedding_backward_positions_kernel<<<blocks_for(T * C, 256 * pack), 256, 0, stream>>>(dwpe, dout, B, T,
+                                                                                           C);
+    cuda_check(cudaGetLastError());
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Bias: its forward is an epilogue of the matrix product; its backward sums over rows.
+
+// Of G groups of rows of x (rows,M), group g being rows begin[g] to begin[g+1], and of gridDim.y chunks of
+// each: partial (G,chunks,M). A lane has `pack` columns, a warp every eighth row of the chunk.
+__global__ void column_sums_kernel(float* partial, const floatX* x, const int* begin, size_t M) {
+    __shared__ float sums[8][warp_size * pack];
+    const int lane = threadIdx.x, warp = threadIdx.y;
+    const size_t column = (blockIdx.x * size_t(warp_size) + lane) * pack;
+    const size_t g = blockIdx.z, chunk = blockIdx.y, chunks = gridDim.y;
+    const size_t first = begin[g], rows = begin[g + 1] - first;
+    const size_t from = first + rows * chunk / chunks, to = first + rows * (chunk + 1) / chunks;
+    float sum[pack] = {};
+    if (column < M)
+        for (size_t n = from + warp; n < to; n += 8) {
+            float v[pack];
+            load_pack(v, x + n * M + column);
+#pragma unroll
+            for (int i = 0; i < pack; i++) sum[i] += v[i];
+        }
+#pragma unroll
+    for (int i = 0; i < pack; i++) sums[warp][i * warp_size + lane] = sum[i];
+    __syncthreads();
+    if (warp > 0 || column >= M) return;
+#pragma unroll
+    for (int i = 0; i < pack; i++) {
+        for (int k = 1; k < 8; k++) sum[i] += sums[k][i * warp_size + lane];
+        partial[(g * chunks + chunk) * M + column + i] = sum[i];
+    }
+}
+
+constexpr size_t bias_chunks = 64; // over all groups
+
+// dbias (G,M) += column sums of dout by group; begin (G+1). partial: scratch (max(64,G),M)
+void bias_backward(float* dbias, float* partial, const floatX* dout, const int* begin, size_t G, size_t M,
+                   cudaStream_t stream) {
+    const size_t chunks = std::max<size_t>(1, bias_chunks / G);
+    const dim3 grid(blocks_for(M, warp_size * pack), unsigned(chunks), unsigned(G));
+    column_sums_kernel<<<grid, dim3(warp_size, 8), 0, stream>>>(partial, dout, begin, M);
+    cuda_check(cudaGetLastError());
+    sum_partials(dbias, partial, G, chunks, M, M, true, stream);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Causal multi-head attention
+//
+//   S = Q K^T / sqrt(HS), only keys <= query;   P = softmax(S);   O = P V;   lse_i = ln sum_j exp S_ij
+//
+//   From dO:  delta_i = dO_i . O_i   (= sum_j P_ij dP_ij, what softmax takes away)
+//   P = exp(S - lse)    dP = dO V^T    dS = P (dP - delta)
+//   dV = P^T dO         dQ = dS K / sqrt(HS)         dK = dS^T Q / sqrt(HS)
+//
+// The T x T matrices exist only as small pieces in registers (FlashAttention: Dao et al., arXiv 2205.14135,
+// 2307.08691): going along a row, the sum of exponentials and the output are kept relative to the largest
+// score so far and rescaled when a larger one comes. The backward pass computes P again from lse. Memory is
+// O(T). Two kernels write the gradients, one by keys (dK, dV) and one by queries (dQ): S and dP are computed
+// twice, but every number is the sum of one thread block, in one order, so the bits never change.
+//
+// Shapes: qkv dqkv (B,T,3C), a row being q, k, v of NH heads of HS each, read in place; out dout (B,T,C);
+// lse delta (B,NH,T) in fp32. T < 2^31; offsets are size_t.
+
+constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
+
+// ---------------------------------------------------------------------------------------------------------
+// Attention, the plain path: fp32 arithmetic, one warp per query (forward, dQ) or per key (dK, dV). It serves
+// the FP32 build and the head sizes that the tensor cores do not, and says what those kernels must compute.
+// A warp takes 32 partners at a time: each lane forms the scores of one; then each lane holds every 32nd
+// channel of the sums, and the partners are gone through one by one, their scores passed round by shuffles.
+
+constexpr int plain_threads = 128;       // 4 warps: 4 rows
+constexpr int plain_channels = 256 / 32; // sums held by a lane; HS <= 256
+
+__device__ inline float dot(const floatX* a, const floatX* b, int n) {
+    float sum = 0;
+    for (int i = 0; i < n; i++) sum = fmaf((float)a[i], (float)b[i], sum);
+    return sum;
+}
+
+// The row (b,h,t) that a warp works on, and where its numbers are.
+struct PlainRow {
+    int t;            // position in the sequence
+    size_t statistic; // of (b,h,t) in lse and delta
+    size_t qkv, out;  // of (b,0,h) in (B,T,3C) and in (B,T,C)
+};
+
+__device__ inline PlainRow plain_row(size_t row, int T, int NH, int HS) {
+    const size_t b = row / ((size_t)T * NH), h = row / T % NH, C = (size_t)NH * HS;
+    return {(int)(row % T), row, b * T * 3 * C + h * HS, b * T * C + h * HS};
+}
+
+__global__ void __launch_bounds__(plain_threads)
+    attention_forward_plain_kernel(floatX* out, float* lse, const floatX* qkv, size_t rows, int T, int NH,
+                                   int HS) {
+    const size_t warp = ((size_t)blockIdx.x * plain_threads + threadIdx.x) / 32;
+    if (warp >= rows) return;
+    const PlainRow row = plain_row(rows - 1 - warp, T, NH, HS); // long rows first
+    const int lane = threadIdx.x % 32, i = row.t;
+    const size_t C = (size_t)NH * HS, C3 = 3 * C;
+    const floatX *q = qkv + row.qkv + i * C3, *k = qkv + row.qkv + C, *v = k + C;
+    const float scale = 1 / sqrtf((float)HS);
+    float o[plain_channels] = {}, most = -INFINITY, sum = 0;
+    for (int j0 = 0; j0 <= i; j0 += 32) {
+        const int j = j0 + lane;
+        const float s = j <= i ? scale * dot(q, k + j * C3, HS) : -INFINITY;
+        const float new_most = fmaxf(most, warp_max(s));
+        const float p = expf(s - new_most), fade = expf(most - new_most);
+        most = new_most;
+        sum = sum * fade + warp_sum(p);
+        for (int c = 0; c < plain_channels; c++) o[c] *= fade;
+        for (int key = j0; key <= min(j0 + 31, i); key++) {
+            const float p_key = __shfl_sync(~0u, p, key - j0);
+            for (int c = 0, d = lane; c < plain_channels; c++, d += 32)
+                if (d < HS) o[c] = fmaf(p_key, (float)v[key * C3 + d], o[c]);
+        }
+    }
+    for (int c = 0, d = lane; c < plain_channels; c++, d += 32)
+        if (d < HS) out[row.out + i * C + d] = (floatX)(o[c] / sum);
+    if (lane == 0) lse[row.statistic] = most + logf(sum);
+}
+
+// dQ of one query, and delta, which the keys' kernel reads afterwards
+__global__ void __launch_bounds__(plain_threads)
+    attention_backward_dq_plain_kernel(floatX* dqkv, float* delta, const floatX* dout, const floatX* out,
+                                       const float* lse, const floatX* qkv, size_t rows, int T, int NH,
+                                       int HS) {
+    const size_t warp = ((size_t)blockIdx.x * plain_threads + threadIdx.x) / 32;
+    if (warp >= rows) return;
+    const PlainRow row = plain_row(rows - 1 - warp, T, NH, HS);
+    const int lane = threadIdx.x % 32, i = row.t;
+    const size_t C = (size_t)NH * HS, C3 = 3 * C;
+    const floatX *q = qkv + row.qkv + i * C3, *k = qkv + row.qkv + C, *v = k + C;
+    const floatX *d_o = dout + row.out + i * C, *o = out + row.out + i * C;
+    const float scale = 1 / sqrtf((float)HS), lse_i = lse[row.statistic];
+    float dq[plain_channels] = {}, delta_i = 0;
+    for (int d = lane; d < HS; d += 32) delta_i = fmaf((float)d_o[d], (float)o[d], delta_i);
+    delta_i = warp_sum(delta_i);
+    for (int j0 = 0; j0 <= i; j0 += 32) {
+        const int j = j0 + lane;
+        float ds = 0;
+        if (j <= i) {
+            const float p = expf(scale * dot(q, k + j * C3, HS) - lse_i);
+            ds = p * (dot(d_o, v + j * C3, HS) - delta_i);
+        }
+        for (int key = j0; key <= min(j0 + 31, i); key++) {
+            const float ds_key = __shfl_sync(~0u, ds, key - j0);
+            for (int c = 0, d = lane; c < plain_channels; c++, d += 32)
+                if (d < HS) dq[c] = fmaf(ds_key, (float)k[key * C3 + d], dq[c]);
+        }
+    }
+    for (int c = 0, d = lane; c < plain_channels; c++, d += 32)
+        if (d < HS) dqkv[row.qkv + i * C3 + d] = (floatX)(scale * dq[c]);
+    if (lane == 0) delta[row.statistic] = delta_i;
+}
+
+// dK and dV of one key: the queries that see it are its own and the later ones
+__global__ void __launch_bounds__(plain_threads)
+    attention_backward_dkv_plain_kernel(floatX* dqkv, const floatX* dout, const float* lse,
+                                        const float* delta, const floatX* qkv, size_t rows, int T, int NH,
+                                        int HS) {
+    const size_t warp = ((size_t)blockIdx.x * plain_threads + threadIdx.x) / 32;
+    if (warp >= rows) return;
+    const PlainRow row = plain_row(warp, T, NH, HS); // the first keys have the most queries
+    const int lane = threadIdx.x % 32, j = row.t;
+    const size_t C = (size_t)NH * HS, C3 = 3 * C;
+    const floatX *q = qkv + row.qkv, *k = q + C + j * C3, *v = k + C, *d_o = dout + row.out;
+    const float* lse_0 = lse + row.statistic - j; // of the head's first query
+    const float* delta_0 = delta + row.statistic - j;
+    const float scale = 1 / sqrtf((float)HS);
+    float dk[plain_channels] = {}, dv[plain_channels] = {};
+    for (int i0 = j; i0 < T; i0 += 32) {
+        const int i = i0 + lane;
+        float p = 0, ds = 0;
+        if (i < T) {
+            p = expf(scale * dot(q + i * C3, k, HS) - lse_0[i]);
+            ds = p * (dot(d_o + i * C, v, HS) - delta_0[i]);
+        }
+        for (int query = i0; query < min(i0 + 32, T); query++) {
+            const float p_query = __shfl_sync(~0u, p, query - i0),
+                        ds_query = __shfl_sync(~0u, ds, query - i0);
+            for (int c = 0, d = lane; c < plain_channels; c++, d += 32)
+                if (d < HS) {
+                    dv[c] = fmaf(p_query, (float)d_o[query * C + d], dv[c]);
+                    dk[c] = fmaf(ds_query, (float)q[query * C3 + d], dk[c]);
+                }
+        }
+    }
+    floatX* dk_row = dqkv + row.qkv + C + j * C3;
+    for (int c = 0, d = lane; c < plain_channels; c++, d += 32)
+        if (d < HS) {
+            dk_row[d] = (floatX)(scale * dk[c]);
+            dk_row[C + d] = (floatX)dv[c];
+        }
+}
+
+inline unsigned plain_blocks(size_t B, size_t T, size_t C, size_t NH) {
+    const size_t HS = C / NH, blocks = (B * NH * T + plain_threads / 32 - 1) / (plain_threads / 32);
+    if (HS > 32 * plain_channels)
+        fail("attention with heads of %zu channels: expected at most %d (more heads, or fewer channels)", HS,
+             32 * plain_channels);
+    if (blocks > INT_MAX) fail("attention over %zu x %zu tokens: too many for one launch", B, T);
+    return (unsigned)blocks;
+}
+
+// out (B,T,C), lse (B,NH,T), qkv (B,T,3C)
+inline void attention_forward_plain(floatX* out, float* lse, const floatX* qkv, size_t B, size_t T, size_t C,
+                                    size_t NH, cudaStream_t stream) {
+    const unsigned blocks = plain_blocks(B, T, C, NH);
+    attention_forward_plain_kernel<<<blocks, plain_threads, 0, stream>>>(out, lse, qkv, B * NH * T, (int)T,
+                                                                         (int)NH, (int)(C / NH));
+    cuda_check(cudaGetLastError());
+}
+
+// dqkv (B,T,3C), delta (B,NH,T) scratch, dout out (B,T,C), lse (B,NH,T), qkv (B,T,3C)
+inline void attention_backward_plain(floatX* dqkv, float* delta, const floatX* dout, const floatX* out,
+                                     const float* lse, const floatX* qkv, size_t B, size_t T, size_t C,
+                                     size_t NH, cudaStream_t stream) {
+    const unsigned blocks = plain_blocks(B, T, C, NH);
+    attention_backward_dq_plain_kernel<<<blocks, plain_threads, 0, stream>>>(
+        dqkv, delta, dout, out, lse, qkv, B * NH * T, (int)T, (int)NH, (int)(C / NH));
+    cuda_check(cudaGetLastError());
+    attention_backward_dkv_plain_kernel<<<blocks, plain_threads, 0, stream>>>(
+        dqkv, dout, lse, delta, qkv, B * NH * T, (int)T, (int)NH, (int)(C / NH));
+    cuda_check(cudaGetLastError());
+}
+
+#ifndef PRECISION_FP32 // from here to the launchers floatX is __nv_bfloat16
+// ---------------------------------------------------------------------------------------------------------
+// Tensor cores: the four instructions that the attention kernels are made of, named
+//
+// A tensor core multiplies small matrices held in the registers of a warp, each lane holding a few elements
+// of each. With g = lane / 4 and t = lane % 4, the unit of everything below is the 8 x 8 matrix of bf16 of
+// which a lane holds, in one 32-bit register, the elements (row g, columns 2t and 2t + 1), the lower column
+// in the lower half.
+
+// D = A B + D, A (16,16) and B (16,8) in bf16, D (16,8) in fp32.
+//
+//            columns 0-7   8-15                 B is held by columns:          columns 0-7
+//   A  rows 0-7     a[0]   a[2]                 b0: (rows 2t, 2t+1, column g)  D rows 0-7    d[0] d[1]
+//      rows 8-15    a[1]   a[3]                 b1: the same, rows + 8         D rows 8-15   d[2] d[3]
+//
+// so b0 and b1 are 8 x 8 matrices of B transposed, and a lane's d[0] d[1] (d[2] d[3]) stand at row g (g + 8),
+// columns 2t, 2t + 1: where A has its elements. What one product leaves is, rounded, an operand of the next.
+__device__ __forceinline__ void mma_m16n8k16(float d[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+                 "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Four 8 x 8 matrices from shared memory. A row is 16 contiguous bytes; lane l gives the address of row
+// l % 8 of matrix l / 8, and every lane receives its two elements of each matrix. With .trans they are
+// elements of the matrix transposed.
+__device__ __forceinline__ void ldmatrix_x4(uint32_t r[4], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t r[4], uint32_t address) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+    return (uint32_t)__cvta_generic_to_shared(pointer);
+}
+
+// Copies 16 (4) bytes from global to shared memory without passing through registers and without waiting; of
+// them only the first valid_bytes are read, the rest becomes zero. Both addresses are multiples of 16 (4).
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global, int valid_bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(valid_bytes)
+                 : "memory");
+}
+
+__device__ __forceinline__ void copy_async_4(void* shared, const void* global, int valid_bytes) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(valid_bytes)
+                 : "memory");
+}
+
+// Copies are counted in groups: commit closes one, wait<N> returns when at most the N latest of this thread's
+// groups are still under way. A barrier then shows the data to the other threads.
+__device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int N> __device__ __forceinline__ void copy_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// 2^x in one instruction, relative error 2^-22; 0 for -infinity
+__device__ __forceinline__ float exp2_approx(float x) {
+    float y;
+    asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// Two floats rounded to bf16 in one register, the first in the lower half
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    uint32_t bits;
+    memcpy(&bits, &pair, 4);
+    return bits;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Attention, the tensor core path: bf16, heads of 32, 64 or 128
+//
+// Four warps share a thread block. The block owns 64 or 128 rows (queries, or keys for dK and dV), each warp
+// M times 16 of them, and streams the other side through shared memory in tiles of TILE rows, STAGES of them
+// on their way at any time. A warp keeps its sums, (16 M, HS) in fp32, in registers for the whole pass:
+// registers are what limits M, and M is how often a value read from shared memory is used.
+//
+// A tile is (rows, HS) in rows of HS + 8 numbers: the 8 make the 8 rows that ldmatrix reads at once begin in
+// 8 different sixteenths of the 128-byte line of banks, so that it takes one pass and not eight.
+
+constexpr int attention_warps = 4, attention_threads = 32 * attention_warps;
+
+template <int HS> constexpr int tile_stride = HS + 8;
+
+// Where lane % 32 reads its row of any 16 x 16 block: the four 8 x 8 matrices come down the left half, then
+// down the right. That is the order of an operand A. Of a tile of B^T (n rows, k columns) the first 8 columns
+// of B are the registers 0 and 2, the second 1 and 3; of a tile of B (k rows, n columns), read with .trans, 0
+// and 1, then 2 and 3.
+template <int HS> __device__ __forceinline__ uint32_t lane_address(const floatX* tile) {
+    const int lane = threadIdx.x % 32;
+    return shared_address(tile + lane % 16 * tile_stride<HS> + lane / 16 * 8);
+}
+
+// a = 16 columns of the operand A (16 M, HS)
+template <int HS, int M> __device__ __forceinline__ void load_operand(uint32_t a[M][4], uint32_t address) {
+#pragma unroll
+    for (int m = 0; m < M; m++) ldmatrix_x4(a[m], address + m * 16 * tile_stride<HS> * sizeof(floatX));
+}
+
+// c (16 M, N) += a (16 M, 16) times 16 columns of the tile (N, HS) transposed
+template <int HS, int M, int N> __device__ __forceinline__ void
+multiply_transposed(float c[M][N / 8][4], const uint32_t a[M][4], uint32_t tile) {
+#pragma unroll
+    for (int n = 0; n < N; n += 16) {
+        uint32_t b[4];
+        ldmatrix_x4(b, tile + n * tile_stride<HS> * sizeof(floatX));
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+            mma_m16n8k16(c[m][n / 8], a[m], b[0], b[2]);
+            mma_m16n8k16(c[m][n / 8 + 1], a[m], b[1], b[3]);
+        }
+    }
+}
+
+// c (16 M, HS) += s (16 M, N), rounded to bf16, times the tile (N, HS)
+template <int HS, int M, int N>
+__device__ __forceinline__ void multiply(float c[M][HS / 8][4], const float s[M][N / 8][4], uint32_t tile) {
+#pragma unroll
+    for (int k = 0; k < N; k += 16) {
+        uint32_t a[M][4];
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                const float* pair = s[m][k / 8 + e / 2] + e % 2 * 2;
+                a[m][e] = pack_bf16(pair[0], pair[1]);
+            }
+#pragma unroll
+        for (int n = 0; n < HS; n += 16) {
+            uint32_t b[4];
+            ldmatrix_x4_trans(b, tile + (k * tile_stride<HS> + n) * sizeof(floatX));
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+                mma_m16n8k16(c[m][n / 8], a[m], b[0], b[1]);
+                mma_m16n8k16(c[m][n / 8 + 1], a[m], b[2], b[3]);
+            }
+        }
+    }
+}
+
+// -infinity where the key comes after the query; s (16 M queries, N keys), or of (16 M keys, N queries) when
+// TRANSPOSED. row and column are the positions of s[0][0] in the sequence.
+template <int M, int N, bool TRANSPOSED>
+__device__ __forceinline__ void hide_future(float s[M][N / 8][4], int row, int column) {
+    const int lane = threadIdx.x % 32;
+    const int ahead = column + lane % 4 * 2 - row - lane / 4; // of the lane's first element: column - row
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < N / 8; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                const int key_ahead = ahead + 8 * n + e % 2 - 16 * m - e / 2 * 8;
+                if (TRANSPOSED ? key_ahead < 0 : key_ahead > 0) s[m][n][e] = -INFINITY;
+            }
+}
+
+// Starts copying a tile of ROWS rows of one head; rows from `valid` on become zero and are not read.
+template <int HS, int ROWS>
+__device__ __forceinline__ void load_tile(floatX* tile, const floatX* rows, size_t row_stride, int valid) {
+    constexpr int pieces = HS / 8, step = attention_threads / pieces; // pieces of 16 bytes; rows at once
+    const int row = threadIdx.x / pieces, column = threadIdx.x % pieces * 8;
+    tile += row * tile_stride<HS> + column;
+    rows += row * row_stride + column;
+#pragma unroll
+    for (int i = 0; i < ROWS; i += step) {
+        copy_async_16(tile + i * tile_stride<HS>, rows, row + i < valid ? 16 : 0);
+        rows += step * row_stride;
+    }
+}
+
+// Writes a warp's sums (16 M, HS), times a factor per row, to the first `valid` rows of one head. They go by
+// way of `staging`, rows of shared memory that only this warp uses, to be written in pieces of 16 bytes.
+template <int HS, int M>
+__device__ __forceinline__ void store_rows(floatX* rows, size_t row_stride, int valid, floatX* staging,
+                                           const float c[M][HS / 8][4], const float factor[M][2]) {
+    const int lane = threadIdx.x % 32;
+    __syncwarp();
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < HS / 8; n++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int row = 16 * m + 8 * half + lane / 4, column = 8 * n + lane % 4 * 2;
+                const float *pair = c[m][n] + 2 * half, f = factor[m][half];
+                *(uint32_t*)(staging + row * tile_stride<HS> + column) = pack_bf16(f * pair[0], f * pair[1]);
+            }
+    __syncwarp();
+    constexpr int pieces = HS / 8;
+#pragma unroll
+    for (int i = 0; i < M * 16 * pieces / 32; i++) {
+        const int piece = i * 32 + lane, row = piece / pieces, column = piece % pieces * 8;
+        if (row < valid)
+            *(uint4*)(rows + row * row_stride + column) =
+                *(const uint4*)(staging + row * tile_stride<HS> + column);
+    }
+}
+
+// The order of work. A head has `blocks` thread blocks, of which number 0 is the longest; to end together the
+// long ones must start first. But a head's tiles should be read by all its blocks while they are in the L2
+// cache, so heads go in groups that fit there, and within a group the longest blocks of all heads go first.
+struct AttentionPlace {
+    unsigned head, block; // b * NH + h, and the rank of the block, 0 the longest
+};
+
+__device__ __forceinline__ AttentionPlace attention_place(unsigned blocks, unsigned heads, unsigned group) {
+    const unsigned first = blockIdx.x / (blocks * group) * group;
+    const unsigned members = min(group, heads - first), rest = blockIdx.x - first * blocks;
+    return {first + rest % members, rest / members};
+}
+
+inline unsigned attention_group(size_t T, size_t HS) {
+    const size_t cache = 16 << 20, streamed = 2 * T * HS * sizeof(floatX); // two matrices of a head
+    return (unsigned)std::max<size_t>(1, cache / streamed);
+}
+
+// Attention forward: each block 128 queries, each warp 32, keys and values streamed from the first to the
+// diagonal. The sum of exponentials is kept per lane (its columns only) and added up at the end.
+template <int HS> struct AttentionForward {
+    static constexpr int M = 2, QUERIES = 16 * M * attention_warps;
+    static constexpr int TILE = HS <= 64 ? 64 : 32, STAGES = 2; // keys per tile
+    static constexpr int shared_bytes = (QUERIES + STAGES * 2 * TILE) * tile_stride<HS> * sizeof(floatX);
+};
+
+// out (B,T,C), lse (B,NH,T), qkv (B,T,3C); blocks per head, heads B*NH, group: see attention_place
+template <int HS> __global__ void __launch_bounds__(attention_threads)
+    attention_forward_kernel(floatX* out, float* lse, const floatX* qkv, int T, int NH, unsigned blocks,
+                             unsigned heads, unsigned group) {
+    using Shape = AttentionForward<HS>;
+    constexpr int M = Shape::M, QUERIES = Shape::QUERIES, TILE = Shape::TILE, STAGES = Shape::STAGES;
+    constexpr int stride = tile_stride<HS>;
+    const AttentionPlace place = attention_place(blocks, heads, group);
+    const size_t b = place.head / NH, h = place.head % NH, C = (size_t)NH * HS, C3 = 3 * C;
+    const int i0 = (blocks - 1 - place.block) * QUERIES; // the last queries see the most keys
+    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16 * M, first = i0 + warp_row;
+    const floatX *q = qkv + b * T * C3 + h * HS, *k = q + C, *v = k + C;
+
+    extern __shared__ __align__(16) floatX attention_shared[];
+    floatX* const q_tile = attention_shared;                  // (QUERIES, HS)
+    floatX* const k_tiles = q_tile + QUERIES * stride;        // (STAGES, TILE, HS)
+    floatX* const v_tiles = k_tiles + STAGES * TILE * stride; // (STAGES, TILE, HS)
+    const int tiles = (min(i0 + QUERIES, T) + TILE - 1) / TILE;
+    const auto load = [&](int tile) {
+        if (tile < tiles) {
+            const int j0 = tile * TILE, at = tile % STAGES * TILE * stride;
+            load_tile<HS, TILE>(k_tiles + at, k + j0 * C3, C3, T - j0);
+            load_tile<HS, TILE>(v_tiles + at, v + j0 * C3, C3, T - j0);
+        }
+        copy_async_commit();
+    };
+    load_tile<HS, QUERIES>(q_tile, q + i0 * C3, C3, T - i0);
+    for (int tile = 0; tile < STAGES - 1; tile++) load(tile);
+
+    // With heads of 128 there are no registers to keep Q in: it is read again for every tile.
+    constexpr bool keep_q = HS <= 64;
+    uint32_t q_operand[keep_q ? HS / 16 : 1][M][4];
+    const uint32_t q_address = lane_address<HS>(q_tile + warp_row * stride);
+    const uint32_t k_address = lane_address<HS>(k_tiles), v_address = lane_address<HS>(v_tiles);
+
+    // exp(S - most) = 2^(scale (q.k - most)); `most` is the largest q.k of the row so far
+    const float scale = log2_e / sqrtf((float)HS);
+    float o[M][HS / 8][4] = {}, most[M][2], sum[M][2];
+    for (int m = 0; m < M; m++)
+        for (int half = 0; half < 2; half++) most[m][half] = -INFINITY, sum[m][half] = 0;
+
+    for (int tile = 0; tile < tiles; tile++) {
+        copy_async_wait<STAGES - 2>();
+        __syncthreads(); // the tile has landed, and all are done with the one before: its place is free
+        load(tile + STAGES - 1);
+        const int j0 = tile * TILE, at = tile % STAGES * TILE * stride * (int)sizeof(floatX);
+        if (keep_q && tile == 0)
+            for (int c = 0; c < HS / 16; c++) load_operand<HS, M>(q_operand[c], q_address + c * 32);
+        if (j0 > first + 16 * M - 1) continue; // all in the future of this warp's queries
+
+        float s[M][TILE / 8][4] = {};
+#pragma unroll
+        for (int c = 0; c < HS / 16; c++) { // 16 channels, 32 bytes
+            if (!keep_q) load_operand<HS, M>(q_operand[0], q_address + c * 32);
+            multiply_transposed<HS, M, TILE>(s, q_operand[keep_q ? c : 0], k_address + at + c * 32);
+        }
+        if (j0 + TILE - 1 > first) hide_future<M, TILE, false>(s, first, j0);
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) { // the lane's rows g and g + 8, shared with 3 other lanes
+                float new_most = most[m][half];
+                for (int n = 0; n < TILE / 8; n++)
+                    new_most = fmaxf(new_most, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
+                new_most = fmaxf(new_most, __shfl_xor_sync(~0u, new_most, 1));
+                new_most = fmaxf(new_most, __shfl_xor_sync(~0u, new_most, 2));
+                const float fade = exp2_approx(scale * (most[m][half] - new_most)); // 0 at the first tile
+                const float shift = scale * new_most;
+                most[m][half] = new_most;
+                sum[m][half] *= fade;
+                for (int n = 0; n < TILE / 8; n++)
+                    for (int e = 2 * half; e < 2 * half + 2; e++) {
+                        s[m][n][e] = exp2_approx(fmaf(scale, s[m][n][e], -shift));
+                        sum[m][half] += s[m][n][e];
+                    }
+                for (int n = 0; n < HS / 8; n++)
+                    for (int e = 2 * half; e < 2 * half + 2; e++) o[m][n][e] *= fade;
+            }
+        multiply<HS, M, TILE>(o, s, v_address + at);
+    }
+
+    float factor[M][2];
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            float total = sum[m][half];
+            total += __shfl_xor_sync(~0u, total, 1);
+            total += __shfl_xor_sync(~0u, total, 2);
+            factor[m][half] = 1 / total;
+            const int i = first + 16 * m + 8 * half + lane / 4;
+            if (lane % 4 == 0 && i < T)
+                lse[(size_t)place.head * T + i] = ln_2 * fmaf(scale, most[m][half], log2f(total));
+        }
+    store_rows<HS, M>(out + (b * T + first) * C + h * HS, C, T - first, q_tile + warp_row * stride, o,
+                      factor);
+}
+
+// delta_i = dO_i . O_i: a thread takes 8 channels, HS / 8 neighbours a head. delta (B,NH,T), dout out (B,T,C)
+template <int HS> __global__ void attention_delta_kernel(float* delta, const floatX* dout, const floatX* out,
+                                                         size_t pieces, int T, int NH) {
+    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    float sum = 0;
+    if (i < pieces) {
+        const uint4 a = ((const uint4*)dout)[i], b = ((const uint4*)out)[i];
+        floatX x[8], y[8];
+        memcpy(x, &a, 16);
+        memcpy(y, &b, 16);
+        for (int c = 0; c < 8; c++) sum = fmaf((float)x[c], (float)y[c], sum);
+    }
+    for (int step = HS / 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    const size_t row = i / (HS / 8), b = row / NH / T, t = row / NH % T, h = row % NH; // row of (B,T,NH)
+    if (i < pieces && i % (HS / 8) == 0) delta[(b * NH + h) * T + t] = sum;
+}
+
+// Attention backward, both kernels: heads of 128 leave registers for 16 rows per warp only.
+template <int HS> struct AttentionBackward {
+    static constexpr int M = HS <= 64 ? 2 : 1, ROWS = 16 * M * attention_warps; // owned by a block
+    static constexpr int TILE = 32, STAGES = 2;                                 // rows streamed past them
+    static constexpr int shared_bytes = (2 * ROWS + STAGES * 2 * TILE) * tile_stride<HS> * sizeof(floatX) +
+                                        STAGES * 2 * TILE * sizeof(float); // the last for lse and delta
+};
+
+// dK and dV: a block owns keys, and queries stream past from the diagonal to the last. Everything is held
+// transposed (keys down, queries across), so that P^T and dS^T leave the tensor cores as the operand of the
+// next product and never go through memory. Queries past the end are zeros with dO = 0 and add nothing.
+template <int HS> __global__ void __launch_bounds__(attention_threads)
+    attention_backward_dkv_kernel(floatX* dqkv, const floatX* dout, const float* lse, const float* delta,
+                                  const floatX* qkv, int T, int NH, unsigned blocks, unsigned heads,
+                                  unsigned group) {
+    using Shape = AttentionBackward<HS>;
+    constexpr int M = Shape::M, KEYS = Shape::ROWS, TILE = Shape::TILE, STAGES = Shape::STAGES;
+    constexpr int stride = tile_stride<HS>;
+    const AttentionPlace place = attention_place(blocks, heads, group);
+    const size_t b = place.head / NH, h = place.head % NH, C = (size_t)NH * HS, C3 = 3 * C;
+    const int j0 = place.block * KEYS; // the first keys are seen by the most queries
+    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16 * M, first = j0 + warp_row;
+    const floatX *q = qkv + b * T * C3 + h * HS, *k = q + C, *v = k + C, *d_o = dout + b * T * C + h * HS;
+    lse += (size_t)place.head * T;
+    delta += (size_t)place.head * T;
+
+    extern __shared__ __align__(16) floatX attention_shared[];
+    floatX* const k_tile = attention_shared;                              // (KEYS, HS)
+    floatX* const v_tile = k_tile + KEYS * stride;                        // (KEYS, HS)
+    floatX* const q_tiles = v_tile + KEYS * stride;                       // (STAGES, TILE, HS)
+    floatX* const do_tiles = q_tiles + STAGES * TILE * stride;            // (STAGES, TILE, HS)
+    float* const lse_tiles = (float*)(do_tiles + STAGES * TILE * stride); // (STAGES, TILE)
+    float* const delta_tiles = lse_tiles + STAGES * TILE;                 // (STAGES, TILE)
+    const int begin = j0 / TILE, end = (T + TILE - 1) / TILE;
+    const auto load = [&](int tile) {
+        if (tile < end) {
+            const int i0 = tile * TILE, slot = tile % STAGES, i = threadIdx.x % TILE;
+            load_tile<HS, TILE>(q_tiles + slot * TILE * stride, q + i0 * C3, C3, T - i0);
+            load_tile<HS, TILE>(do_tiles + slot * TILE * stride, d_o + i0 * C, C, T - i0);
+            const float* statistic = threadIdx.x < TILE ? lse : delta;
+            float* const tiles = threadIdx.x < TILE ? lse_tiles : delta_tiles;
+            if (threadIdx.x < 2 * TILE)
+                copy_async_4(tiles + slot * TILE + i, statistic + i0 + i, i0 + i < T ? 4 : 0);
+        }
+        copy_async_commit();
+    };
+    load_tile<HS, KEYS>(k_tile, k + j0 * C3, C3, T - j0);
+    load_tile<HS, KEYS>(v_tile, v + j0 * C3, C3, T - j0);
+    for (int tile = begin; tile < begin + STAGES - 1; tile++) load(tile);
+
+    const uint32_t k_address = lane_address<HS>(k_tile + warp_row * stride);
+    const uint32_t v_address = lane_address<HS>(v_tile + warp_row * stride);
+    const uint32_t q_address = lane_address<HS>(q_tiles), do_address = lane_address<HS>(do_tiles);
+    const float scale = log2_e / sqrtf((float)HS);
+    float dk[M][HS / 8][4] = {}, dv[M][HS / 8][4] = {};
+
+    for (int tile = begin; tile < end; tile++) {
+        copy_async_wait<STAGES - 2>();
+        __syncthreads();
+        load(tile + STAGES - 1);
+        const int i0 = tile * TILE, slot = tile % STAGES;
+        const uint32_t at = slot * TILE * stride * sizeof(floatX);
+        if (i0 + TILE - 1 < first) continue; // all of these queries come before this warp's keys
+
+        float p[M][TILE / 8][4] = {}; // S^T, then P^T
+#pragma unroll 2
+        for (int c = 0; c < HS / 16; c++) {
+            uint32_t a[M][4];
+            load_operand<HS, M>(a, k_address + c * 32);
+            multiply_transposed<HS, M, TILE>(p, a, q_address + at + c * 32);
+        }
+        if (i0 < first + 16 * M - 1) hide_future<M, TILE, true>(p, first, i0);
+#pragma unroll
+        for (int n = 0; n < TILE / 8; n++) {
+            const float2 l = *(const float2*)(lse_tiles + slot * TILE + 8 * n + lane % 4 * 2);
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    p[m][n][e] = exp2_approx(fmaf(scale, p[m][n][e], -log2_e * (e % 2 ? l.y : l.x)));
+        }
+        multiply<HS, M, TILE>(dv, p, do_address + at);
+
+        float ds[M][TILE / 8][4] = {}; // dP^T, then dS^T
+#pragma unroll 2
+        for (int c = 0; c < HS / 16; c++) {
+            uint32_t a[M][4];
+            load_operand<HS, M>(a, v_address + c * 32);
+            multiply_transposed<HS, M, TILE>(ds, a, do_address + at + c * 32);
+        }
+#pragma unroll
+        for (int n = 0; n < TILE / 8; n++) {
+            const float2 d = *(const float2*)(delta_tiles + slot * TILE + 8 * n + lane % 4 * 2);
+#pragma unroll
+            for (int m = 0; m < M; m++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) ds[m][n][e] = p[m][n][e] * (ds[m][n][e] - (e % 2 ? d.y : d.x));
+        }
+        multiply<HS, M, TILE>(dk, ds, q_address + at);
+    }
+
+    float factor[M][2], one[M][2];
+    for (int m = 0; m < M; m++)
+        for (int half = 0; half < 2; half++) factor[m][half] = 1 / sqrtf((float)HS), one[m][half] = 1;
+    floatX* const dk_rows = dqkv + (b * T + first) * C3 + C + h * HS;
+    store_rows<HS, M>(dk_rows, C3, T - first, k_tile + warp_row * stride, dk, factor);
+    store_rows<HS, M>(dk_rows + C, C3, T - first, v_tile + warp_row * stride, dv, one);
+}
+
+// dQ: a block owns queries, and keys stream past from the first to the diagonal, as in the forward pass.
+template <int HS> __global__ void __launch_bounds__(attention_threads)
+    attention_backward_dq_kernel(floatX* dqkv, const floatX* dout, const float* lse, const float* delta,
+                                 const floatX* qkv, int T, int NH, unsigned blocks, unsigned heads,
+                                 unsigned group) {
+    using Shape = AttentionBackward<HS>;
+    constexpr int M = Shape::M, QUERIES = Shape::ROWS, TILE = Shape::TILE, STAGES = Shape::STAGES;
+    constexpr int stride = tile_stride<HS>;
+    const AttentionPlace place = attention_place(blocks, heads, group);
+    const size_t b = place.head / NH, h = place.head % NH, C = (size_t)NH * HS, C3 = 3 * C;
+    const int i0 = (blocks - 1 - place.block) * QUERIES;
+    const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16 * M, first = i0 + warp_row;
+    const floatX *q = qkv + b * T * C3 + h * HS, *k = q + C, *v = k + C, *d_o = dout + b * T * C + h * HS;
+
+    extern __shared__ __align__(16) floatX attention_shared[];
+    floatX* const q_tile = attention_shared;                  // (QUERIES, HS)
+    floatX* const do_tile = q_tile + QUERIES * stride;        // (QUERIES, HS)
+    floatX* const k_tiles = do_tile + QUERIES * stride;       // (STAGES, TILE, HS)
+    floatX* const v_tiles = k_tiles + STAGES * TILE * stride; // (STAGES, TILE, HS)
+    const int tiles = (min(i0 + QUERIES, T) + TILE - 1) / TILE;
+    const auto load = [&](int tile) {
+        if (tile < tiles) {
+            const int j0 = tile * TILE, at = tile % STAGES * TILE * stride;
+            load_tile<HS, TILE>(k_tiles + at, k + j0 * C3, C3, T - j0);
+            load_tile<HS, TILE>(v_tiles + at, v + j0 * C3, C3, T - j0);
+        }
+        copy_async_commit();
+    };
+    load_tile<HS, QUERIES>(q_tile, q + i0 * C3, C3, T - i0);
+    load_tile<HS, QUERIES>(do_tile, d_o + i0 * C, C, T - i0);
+    for (int tile = 0; tile < STAGES - 1; tile++) load(tile);
+
+    const uint32_t q_address = lane_address<HS>(q_tile + warp_row * stride);
+    const uint32_t do_address = lane_address<HS>(do_tile + warp_row * stride);
+    const uint32_t k_address = lane_address<HS>(k_tiles), v_address = lane_address<HS>(v_tiles);
+    const float scale = log2_e / sqrtf((float)HS);
+    float dq[M][HS / 8][4] = {}, lse_row[M][2], delta_row[M][2];
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int i = first + 16 * m + 8 * half + lane / 4;
+            lse_row[m][half] = i < T ? log2_e * lse[(size_t)place.head * T + i] : 0; // of 2^, not of e^
+            delta_row[m][half] = i < T ? delta[(size_t)place.head * T + i] : 0;
+        }
+
+    for (int tile = 0; tile < tiles; tile++) {
+        copy_async_wait<STAGES - 2>();
+        __syncthreads();
+        load(tile + STAGES - 1);
+        const int j0 = tile * TILE;
+        const uint32_t at = tile % STAGES * TILE * stride * sizeof(floatX);
+        if (j0 > first + 16 * M - 1) continue;
+
+        float p[M][TILE / 8][4] = {}, ds[M][TILE / 8][4] = {}; // S, then P; dP, then dS
+#pragma unroll
+        for (int c = 0; c < HS / 16; c++) {
+            uint32_t a[M][4];
+            load_operand<HS, M>(a, q_address + c * 32);
+            multiply_transposed<HS, M, TILE>(p, a, k_address + at + c * 32);
+            load_operand<HS, M>(a, do_address + c * 32);
+            multiply_transposed<HS, M, TILE>(ds, a, v_address + at + c * 32);
+        }
+        if (j0 + TILE - 1 > first) hide_future<M, TILE, false>(p, first, j0);
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int n = 0; n < TILE / 8; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    ds[m][n][e] = exp2_approx(fmaf(scale, p[m][n][e], -lse_row[m][e / 2])) *
+                                  (ds[m][n][e] - delta_row[m][e / 2]);
+        multiply<HS, M, TILE>(dq, ds, k_address + at);
+    }
+
+    float factor[M][2];
+    for (int m = 0; m < M; m++)
+        for (int half = 0; half < 2; half++) factor[m][half] = 1 / sqrtf((float)HS);
+    store_rows<HS, M>(dqkv + (b * T + first) * C3 + h * HS, C3, T - first, q_tile + warp_row * stride, dq,
+                      factor);
+}
+
+// Blocks of `rows` rows per head; refuses a grid that no launch can have.
+inline unsigned attention_blocks(size_t B, size_t T, size_t NH, size_t rows) {
+    const size_t blocks = (T + rows - 1) / rows;
+    if (B * NH * blocks > INT_MAX) fail("attention over %zu x %zu tokens: too many for one launch", B, T);
+    return (unsigned)blocks;
+}
+
+template <int HS> void attention_forward_tensor_cores(floatX* out, float* lse, const floatX* qkv, size_t B,
+                                                      size_t T, size_t NH, cudaStream_t stream) {
+    using Shape = AttentionForward<HS>;
+    const unsigned blocks = attention_blocks(B, T, NH, Shape::QUERIES), heads = (unsigned)(B * NH);
+    cuda_check(cudaFuncSetAttribute(attention_forward_kernel<HS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    Shape::shared_bytes));
+    attention_forward_kernel<HS><<<blocks * heads, attention_threads, Shape::shared_bytes, stream>>>(
+        out, lse, qkv, (int)T, (int)NH, blocks, heads, attention_group(T, HS));
+    cuda_check(cudaGetLastError());
+}
+
+template <int HS> void attention_backward_tensor_cores(floatX* dqkv, float* delta, const floatX* dout,
+                                                       const floatX* out, const float* lse, const floatX* qkv,
+                                                       size_t B, size_t T, size_t NH, cudaStream_t stream) {
+    using Shape = AttentionBackward<HS>;
+    const unsigned blocks = attention_blocks(B, T, NH, Shape::ROWS), heads = (unsigned)(B * NH);
+    const unsigned group = attention_group(T, HS);
+    const size_t pieces = B * T * NH * (HS / 8);
+    attention_delta_kernel<HS>
+        <<<(unsigned)((pieces + 255) / 256), 256, 0, stream>>>(delta, dout, out, pieces, (int)T, (int)NH);
+    cuda_check(cudaGetLastError());
+    cuda_check(cudaFuncSetAttribute(attention_backward_dkv_kernel<HS>,
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::shared_bytes));
+    attention_backward_dkv_kernel<HS><<<blocks * heads, attention_threads, Shape::shared_bytes, stream>>>(
+        dqkv, dout, lse, delta, qkv, (int)T, (int)NH, blocks, heads, group);
+    cuda_check(cudaGetLastError());
+    cuda_check(cudaFuncSetAttribute(attention_backward_dq_kernel<HS>,
+                                    cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::shared_bytes));
+    attention_backward_dq_kernel<HS><<<blocks * heads, attention_threads, Shape::shared_bytes, stream>>>(
+        dqkv, dout, lse, delta, qkv, (int)T, (int)NH, blocks, heads, group);
+    cuda_check(cudaGetLastError());
+}
+#endif // PRECISION_FP32
+
+// ---------------------------------------------------------------------------------------------------------
+// Attention: what the model calls
+
+// out (B,T,C), lse (B,NH,T), qkv (B,T,3C); all but lse begin at multiples of 16 bytes
+inline void attention_forward(floatX* out, float* lse, const floatX* qkv, size_t B, size_t T, size_t C,
+                              size_t NH, cudaStream_t stream) {
+#ifndef PRECISION_FP32
+    switch (C / NH) {
+    case 32:
+        return attention_forward_tensor_cores<32>(out, lse, qkv, B, T, NH, stream);
+    case 64:
+        return attention_forward_tensor_cores<64>(out, lse, qkv, B, T, NH, stream);
+    case 128:
+        return attention_forward_tensor_cores<128>(out, lse, qkv, B, T, NH, stream);
+    }
+#endif
+    attention_forward_plain(out, lse, qkv, B, T, C, NH, stream);
+}
+
+// dqkv (B,T,3C) written whole, delta (B,NH,T) scratch, dout out (B,T,C), lse (B,NH,T), qkv (B,T,3C); all but
+// lse and delta begin at multiples of 16 bytes
+inline void attention_backward(floatX* dqkv, float* delta, const floatX* dout, const floatX* out,
+                               const float* lse, const floatX* qkv, size_t B, size_t T, size_t C, size_t NH,
+                               cudaStream_t stream) {
+#ifndef PRECISION_FP32
+    switch (C / NH) {
+    case 32:
+        return attention_backward_tensor_cores<32>(dqkv, delta, dout, out, lse, qkv, B, T, NH, stream);
+    case 64:
+        return attention_backward_tensor_cores<64>(dqkv, delta, dout, out, lse, qkv, B, T, NH, stream);
+    case 128:
+        return attention_backward_tensor_cores<128>(dqkv, delta, dout, out, lse, qkv, B, T, NH, stream);
+    }
+#endif
+    attention_backward_plain(dqkv, delta, dout, out, lse, qkv, B, T, C, NH, stream);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Expert statistics, once per optimizer step: over the D rows of W_enc[j] and the D numbers of b_enc[j],
+//   m_j = mean (C),  v_j = population variance (C),  mb_j, vb_j the same of b_enc[j]
+// They are the router: a topk router keeps its E rows in m and has no v.
+
+struct Statistics {
+    float *m, *v;   // (E,C) (E,C)
+    float *mb, *vb; // (E) (E)
+};
+
+// The sum of `x` over the threads of a block with the same threadIdx.x, in every one of them; sums has a row
+// of blockDim.x for each threadIdx.y.
+__device__ float column_sum(float x, float* sums) {
+    sums[threadIdx.y * blockDim.x + threadIdx.x] = x;
+    __syncthreads();
+    float sum = 0;
+    for (int i = 0; i < int(blockDim.y); i++) sum += sums[i * blockDim.x + threadIdx.x];
+    __syncthreads();
+    return sum;
+}
+
+// A block has 8 packs of channels of one expert; its 32 rows of threads share the D rows.
+__global__ void expert_statistics_forward_kernel(float* m, float* v, const floatX* w_enc, size_t D,
+                                                 size_t C) {
+    __shared__ float sums[32 * 8];
+    const size_t c = (blockIdx.x * size_t(8) + threadIdx.x) * pack, j = blockIdx.y;
+    const bool inside = c < C;
+    float mean[pack] = {}, variance[pack] = {};
+    for (size_t i = threadIdx.y; i < D && inside; i += 32) {
+        float w[pack];
+        load_pack(w, w_enc + (j * D + i) * C + c);
+#pragma unroll
+        for (int k = 0; k < pack; k++) mean[k] += w[k];
+    }
+#pragma unroll
+    for (int k = 0; k < pack; k++) mean[k] = column_sum(mean[k], sums) / D;
+    for (size_t i = threadIdx.y; i < D && inside; i += 32) {
+        float w[pack];
+        load_pack(w, w_enc + (j * D + i) * C + c);
+#pragma unroll
+        for (int k = 0; k < pack; k++) variance[k] += (w[k] - mean[k]) * (w[k] - mean[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < pack; k++) {
+        const float sum = column_sum(variance[k], sums);
+        if (inside && threadIdx.y == 0) m[j * C + c + k] = mean[k], v[j * C + c + k] = sum / D;
+    }
+}
+// One block of one column of threads per expert.
+__global__ void bias_statistics_forward_kernel(float* mb, float* vb, const floatX* b_enc, size_t D) {
+    __shared__ float sums[256];
+    const floatX* b = b_enc + blockIdx.x * D;
+    float mean = 0, variance = 0;
+    for (size_t i = threadIdx.y; i < D; i += blockDim.y) mean += float(b[i]);
+    mean = column_sum(mean, sums) / D;
+    for (size_t i = threadIdx.y; i < D; i += blockDim.y)
+        variance += (float(b[i]) - mean) * (float(b[i]) - mean);
+    variance = column_sum(variance, sums) / D;
+    if (threadIdx.y == 0) mb[blockIdx.x] = mean, vb[blockIdx.x] = variance;
+}
+
+// w_enc (E,D,C), b_enc (E,D)
+void expert_statistics_forward(Statistics s, const floatX* w_enc, const floatX* b_enc, size_t E, size_t D,
+                               size_t C, cudaStream_t stream) {
+    const dim3 grid(blocks_for(C, 8 * pack), unsigned(E));
+    expert_statistics_forward_kernel<<<grid, dim3(8, 32), 0, stream>>>(s.m, s.v, w_enc, D, C);
+    bias_statistics_forward_kernel<<<unsigned(E), dim3(1, 256), 0, stream>>>(s.mb, s.vb, b_enc, D);
+    cuda_check(cudaGetLastError());
+}
+
+// The mean moves by 1/D of any row; the variance by 2/D (row - mean), its own mean's part summing to zero:
+//   dW_enc[j][i] += dm_j / D + dv_j * 2 (W_enc[j][i] - m_j) / D,   db_enc[j][i] likewise
+// One warp per row.
+__global__ void expert_statistics_backward_kernel(float* dw_enc, float* db_enc, Statistics ds,
+                                                  const floatX* w_enc, const floatX* b_enc, Statistics s,
+                                                  size_t E, size_t D, size_t C) {
+    const size_t row = blockIdx.x * size_t(blockDim.x / warp_size) + threadIdx.x / warp_size, j = row / D;
+    const int lane = threadIdx.x % warp_size;
+    if (row >= E * D) return;
+    const float share = 1.0f / D;
+    for (size_t c = lane * pack; c < C; c += warp_size * pack) {
+        float w[pack], m[pack], dm[pack], dv[pack];
+        load_pack(w, w_enc + row * C + c), load_pack_fp32(m, s.m + j * C + c);
+        load_pack_fp32(dm, ds.m + j * C + c), load_pack_fp32(dv, ds.v + j * C + c);
+#pragma unroll
+        for (int i = 0; i < pack; i += 4) {
+            float4* to = (float4*)(dw_enc + row * C + c + i);
+            float4 d = *to;
+            d.x += share * (dm[i] + 2 * dv[i] * (w[i] - m[i]));
+            d.y += share * (dm[i + 1] + 2 * dv[i + 1] * (w[i + 1] - m[i + 1]));
+            d.z += share * (dm[i + 2] + 2 * dv[i + 2] * (w[i + 2] - m[i + 2]));
+            d.w += share * (dm[i + 3] + 2 * dv[i + 3] * (w[i + 3] - m[i + 3]));
+            *to = d;
+        }
+    }
+    if (lane == 0) db_enc[row] += share * (ds.mb[j] + 2 * ds.vb[j] * (float(b_enc[row]) - s.mb[j]));
+}
+
+// ds: the gradients of the statistics, summed over the micro-batches of a step; the weights do not change
+// within it, so once per step is enough here, too.
+void expert_statistics_backward(float* dw_enc, float* db_enc, Statistics ds, const floatX* w_enc,
+                                const floatX* b_enc, Statistics s, size_t E, size_t D, size_t C,
+                                cudaStream_t stream) {
+    expert_statistics_backward_kernel<<<blocks_for(E * D, 8), 8 * warp_size, 0, stream>>>(
+        dw_enc, db_enc, ds, w_enc, b_enc, s, E, D, C);
+    cuda_check(cudaGetLastError());
+}
+
+__global__ void to_fp32_kernel(float* out, const floatX* x, size_t count) {
+    const size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x;
+    if (i < count) out[i] = float(x[i]);
+}
+__global__ void add_to_kernel(float* out, const float* x, size_t count) {
+    const size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x;
+    if (i < count) out[i] += x[i];
+}
+
+// topk: the rows of its router (E,C) stand for the means.
+void router_weights_forward(Statistics s, const floatX* router, size_t E, size_t C, cudaStream_t stream) {
+    to_fp32_kernel<<<blocks_for(E * C, 256), 256, 0, stream>>>(s.m, router, E * C);
+    cuda_check(cudaGetLastError());
+}
+void router_weights_backward(float* drouter, Statistics ds, size_t E, size_t C, cudaStream_t stream) {
+    add_to_kernel<<<blocks_for(E * C, 256), 256, 0, stream>>>(drouter, ds.m, E * C);
+    cuda_check(cudaGetLastError());
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Router: how sparsely would expert j fire on x? Were the rows of W_enc[j] Gaussian, its pre-activations
+// would be Gaussian over the units, of mean and variance
+//   mu_j = m_j . x + mb_j        var_j = v_j . (x*x) + vb_j + 1e-12 = sd_j^2
+// and a share Phi(mu/sd) of them positive. The score falls as that share rises:
+//   g_j = -erf(mu_j / (sqrt(2) sd_j)) = 1 - 2 Phi(mu_j / sd_j)          (topk: g_j = m_j . x)
+// Choice: S = the K experts of highest score, a tie to the lower index;  w = softmax of g over S.
+// Load balance: aux = E sum_j f_j P_j, f_j = share of the N*K slots that went to expert j (a constant in the
+// backward pass), P_j = mean over tokens of p_nj, p_n = softmax of g_n over all E.
+//
+// A warp takes four tokens through the experts eight at a time, so that a row of m or v is read once for four
+// tokens and a token once for eight experts; then each of its 32 lanes has one (token, expert) pair.
+
+constexpr int router_tokens = 4, router_experts = 8, router_warps = 8;
+constexpr size_t router_block = router_warps * router_tokens; // tokens of one block
+
+struct Routing {
+    float *mu, *sd, *g; // (N,E) x3; topk: g only
+    int* choice;        // (N,K) in falling order of score
+    float* weight;      // (N,K) gate weights
+};
+
+// The place, after expert `last` of score `most` in falling order, of the best expert among those of a warp.
+__device__ inline void next_best(float* most, int* last, const float* g, int E) {
+    float best = -INFINITY;
+    int index = E;
+    for (int j = threadIdx.x % warp_size; j < E; j += warp_size) {
+        const bool after = *last < 0 || g[j] < *most || (g[j] == *most && j > *last);
+        if (after && (index == E || g[j] > best)) best = g[j], index = j;
+    }
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+        const float other = __shfl_xor_sync(0xffffffff, best, offset);
+        const int other_index = __shfl_xor_sync(0xffffffff, index, offset);
+        if (other_index < E && (index == E || other > best || (other == best && other_index < index)))
+            best = other, index = other_index;
+    }
+    // Scores that are not numbers have no order. Any expert will do, but the NaN must reach the loss.
+    *most = index < E ? best : NAN;
+    *last = index < E ? index : 0;
+}
+
+// partial (blocks,E): sums over the block's tokens of p.  x (N,C)
+__global__ void router_forward_kernel(Routing r, float* partial, const floatX* x, Statistics s, bool topk,
+                                      size_t N, size_t E, size_t K, size_t C) {
+    __shared__ float most[router_block], total[router_block];
+    const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
+    const size_t first = blockIdx.x * router_block + warp * router_tokens;
+    for (size_t j0 = 0; j0 < E && first < N; j0 += router_experts) {
+        float mean[router_tokens][router_experts] = {}, variance[router_tokens][router_experts] = {};
+        for (size_t c = lane * pack; c < C; c += warp_size * pack) {
+            float v[router_tokens][pack];
+#pragma unroll
+            for (int t = 0; t < router_tokens; t++) load_pack(v[t], x + min(first + t, N - 1) * C + c);
+#pragma unroll
+            for (int j = 0; j < router_experts; j++) {
+                if (j0 + j >= E) break;
+                float w[pack];
+                load_pack_fp32(w, s.m + (j0 + j) * C + c);
+#pragma unroll
+                for (int t = 0; t < router_tokens; t++)
+#pragma unroll
+                    for (int i = 0; i < pack; i++) mean[t][j] += w[i] * v[t][i];
+                if (topk) continue;
+                load_pack_fp32(w, s.v + (j0 + j) * C + c);
+#pragma unroll
+                for (int t = 0; t < router_tokens; t++)
+#pragma unroll
+                    for (int i = 0; i < pack; i++) variance[t][j] += w[i] * (v[t][i] * v[t][i]);
+            }
+        }
+        float mu = 0, var = 0; // of token lane / 8 and expert lane % 8
+#pragma unroll
+        for (int t = 0; t < router_tokens; t++)
+#pragma unroll
+            for (int j = 0; j < router_experts; j++) {
+                const float mean_tj = warp_sum(mean[t][j]), variance_tj = topk ? 0 : warp_sum(variance[t][j]);
+                if (lane == t * router_experts + j) mu = mean_tj, var = variance_tj;
+            }
+        const size_t n = first + lane / router_experts, j = j0 + lane % router_experts;
+        if (n >= N || j >= E) continue;
+        if (topk) {
+            r.g[n * E + j] = mu;
+        } else {
+            mu += s.mb[j];
+            const float sd = sqrtf(var + s.vb[j] + 1e-12f);
+            r.mu[n * E + j] = mu;
+            r.sd[n * E + j] = sd;
+            r.g[n * E + j] = -erff(0.70710678f * mu / sd);
+        }
+    }
+    __syncwarp(); // the scores are read by other lanes of this warp
+    for (int t = 0; t < router_tokens && first + t < N; t++) {
+        const size_t n = first + t;
+        const float* g = r.g + n * E;
+        float score = 0, highest = 0, sum = 0;
+        int expert = -1;
+        for (size_t k = 0; k < K; k++) {
+            next_best(&score, &expert, g, int(E));
+            if (k == 0) highest = score;
+            const float e = expf(score - highest);
+            sum += e;
+            if (lane == 0) r.choice[n * K + k] = expert, r.weight[n * K + k] = e;
+        }
+        __syncwarp();
+        for (size_t k = lane; k < K; k += warp_size) r.weight[n * K + k] /= sum;
+        float all = 0;
+        for (size_t j = lane; j < E; j += warp_size) all += expf(g[j] - highest);
+        all = warp_sum(all);
+        if (lane == 0) most[n % router_block] = highest, total[n % router_block] = all;
+    }
+    __syncthreads();
+    const size_t begin = blockIdx.x * router_block, end = min(begin + router_block, N);
+    for (size_t j = threadIdx.x; j < E; j += blockDim.x) {
+        float sum = 0;
+        for (size_t n = begin; n < end; n++) sum += expf(r.g[n * E + j] - most[n - begin]) / total[n - begin];
+        partial[blockIdx.x * E + j] = sum;
+    }
+}
+
+// sum_p (E): sums over the tokens of p.  partial: scratch (N / 32 rounded up, E)
+void router_forward(Routing r, float* sum_p, float* partial, const floatX* x, Statistics s, bool topk,
+                    size_t N, size_t E, size_t K, size_t C, cudaStream_t stream) {
+    const unsigned blocks = blocks_for(N, router_block);
+    router_forward_kernel<<<blocks, router_warps * warp_size, 0, stream>>>(r, partial, x, s, topk, N, E, K,
+                                                                           C);
+    cuda_check(cudaGetLastError());
+    sum_partials(sum_p, partial, 1, blocks, E, E, false, stream);
+}
+
+// *aux += scale * E sum_j f_j P_j.  begin (E+1) from dispatch()
+__global__ void balance_forward_kernel(double* aux, const float* sum_p, const int* begin, float scale,
+                                       size_t N, size_t E, size_t K) {
+    float sum = 0;
+    for (size_t j = threadIdx.x; j < E; j += warp_size)
+        sum += E * (float(begin[j + 1] - begin[j]) / (N * K)) * (sum_p[j] / N);
+    sum = warp_sum(sum);
+    if (threadIdx.x == 0) *aux += scale * sum;
+}
+void balance_forward(double* aux, const float* sum_p, const int* begin, float scale, size_t N, size_t E,
+                     size_t K, cudaStream_t stream) {
+    balance_forward_kernel<<<1, warp_size, 0, stream>>>(aux, sum_p, begin, scale, N, E, K);
+    cuda_check(cudaGetLastError());
+}
+
+// Load balance:  dp_nj = aux_scale E f_j / N                      dg_nj  = p_nj (dp_nj - sum_i dp_ni p_ni)
+// Choice:        it is a constant, its weights are a softmax      dg_ns += w_k (dw_k - sum_i dw_i w_i), s =
+// s_k Score, with phi = exp(-mu^2 / (2 sd^2)) sqrt(2/pi), from d erf(u)/du = 2/sqrt(pi) exp(-u^2):
+//   dg/dmu = -phi / sd      dg/dsd = phi mu / sd^2      dsd/dvar = 1 / (2 sd)            (topk: dmu = dg)
+// Inputs:        dx_n = sum_j dmu_nj m_j + 2 x dvar_nj v_j,  and the gather's backward: sum of dx over its
+// slots
+//
+// dx (N,C); dmu dvar (N,E); partial (blocks,2,E): sums over the block's tokens of dmu and dvar;
+// dweight weight choice slot (N,K); dslots (N*K,C)
+__global__ void router_backward_kernel(floatX* dx, float* dmu, float* dvar, float* partial,
+                                       const floatX* dslots, const float* dweight, const int* slot,
+                                       const floatX* x, Routing r, Statistics s, const int* begin,
+                                       float aux_scale, bool topk, size_t N, size_t E, size_t K, size_t C) {
+    const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
+    const size_t first = blockIdx.x * router_block + warp * router_tokens;
+    for (int t = 0; t < router_tokens && first + t < N; t++) {
+        const size_t n = first + t;
+        const float* g = r.g + n * E;
+        float most = -INFINITY, sum = 0, mean = 0, mean_weight = 0;
+        for (size_t j = lane; j < E; j += warp_size) most = fmaxf(most, g[j]);
+        most = warp_max(most);
+        for (size_t j = lane; j < E; j += warp_size) {
+            const float e = expf(g[j] - most);
+            sum += e;
+            mean += e * float(begin[j + 1] - begin[j]);
+        }
+        sum = warp_sum(sum);
+        const float per_slot = aux_scale * E / (N * K) / N; // dp_nj = per_slot * (slots of expert j)
+        mean = per_slot * warp_sum(mean) / sum;
+        for (size_t k = 0; k < K; k++) mean_weight += dweight[n * K + k] * r.weight[n * K + k];
+        for (size_t j = lane; j < E; j += warp_size) {
+            float dg = expf(g[j] - most) / sum * (per_slot * float(begin[j + 1] - begin[j]) - mean);
+            for (size_t k = 0; k < K; k++)
+                if (r.choice[n * K + k] == int(j))
+                    dg += r.weight[n * K + k] * (dweight[n * K + k] - mean_weight);
+            if (topk) {
+                dmu[n * E + j] = dg;
+            } else {
+                const float sd = r.sd[n * E + j], z = r.mu[n * E + j] / sd;
+                const float phi = 0.79788456f * expf(-0.5f * z * z);
+                dmu[n * E + j] = dg * -phi / sd;
+                dvar[n * E + j] = dg * phi * z / sd / (2 * sd);
+            }
+        }
+    }
+    __syncthreads(); // dmu and dvar are read by other threads of this block
+    for (size_t c = lane * pack; c < C && first < N; c += warp_size * pack) {
+        float sum[router_tokens][pack] = {}, curve[router_tokens][pack] = {}; // sum_j dmu m, sum_j dvar v
+        for (size_t j = 0; j < E; j++) {
+            float m[pack], v[pack];
+            load_pack_fp32(m, s.m + j * C + c);
+            if (!topk) load_pack_fp32(v, s.v + j * C + c);
+#pragma unroll
+            for (int t = 0; t < router_tokens; t++) {
+                const size_t nj = min(first + t, N - 1) * E + j;
+                const float a = dmu[nj], b = topk ? 0 : dvar[nj];
+#pragma unroll
+                for (int i = 0; i < pack; i++) {
+                    sum[t][i] += a * m[i];
+                    if (!topk) curve[t][i] += b * v[i];
+                }
+            }
+        }
+#pragma unroll
+        for (int t = 0; t < router_tokens; t++) {
+            const size_t n = first + t;
+            if (n >= N) break;
+            float v[pack];
+            load_pack(v, x + n * C + c);
+#pragma unroll
+            for (int i = 0; i < pack; i++) sum[t][i] += 2 * v[i] * curve[t][i];
+            for (size_t k = 0; k < K; k++) {
+                load_pack(v, dslots + slot[n * K + k] * C + c);
+#pragma unroll
+                for (int i = 0; i < pack; i++) sum[t][i] += v[i];
+            }
+            store_pack(dx + n * C + c, sum[t]);
+        }
+    }
+    if (topk) return;
+    const size_t from = blockIdx.x * router_block, to = min(from + router_block, N);
+    for (size_t i = threadIdx.x; i < 2 * E; i += blockDim.x) {
+        const float* d = i < E ? dmu + i : dvar + (i - E);
+        float sum = 0;
+        for (size_t n = from; n < to; n++) sum += d[n * E];
+        partial[blockIdx.x * 2 * E + i] = sum;
+    }
+}
+
+// dm_j += sum_n dmu_nj x_n      dv_j += sum_n dvar_nj (x_n*x_n)
+// A thread has two channels of eight experts, a block a chunk of the tokens: partial (chunks,2,E,C).
+__global__ void router_backward_statistics_kernel(float* partial, const float* dmu, const float* dvar,
+                                                  const floatX* x, bool topk, size_t N, size_t E, size_t C) {
+    const size_t c = (blockIdx.x * size_t(blockDim.x) + threadIdx.x) * 2, j0 = blockIdx.z * router_experts;
+    const size_t chunk = blockIdx.y, chunks = gridDim.y, from = N * chunk / chunks,
+                 to = N * (chunk + 1) / chunks;
+    if (c >= C) return;
+    float dm[router_experts][2] = {}, dv[router_experts][2] = {};
+    for (size_t n = from; n < to; n++) {
+        const float x0 = float(x[n * C + c]), x1 = float(x[n * C + c + 1]);
+#pragma unroll
+        for (int j = 0; j < router_experts; j++) {
+            if (j0 + j >= E) break;
+            const float a = dmu[n * E + j0 + j];
+            dm[j][0] += a * x0, dm[j][1] += a * x1;
+            if (topk) continue;
+            const float b = dvar[n * E + j0 + j];
+            dv[j][0] += b * (x0 * x0), dv[j][1] += b * (x1 * x1);
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < router_experts; j++) {
+        if (j0 + j >= E) break;
+        float *to_m = partial + ((chunk * 2) * E + j0 + j) * C + c, *to_v = to_m + E * C;
+        to_m[0] = dm[j][0], to_m[1] = dm[j][1];
+        to_v[0] = dv[j][0], to_v[1] = dv[j][1];
+    }
+}
+
+constexpr size_t router_chunks = 64;
+
+// ds: gradients of the statistics, added to.  partial: scratch, the larger of (N / 32 rounded up, 2, E) and
+// (router_chunks,2,E,C)
+void router_backward(floatX* dx, Statistics ds, float* dmu, float* dvar, float* partial, const floatX* dslots,
+                     const float* dweight, const int* slot, const floatX* x, Routing r, Statistics s,
+                     const int* begin, float aux_scale, bool topk, size_t N, size_t E, size_t K, size_t C,
+                     cudaStream_t stream) {
+    const unsigned blocks = blocks_for(N, router_block), chunks = unsigned(std::min(router_chunks, N));
+    router_backward_kernel<<<blocks, router_warps * warp_size, 0, stream>>>(
+        dx, dmu, dvar, partial, dslots, dweight, slot, x, r, s, begin, aux_scale, topk, N, E, K, C);
+    cuda_check(cudaGetLastError());
+    if (!topk) {
+        sum_partials(ds.mb, partial, 1, blocks, 2 * E, E, true, stream);
+        sum_partials(ds.vb, partial + E, 1, blocks, 2 * E, E, true, stream);
+    }
+    const dim3 grid(blocks_for(C, 2 * 64), chunks, blocks_for(E, router_experts));
+    router_backward_statistics_kernel<<<grid, 64, 0, stream>>>(partial, dmu, dvar, x, topk, N, E, C);
+    cuda_check(cudaGetLastError());
+    sum_partials(ds.m, partial, 1, chunks, 2 * E * C, E * C, true, stream);
+    if (!topk) sum_partials(ds.v, partial + E * C, 1, chunks, 2 * E * C, E * C, true, stream);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Dispatch: a stable counting sort of the N*K assignments by expert. No expert is ever full. A warp counts
+// its tile of the assignments by expert; one block turns the counts into places; then each warp goes through
+// its tile again and puts the assignments there, in their order.
+
+constexpr size_t dispatch_tile = 256;
+
+// counts (E,tiles), choice (N*K)
+__global__ void dispatch_count_kernel(int* counts, const int* choice, size_t assignments, size_t E,
+                                      size_t tiles) {
+    extern __shared__ int count[]; // (E)
+    for (size_t j = threadIdx.x; j < E; j += warp_size) count[j] = 0;
+    __syncwarp();
+    const size_t from = blockIdx.x * dispatch_tile, to = min(from + dispatch_tile, assignments);
+    for (size_t i = from + threadIdx.x; i < to; i += warp_size) atomicAdd(&count[choice[i]], 1);
+    __syncwarp();
+    for (size_t j = threadIdx.x; j < E; j += warp_size) counts[j * tiles + blockIdx.x] = count[j];
+}
+
+// The sum over the lanes before this one of a warp.
+__device__ inline int exclusive_scan(int x) {
+    int sum = x;
+#pragma unroll
+    for (int offset = 1; offset < warp_size; offset *= 2) {
+        const int before = __shfl_up_sync(0xffffffff, sum, offset);
+        if (int(threadIdx.x % warp_size) >= offset) sum += before;
+    }
+    return sum - x;
+}
+
+// counts (E,tiles) become the places of each tile's first assignment to each expert; begin (E+1)
+__global__ void dispatch_scan_kernel(int* counts, int* begin, size_t E, size_t tiles) {
+    extern __shared__ int total[]; // (E)
+    const int lane = threadIdx.x % warp_size, warp = threadIdx.x / warp_size, warps = blockDim.x / warp_size;
+    for (size_t j = warp; j < E; j += warps) {
+        int sum = 0;
+        for (size_t i = 0; i < tiles; i += warp_size) {
+            const int count = i + lane < tiles ? counts[j * tiles + i + lane] : 0;
+            const int before = exclusive_scan(count);
+            if (i + lane < tiles) counts[j * tiles + i + lane] = sum + before;
+            sum += __shfl_sync(0xffffffff, before + count, warp_size - 1);
+        }
+        if (lane == 0) total[j] = sum;
+    }
+    __syncthreads();
+    if (warp == 0) {
+        int sum = 0;
+        for (size_t j = 0; j < E; j += warp_size) {
+            const int count = j + lane < E ? total[j + lane] : 0;
+            const int before = exclusive_scan(count);
+            if (j + lane < E) begin[j + lane] = total[j + lane] = sum + before;
+            sum += __shfl_sync(0xffffffff, before + count, warp_size - 1);
+        }
+        if (lane == 0) begin[E] = sum;
+    }
+    __syncthreads();
+    for (size_t j = warp; j < E; j += warps)
+        for (size_t i = lane; i < tiles; i += warp_size) counts[j * tiles + i] += total[j];
+}
+
+// slot (N,K): where assignment (n,k) went; token (N*K): whose it is
+__global__ void dispatch_place_kernel(int* slot, int* token, const int* place, const int* choice,
+                                      size_t assignments, size_t E, size_t K, size_t tiles) {
+    extern __shared__ int next[]; // (E) the next free place of this tile
+    for (size_t j = threadIdx.x; j < E; j += warp_size) next[j] = place[j * tiles + blockIdx.x];
+    __syncwarp();
+    const size_t from = blockIdx.x * dispatch_tile, to = min(from + dispatch_tile, assignments);
+    const unsigned lanes_before = (1u << threadIdx.x) - 1;
+    for (size_t i = from + threadIdx.x; i - threadIdx.x < to; i += warp_size) {
+        const int expert = i < to ? choice[i] : -1;
+        const unsigned same = __match_any_sync(0xffffffff, expert); // the lanes with this expert
+        if (i < to) {
+            const int s = next[expert] + __popc(same & lanes_before);
+            slot[i] = s;
+            token[s] = int(i / K);
+        }
+        __syncwarp();
+        if (i < to && (same & lanes_before) == 0) next[expert] += __popc(same);
+        __syncwarp();
+    }
+}
+
+// begin (E+1): expert j's slots are [begin[j], begin[j+1]).  counts: scratch (E, N*K / 256 rounded up)
+void dispatch(int* begin, int* slot, int* token, int* counts, const int* choice, size_t N, size_t E, size_t K,
+              cudaStream_t stream) {
+    const size_t assignments = N * K, tiles = blocks_for(assignments, dispatch_tile),
+                 shared = E * sizeof(int);
+    dispatch_count_kernel<<<unsigned(tiles), warp_size, shared, stream>>>(counts, choice, assignments, E,
+                                                                          tiles);
+    dispatch_scan_kernel<<<1, 1024, shared, stream>>>(counts, begin, E, tiles);
+    dispatch_place_kernel<<<unsigned(tiles), warp_size, shared, stream>>>(slot, token, counts, choice,
+                                                                          assignments, E, K, tiles);
+    cuda_check(cudaGetLastError());
+}
+
+// out (slots,C): the row of x (N,C) of each slot's token
+__global__ void gather_kernel(floatX* out, const floatX* x, const int* token, size_t slots, size_t C) {
+    const size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x, packs = C / pack, s = i / packs;
+    if (s >= slots) return;
+    ((uint4*)out)[i] = ((const uint4*)x)[token[s] * packs + i % packs];
+}
+void gather(floatX* out, const floatX* x, const int* token, size_t slots, size_t C, cudaStream_t stream) {
+    gather_kernel<<<blocks_for(slots * C / pack, 256), 256, 0, stream>>>(out, x, token, slots, C);
+    cuda_check(cudaGetLastError());
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Experts: on its own slots, expert j computes
+//   h = x W_enc[j]^T + b_enc[j]      z = act(h)      y = z W_dec[j] + b_dec[j]
+// in matrix products (section 3) whose epilogues add the bias and apply the activation. Where cuBLASLt has no
+// such epilogue for a shape, these kernels do it. relu(h) = max(h, 0); gelu(h) = h/2 (1 + tanh u) with
+// u = sqrt(2/pi) (h + 0.044715 h^3).
+
+__device__ inline float gelu(float h) {
+    return 0.5f * h * (1 + tanhf(0.79788456f * (h + 0.044715f * h * h * h)));
+}
+// gelu' = (1 + tanh u)/2 + h/2 (1 - tanh^2 u) u'
+__device__ inline float gelu_slope(float h) {
+    const float t = tanhf(0.79788456f * (h + 0.044715f * h * h * h));
+    return 0.5f * (1 + t) + 0.5f * h * (1 - t * t) * 0.79788456f * (1 + 3 * 0.044715f * h * h);
+}
+
+// z = act(h), z may be h; count a multiple of pack
+__global__ void activation_forward_kernel(floatX* z, const floatX* h, size_t count, bool relu) {
+    const size_t i = (blockIdx.x * size_t(blockDim.x) + threadIdx.x) * pack;
+    if (i >= count) return;
+    float v[pack];
+    load_pack(v, h + i);
+#pragma unroll
+    for (int k = 0; k < pack; k++) v[k] = !relu ? gelu(v[k]) : v[k] <= 0 ? 0 : v[k]; // NaN stays NaN
+    store_pack(z + i, v);
+}
+void activation_forward(floatX* z, const floatX* h, size_t count, bool relu, cudaStream_t stream) {
+    activation_forward_kernel<<<blocks_for(count, 256 * pack), 256, 0, stream>>>(z, h, count, relu);
+    cuda_check(cudaGetLastError());
+}
+
+// dh = dz * act'(h), in place. For relu, h may be its output: both are positive together.
+__global__ void activation_backward_kernel(floatX* dh, const floatX* h, size_t count, bool relu) {
+    const size_t i = (blockIdx.x * size_t(blockDim.x) + threadIdx.x) * pack;
+    if (i >= count) return;
+    float d[pack], v[pack];
+    load_pack(d, dh + i), load_pack(v, h + i);
+#pragma unroll
+    for (int k = 0; k < pack; k++) d[k] = !relu ? d[k] * gelu_slope(v[k]) : v[k] > 0 ? d[k] : 0;
+    store_pack(dh + i, d);
+}
+void activation_backward(floatX* dh, const floatX* h, size_t count, bool relu, cudaStream_t stream) {
+    activation_backward_kernel<<<blocks_for(count, 256 * pack), 256, 0, stream>>>(dh, h, count, relu);
+    cuda_check(cudaGetLastError());
+}
+
+// *active += how many of z (count) are positive: the units that fired. With relu's mask, a bit for each unit,
+// the bits are counted instead: a sixteenth of the bytes.
+__global__ void count_active_kernel(unsigned long long* active, const floatX* z, size_t count) {
+    int sum = 0;
+    for (size_t i = (blockIdx.x * size_t(blockDim.x) + threadIdx.x) * pack; i < count;
+         i += gridDim.x * size_t(blockDim.x) * pack) {
+        float v[pack];
+        load_pack(v, z + i);
+#pragma unroll
+        for (int k = 0; k < pack; k++) sum += v[k] > 0;
+    }
+    sum = __reduce_add_sync(0xffffffff, sum);
+    if (threadIdx.x % warp_size == 0 && sum) atomicAdd(active, (unsigned long long)sum);
+}
+__global__ void count_mask_kernel(unsigned long long* active, const uint4* mask, size_t count) {
+    int sum = 0;
+    for (size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x; i < count;
+         i += gridDim.x * size_t(blockDim.x)) {
+        const uint4 bits = mask[i];
+        sum += __popc(bits.x) + __popc(bits.y) + __popc(bits.z) + __popc(bits.w);
+    }
+    sum = __reduce_add_sync(0xffffffff, sum);
+    if (threadIdx.x % warp_size == 0 && sum) atomicAdd(active, (unsigned long long)sum);
+}
+void count_active(unsigned long long* active, const floatX* z, const uint4* mask, size_t count,
+                  cudaStream_t stream) {
+    if (mask)
+        count_mask_kernel<<<std::min(264u, blocks_for(count / 128, 256)), 256, 0, stream>>>(active, mask,
+                                                                                            count / 128);
+    else
+        count_active_kernel<<<std::min(1056u, blocks_for(count / pack, 256)), 256, 0, stream>>>(active, z,
+                                                                                                count);
+    cuda_check(cudaGetLastError());
+}
+
+// db_enc (E,D) += scratch (E,D), where an epilogue wrote the bias gradients of this micro-batch; an expert
+// without slots had no product and wrote nothing.
+__global__ void add_bias_gradient_kernel(float* db_enc, const floatX* written, const int* begin, size_t D) {
+    const size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x, j = blockIdx.y;
+    if (i < D && begin[j + 1] > begin[j]) db_enc[j * D + i] += float(written[j * D + i]);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Combine: out_n = x_n + sum_k w_nk y_slot(n,k), normalised by the next layer's ln_1 (after the last, ln_f)
+
+// out x (N,C), y (N*K,C), weight slot (N,K)
+__global__ void combine_layernorm_forward_kernel(floatX* out, Norm norm, const floatX* x, const floatX* y,
+                                                 const float* weight, const int* slot, size_t N, size_t K,
+                                                 size_t C) {
+    extern __shared__ uint4 shared[];
+    const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
+    const size_t n = blockIdx.x * size_t(blockDim.x / warp_size) + warp;
+    if (n >= N) return;
+    floatX* row = (floatX*)shared + warp * C;
+    float sum = 0;
+    for (size_t c = lane * pack; c < C; c += warp_size * pack) {
+        float a[pack], b[pack];
+        load_pack(a, x + n * C + c);
+        for (size_t k = 0; k < K; k++) {
+            const float w = weight[n * K + k];
+            load_pack(b, y + slot[n * K + k] * C + c);
+#pragma unroll
+            for (int i = 0; i < pack; i++) a[i] += w * b[i];
+        }
+        sum += keep_pack(row, out, a, n, c, C);
+    }
+    layernorm_row(norm, row, sum, n, C);
+}
+void combine_layernorm_forward(floatX* out, Norm norm, const floatX* x, const floatX* y, const float* weight,
+                               const int* slot, size_t N, size_t K, size_t C, cudaStream_t stream) {
+    const int warps = row_warps(C * sizeof(floatX));
+    combine_layernorm_forward_kernel<<<blocks_for(N, warps), warps * warp_size, warps * C * sizeof(floatX),
+                                       stream>>>(out, norm, x, y, weight, slot, N, K, C);
+    cuda_check(cudaGetLastError());
+}
+
+// dy_slot(n,k) = w_nk dout_n      dw_nk = dout_n . y_slot(n,k).   One warp per token.
+__global__ void combine_backward_kernel(floatX* dy, float* dweight, const floatX* dout, const floatX* y,
+                                        const float* weight, const int* slot, size_t N, size_t K, size_t C) {
+    const int lane = threadIdx.x % warp_size;
+    const size_t n = blockIdx.x * size_t(blockDim.x / warp_size) + threadIdx.x / warp_size;
+    if (n >= N) return;
+    for (size_t k = 0; k < K; k++) {
+        const size_t s = slot[n * K + k];
+        const float w = weight[n * K + k];
+        float dot = 0;
+        for (size_t c = lane * pack; c < C; c += warp_size * pack) {
+            float d[pack], v[pack];
+            load_pack(d, dout + n * C + c), load_pack(v, y + s * C + c);
+#pragma unroll
+            for (int i = 0; i < pack; i++) dot += d[i] * v[i], d[i] *= w;
+            store_pack(dy + s * C + c, d);
+        }
+        dot = warp_sum(dot);
+        if (lane == 0) dweight[n * K + k] = dot;
+    }
+}
+void combine_backward(floatX* dy, float* dweight, const floatX* dout, const floatX* y, const float* weight,
+                      const int* slot, size_t N, size_t K, size_t C, cudaStream_t stream) {
+    combine_backward_kernel<<<blocks_for(N, 8), 8 * warp_size, 0, stream>>>(dy, dweight, dout, y, weight,
+                                                                            slot, N, K, C);
+    cuda_check(cudaGetLastError());
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Classifier: loss_n = -log softmax(logits_n)[target_n];  dlogits_nv = scale (softmax_nv - [v = target_n])
+
+// losses (N), targets (N), logits (N,Vp) of which the first V of a row count; with scale not 0 they become
+// their gradient. One block per row. Each thread runs over its part of the row with a maximum and a sum of
+// exponentials on the scale of that maximum, so the row is read once for the loss and once, by then from the
+// cache, for the gradient.
+__global__ void classifier_kernel(float* losses, floatX* logits, const int* targets, float scale, size_t V,
+                                  size_t Vp) {
+    __shared__ float mosts[warp_size], sums[warp_size];
+    const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size, warps = blockDim.x / warp_size;
+    floatX* row = logits + blockIdx.x * Vp;
+    const size_t target = targets[blockIdx.x];
+    const float target_logit = float(row[target]);
+    float most = -INFINITY, sum = 0;
+    for (size_t c = threadIdx.x * pack; c < V; c += blockDim.x * pack) {
+        float v[pack], higher = most;
+        load_pack(v, row + c);
+#pragma unroll
+        for (int i = 0; i < pack; i++)
+            if (c + i < V) higher = fmaxf(higher, v[i]);
+        sum *= expf(most - higher);
+#pragma unroll
+        for (int i = 0; i < pack; i++)
+            if (c + i < V) sum += expf(v[i] - higher);
+        most = higher;
+    }
+    const float warp_most = warp_max(most);
+    if (lane == 0) mosts[warp] = warp_most;
+    __syncthreads();
+    float row_most = -INFINITY;
+    for (int i = 0; i < warps; i++) row_most = fmaxf(row_most, mosts[i]);
+    sum = warp_sum(sum * expf(most - row_most));
+    if (lane == 0) sums[warp] = sum;
+    __syncthreads();
+    float row_sum = 0;
+    for (int i = 0; i < warps; i++) row_sum += sums[i];
+    // The maximum and the target before the logarithm: exact where two large logits differ little.
+    if (threadIdx.x == 0) losses[blockIdx.x] = logf(row_sum) + (row_most - target_logit);
+    if (scale == 0) return;
+    const float factor = scale / row_sum;
+    for (size_t c = threadIdx.x * pack; c < V; c += blockDim.x * pack) {
+        float v[pack];
+        load_pack(v, row + c);
+#pragma unroll
+        for (int i = 0; i < pack; i++) v[i] = factor * expf(v[i] - row_most) - (c + i == target ? scale : 0);
+        store_pack(row + c, v);
+    }
+}
+void classifier(float* losses, floatX* logits, const int* targets, float scale, size_t N, size_t V, size_t Vp,
+                cudaStream_t stream) {
+    const size_t threads = std::clamp<size_t>(round_up(V / pack, warp_size), warp_size, 1024);
+    classifier_kernel<<<unsigned(N), unsigned(threads), 0, stream>>>(losses, logits, targets, scale, V, Vp);
+    cuda_check(cudaGetLastError());
+}
+
+// *total += scale * sum of losses (N), in one block
+__global__ void sum_losses_kernel(double* total, const float* losses, double scale, size_t N) {
+    __shared__ double sums[1024];
+    double sum = 0;
+    for (size_t n = threadIdx.x; n < N; n += blockDim.x) sum += losses[n];
+    sums[threadIdx.x] = sum;
+    for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    }
+    if (threadIdx.x == 0) *total += scale * sums[0];
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Update: the norm of the gradient, clipping, and AdamW with decoupled weight decay (Loshchilov and Hutter,
+// arXiv 1711.05101), t = 1, 2, ..., G = clipped gradient:
+//   m = b1 m + (1-b1) G     v = b2 v + (1-b2) G^2     mhat = m / (1-b1^t)     vhat = v / (1-b2^t)
+//   w -= lr (mhat / (sqrt(vhat) + eps) + decay w)
+// w is the fp32 master weight. The bf16 weight the model computes with is w rounded at random to one of its
+// two neighbours, to each as often as w is close to it: an update smaller than a bf16 step is then not lost,
+// but taken now and then. The random bits depend on the seed, the step and the place alone, so a run that
+// resumes makes the same bf16 weights from the master weights again, and only these have to be saved.
+
+// What a step adds up on the GPU; the host reads it once, at the end of the step.
+struct Totals {
+    double loss, aux;
+    unsigned long long active; // units that fired, over all layers
+    double norm;               // of the gradient
+};
+
+constexpr size_t norm_blocks = 1056;
+
+// partial (norm_blocks), gradients (count), count a multiple of 32
+__global__ void gradient_norm_kernel(double* partial, const float4* gradients, size_t fours) {
+    __shared__ double sums[256];
+    double sum = 0;
+    for (size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x; i < fours;
+         i += gridDim.x * size_t(blockDim.x)) {
+        const float4 g = gradients[i];
+        sum += g.x * g.x + g.y * g.y + (g.z * g.z + g.w * g.w);
+    }
+    sums[threadIdx.x] = sum;
+    for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    }
+    if (threadIdx.x == 0) partial[blockIdx.x] = sums[0];
+}
+__global__ void gradient_norm_total_kernel(double* norm, const double* partial, size_t blocks) {
+    __shared__ double sums[256];
+    double sum = 0;
+    for (size_t i = threadIdx.x; i < blocks; i += blockDim.x) sum += partial[i];
+    sums[threadIdx.x] = sum;
+    for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    }
+    if (threadIdx.x == 0) *norm = sqrt(sums[0]);
+}
+// *norm = sqrt(sum of squares).  partial: scratch (norm_blocks)
+void gradient_norm(double* norm, double* partial, const float* gradients, size_t count, cudaStream_t stream) {
+    gradient_norm_kernel<<<norm_blocks, 256, 0, stream>>>(partial, (const float4*)gradients, count / 4);
+    gradient_norm_total_kernel<<<1, 256, 0, stream>>>(norm, partial, norm_blocks);
+    cuda_check(cudaGetLastError());
+}
+
+__device__ inline __nv_bfloat16 round_at_random(float w, uint32_t random) {
+    // The upper half of a float is a bf16; a random number below one step of it, added, carries into it.
+    const uint32_t bits = __float_as_uint(w) + (random & 0xffff);
+    return __ushort_as_bfloat16((unsigned short)(bits >> 16));
+}
+__device__ inline void round_weight(floatX* weight, float master, uint64_t key, size_t i) {
+#ifdef PRECISION_FP32
+    *weight = master;
+#else
+    *weight = key ? round_at_random(master, uint32_t(mix64(key ^ i))) : __float2bfloat16(master);
+#endif
+}
+// The random bits of step t; a model's first weights (t = 0) are rounded to the nearest.
+inline uint64_t rounding_key(uint64_t seed, uint64_t t) {
+    return t ? random_u64(seed, random_stream("rounding"), t) | 1 : 0;
+}
+
+// weights master (count)
+__global__ void round_weights_kernel(floatX* weights, const float* master, uint64_t key, size_t count) {
+    const size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x;
+    if (i < count) round_weight(weights + i, master[i], key, i);
+}
+void round_weights(floatX* weights, const float* master, uint64_t key, size_t count, cudaStream_t stream) {
+    round_weights_kernel<<<blocks_for(count, 256), 256, 0, stream>>>(weights, master, key, count);
+    cuda_check(cudaGetLastError());
+}
+
+struct AdamW {
+    float lr = 3e-4f, beta_1 = 0.9f, beta_2 = 0.95f, eps = 1e-8f, weight_decay = 0.1f, clip = 1;
+};
+
+// weights master gradients m v (count); decays (count/32): whether the tensor that these 32 belong to decays.
+// A step whose totals are not finite changes nothing; the host will say so.
+__global__ void update_kernel(floatX* weights, float4* master, const float4* gradients, float4* m, float4* v,
+                              const uint8_t* decays, const Totals* totals, AdamW a, float fix_1, float fix_2,
+                              uint64_t key, size_t fours) {
+    const size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x;
+    if (i >= fours || !isfinite(totals->norm + totals->loss + totals->aux)) return;
+    const float norm = float(totals->norm), scale = a.clip > 0 && norm > a.clip ? a.clip / norm : 1;
+    const float decay = decays[i / 8] ? a.weight_decay : 0;
+    float4 w4 = master[i], m4 = m[i], v4 = v[i], g4 = gradients[i];
+    float *w = &w4.x, *g = &g4.x, *first = &m4.x, *second = &v4.x;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        const float G = scale * g[k];
+        first[k] = a.beta_1 * first[k] + (1 - a.beta_1) * G;
+        second[k] = a.beta_2 * second[k] + (1 - a.beta_2) * G * G;
+        w[k] -= a.lr * (fix_1 * first[k] / (sqrtf(fix_2 * second[k]) + a.eps) + decay * w[k]);
+        round_weight(weights + i * 4 + k, w[k], key, i * 4 + k);
+    }
+    m[i] = m4, v[i] = v4;
+    if ((void*)weights != (void*)master) master[i] = w4;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// 3. Matrix products
+// ---------------------------------------------------------------------------------------------------------
+// out (M,N) = a (M,K) b (K,N), or += with accumulate; all row-major, an operand that is stored the other way
+// round is marked as transposed. cuBLASLt counts columns first: to it, our row-major out is out^T (N,M) =
+// b^T a^T, so b is its first operand and a its second, and a bias along our N lies along its rows, as its
+// epilogues want it.
+struct Product {
+    void* out;
+    const floatX *a, *b;
+    size_t M, N, K;
+    bool a_transposed = false, b_transposed = false; // stored (K,M), (N,K)
+    bool accumulate = false;                         // then out is fp32 and is added to
+    size_t out_stride = 0, a_stride = 0;             // from row to row; 0: no gap
+    cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
+    const void* bias = nullptr; // (N), read; or the gradient of a bias, written
+    void* extra = nullptr;      // what the activation's backward needs: relu a bit mask, gelu its input (M,N)
+    size_t extra_stride = 0;    // from row to row: bits of the mask, or numbers
+};
+
+struct Gpu {
+    cudaStream_t stream = nullptr;
+    cublasLtHandle_t blas = nullptr;
+    void* workspace = nullptr;
+    size_t workspace_bytes = 32 << 20; // what NVIDIA recommends for Hopper
+    // The algorithm of every kind of product met so far; none where cuBLASLt knows none.
+    std::map<std::vector<size_t>, std::optional<cublasLtMatmulAlgo_t>> algorithms;
+
+    Gpu() {
+        cuda_check(cudaStreamCreate(&stream));
+        cublas_check(cublasLtCreate(&blas));
+        cuda_check(cudaMalloc(&workspace, workspace_bytes));
+    }
+    Gpu(const Gpu&) = delete;
+    ~Gpu() {
+        cudaFree(workspace);
+        cublasLtDestroy(blas);
+        cudaStreamDestroy(stream);
+    }
+};
+
+// cuBLASLt's description of a product.
+struct Description {
+    cublasLtMatmulDesc_t operation = nullptr;
+    cublasLtMatrixLayout_t a = nullptr, b = nullptr, out = nullptr;
+
+    explicit Description(const Product& p) {
+        cublas_check(cublasLtMatmulDescCreate(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+        const cublasOperation_t transpose = CUBLAS_OP_T, plain = CUBLAS_OP_N;
+        set(CUBLASLT_MATMUL_DESC_TRANSA, p.b_transposed ? transpose : plain);
+        set(CUBLASLT_MATMUL_DESC_TRANSB, p.a_transposed ? transpose : plain);
+        set(CUBLASLT_MATMUL_DESC_EPILOGUE, p.epilogue);
+        if (p.bias) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias);
+        if (p.extra) {
+            set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, p.extra);
+            set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, int64_t(p.extra_stride));
+        }
+        const size_t a_stride = p.a_stride ? p.a_stride : p.a_transposed ? p.M : p.K;
+        const size_t b_stride = p.b_transposed ? p.K : p.N, out_stride = p.out_stride ? p.out_stride : p.N;
+        layout(&b, floatX_type, p.N, p.K, b_stride, p.b_transposed);
+        layout(&a, floatX_type, p.K, p.M, a_stride, p.a_transposed);
+        layout(&out, p.accumulate ? CUDA_R_32F : floatX_type, p.N, p.M, out_stride, false);
+    }
+    Description(const Description&) = delete;
+    ~Description() {
+        cublasLtMatrixLayoutDestroy(a), cublasLtMatrixLayoutDestroy(b), cublasLtMatrixLayoutDestroy(out);
+        cublasLtMatmulDescDestroy(operation);
+    }
+
+  private:
+    template <class T> void set(cublasLtMatmulDescAttributes_t attribute, T value) {
+        cublas_check(cublasLtMatmulDescSetAttribute(operation, attribute, &value, sizeof value));
+    }
+    static void layout(cublasLtMatrixLayout_t* to, cudaDataType_t type, size_t rows, size_t columns,
+                       size_t stride, bool transposed) {
+        if (transposed) std::swap(rows, columns);
+        cublas_check(cublasLtMatrixLayoutCreate(to, type, rows, columns, int64_t(stride)));
+    }
+};
+
+// The algorithm for a product, asked for once per kind. The number of an expert's tokens, M or K, changes
+// with every batch: it counts to three significant bits, so that kinds stay few.
+inline std::optional<cublasLtMatmulAlgo_t> choose_algorithm(Gpu& gpu, const Product& p) {
+    auto about = [](size_t x) {
+        size_t step = 1;
+        while (x / step > 8) step *= 2;
+        return round_up(x, step);
+    };
+    const std::vector<size_t> kind = {about(p.M),     about(p.N),     about(p.K),
+                                      p.a_transposed, p.b_transposed, p.accumulate,
+                                      p.out_stride,   p.a_stride,     size_t(p.epilogue)};
+    const auto found = gpu.algorithms.find(kind);
+    if (found != gpu.algorithms.end()) return found->second;
+
+    const Description d(p);
+    cublasLtMatmulPreference_t preference;
+    cublas_check(cublasLtMatmulPreferenceCreate(&preference));
+    cublas_check(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                                                      &gpu.workspace_bytes, sizeof gpu.workspace_bytes));
+    for (const cublasLtMatmulPreferenceAttributes_t side :
+         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+          CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+        const uint32_t bytes = 16; // the rows of an expert begin anywhere, but rows are multiples of 16 bytes
+        cublas_check(cublasLtMatmulPreferenceSetAttribute(preference, side, &bytes, sizeof bytes));
+    }
+    cublasLtMatmulHeuristicResult_t result;
+    int results = 0;
+    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(gpu.blas, d.operation, d.b, d.a, d.out,
+                                                                 d.out, preference, 1, &result, &results);
+    cublasLtMatmulPreferenceDestroy(preference);
+    std::optional<cublasLtMatmulAlgo_t> algorithm;
+    if (status == CUBLAS_STATUS_SUCCESS && results > 0) algorithm = result.algo;
+    gpu.algorithms[kind] = algorithm;
+    return algorithm;
+}
+
+inline void multiply(Gpu& gpu, const Product& p) {
+    if (p.M == 0 || p.N == 0 || p.K == 0) return; // an expert without tokens; sums over nothing add nothing
+    const std::optional<cublasLtMatmulAlgo_t> algorithm = choose_algorithm(gpu, p);
+    if (!algorithm)
+        fail("cuBLASLt knows no algorithm for a product of %zu x %zu x %zu, epilogue %d", p.M, p.N, p.K,
+             int(p.epilogue));
+    const Description d(p);
+    const float alpha = 1, beta = p.accumulate ? 1 : 0;
+    cublas_check(cublasLtMatmul(gpu.blas, d.operation, &alpha, p.b, d.b, p.a, d.a, &beta, p.out, d.out, p.out,
+                                d.out, &*algorithm, gpu.workspace, gpu.workspace_bytes, gpu.stream));
+}
+
+// out (N,OC) = x (N,C) weight (OC,C)^T + bias (OC)
+inline void linear_forward(Gpu& gpu, floatX* out, const floatX* x, const floatX* weight, const floatX* bias,
+                           size_t N, size_t C, size_t OC) {
+    Product p{out, x, weight, N, OC, C};
+    p.b_transposed = true, p.epilogue = CUBLASLT_EPILOGUE_BIAS, p.bias = bias;
+    multiply(gpu, p);
+}
+
+// dx = dout weight;  dweight += dout^T x;  dbias += sum dout.   all (2): 0 and N; partial: scratch (64,OC)
+inline void linear_backward(Gpu& gpu, floatX* dx, float* dweight, float* dbias, float* partial,
+                            const floatX* dout, const floatX* x, const floatX* weight, const int* all,
+                            size_t N, size_t C, size_t OC) {
+    multiply(gpu, {dx, dout, weight, N, C, OC});
+    Product p{dweight, dout, x, OC, C, N};
+    p.a_transposed = true, p.accumulate = true;
+    multiply(gpu, p);
+    bias_backward(dbias, partial, dout, all, 1, OC, gpu.stream);
+}
+
+// The products of one feed-forward layer. A dense layer is one expert of W = K*D units that sees every token;
+// only its W_dec lies the other way round in memory, (C,W).
+struct Experts {
+    size_t E, D, C;
+    bool relu, fused;                            // fused: the epilogues do bias and activation
+    const floatX *w_enc, *b_enc, *w_dec, *b_dec; // (E,D,C) (E,D) (E,D,C) (E,C)
+    bool w_dec_transposed;
+    const int *begin, *host_begin; // (E+1): expert j's rows are [begin[j], begin[j+1])
+    floatX *h, *z;                 // (slots,D) pre-activations (gelu) and units
+    uint8_t* mask;                 // (slots, mask_stride bits), relu when fused
+
+    size_t mask_stride() const { return round_up(D, 128); }
+
+    // Calls make(expert, its first row, its number of rows) for every expert that has rows.
+    template <class Make> void each(Gpu& gpu, Make make) const {
+        for (size_t j = 0; j < E; j++) {
+            const size_t first = host_begin[j], rows = host_begin[j + 1] - first;
+            if (rows) multiply(gpu, make(j, first, rows));
+        }
+    }
+    Product encode(const floatX* x, size_t j, size_t first, size_t rows) const {
+        Product p{z + first * D, x + first * C, w_enc + j * D * C, rows, D, C};
+        p.b_transposed = true, p.bias = b_enc + j * D;
+        if (!fused) {
+            p.epilogue = CUBLASLT_EPILOGUE_BIAS;
+            if (!relu) p.out = h + first * D;
+        } else if (relu) {
+            p.epilogue = CUBLASLT_EPILOGUE_RELU_AUX_BIAS;
+            p.extra = mask + first * mask_stride() / 8, p.extra_stride = mask_stride();
+        } else {
+            p.epilogue = CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
+            p.extra = h + first * D, p.extra_stride = D;
+        }
+        return p;
+    }
+    // dh = dy W_dec^T act'(h), and the sums over its rows into db
+    Product decode_backward(floatX* dh, floatX* db, const floatX* dy, size_t j, size_t first,
+                            size_t rows) const {
+        Product p{dh + first * D, dy + first * C, w_dec + j * D * C, rows, D, C};
+        p.b_transposed = !w_dec_transposed;
+        if (fused) {
+            p.epilogue = relu ? CUBLASLT_EPILOGUE_DRELU_BGRAD : CUBLASLT_EPILOGUE_DGELU_BGRAD;
+            p.bias = db + j * D;
+            p.extra = relu ? (void*)(mask + first * mask_stride() / 8) : h + first * D;
+            p.extra_stride = relu ? mask_stride() : D;
+        }
+        return p;
+    }
+};
+
+// z (slots,D) from x (slots,C); h or mask with it
+inline void experts_encode(Gpu& gpu, const Experts& e, const floatX* x) {
+    e.each(gpu, [&](size_t j, size_t first, size_t rows) { return e.encode(x, j, first, rows); });
+    if (!e.fused) activation_forward(e.z, e.relu ? e.z : e.h, e.host_begin[e.E] * e.D, e.relu, gpu.stream);
+}
+
+// y (slots,C) = z W_dec + b_dec
+inline void experts_decode(Gpu& gpu, const Experts& e, floatX* y) {
+    e.each(gpu, [&](size_t j, size_t first, size_t rows) {
+        Product p{y + first * e.C, e.z + first * e.D, e.w_dec + j * e.D * e.C, rows, e.C, e.D};
+        p.b_transposed = e.w_dec_transposed, p.epilogue = CUBLASLT_EPILOGUE_BIAS, p.bias = e.b_dec + j * e.C;
+        return p;
+    });
+}
+
+// From dy: dz = dy W_dec^T,  dW_dec += z^T dy,  db_dec += sum dy,  dh = dz act'(h),
+//          dx = dh W_enc,   dW_enc += dh^T x,  db_enc += sum dh.
+// x dx dy (slots,C); scratch: dh (slots,D), db (E,D), partial (max(64,E), max(C,D))
+inline void experts_backward(Gpu& gpu, const Experts& e, floatX* dx, float* dw_enc, float* db_enc,
+                             float* dw_dec, float* db_dec, floatX* dh, floatX* db, float* partial,
+                             const floatX* dy, const floatX* x) {
+    const size_t D = e.D, C = e.C;
+    e.each(gpu, [&](size_t j, size_t first, size_t rows) {
+        return e.decode_backward(dh, db, dy, j, first, rows);
+    });
+    if (e.fused) {
+        add_bias_gradient_kernel<<<dim3(blocks_for(D, 256), unsigned(e.E)), 256, 0, gpu.stream>>>(db_enc, db,
+                                                                                                  e.begin, D);
+        cuda_check(cudaGetLastError());
+    } else {
+        activation_backward(dh, e.relu ? e.z : e.h, e.host_begin[e.E] * D, e.relu, gpu.stream);
+        bias_backward(db_enc, partial, dh, e.begin, e.E, D, gpu.stream);
+    }
+    e.each(gpu, [&](size_t j, size_t first, size_t rows) {
+        return Product{dx + first * C, dh + first * D, e.w_enc + j * D * C, rows, C, D};
+    });
+    e.each(gpu, [&](size_t j, size_t first, size_t rows) {
+        Product p{dw_dec + j * D * C, e.z + first * D, dy + first * C, D, C, rows};
+        if (e.w_dec_transposed) p = {dw_dec, dy, e.z, C, D, rows};
+        p.a_transposed = true, p.accumulate = true;
+        return p;
+    });
+    e.each(gpu, [&](size_t j, size_t first, size_t rows) {
+        Product p{dw_enc + j * D * C, dh + first * D, x + first * C, D, C, rows};
+        p.a_transposed = true, p.accumulate = true;
+        return p;
+    });
+    bias_backward(db_dec, partial, dy, e.begin, e.E, C, gpu.stream);
+}
+
+// Whether cuBLASLt has the fused epilogues for these experts: of the forward and the backward pass, since
+// only it knows how its mask lies in memory.
+inline bool fused_epilogues(Gpu& gpu, Experts e, size_t rows) {
+    alignas(16) static char anywhere[16]; // pointers are not followed, but must be there
+    e.fused = true, e.h = e.z = (floatX*)anywhere, e.mask = (uint8_t*)anywhere;
+    return choose_algorithm(gpu, e.encode((floatX*)anywhere, 0, 0, rows)) &&
+           choose_algorithm(
+               gpu, e.decode_backward((floatX*)anywhere, (floatX*)anywhere, (floatX*)anywhere, 0, 0, rows));
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// 4. The model's memory: one allocation for each family, made at the start, carved by the tables below.
+// ---------------------------------------------------------------------------------------------------------
+
+struct LayerActivations {
+    floatX* ln_1;                 // (N,C)
+    float *ln_1_mean, *ln_1_rstd; // (N) (N)
+    floatX *qkv, *att;            // (N,3C) (N,C)
+    float* lse;                   // (B,NH,T)
+    floatX* mid;                  // (N,C) residual stream after attention
+    floatX* ln_2;                 // (N,C)
+    float *ln_2_mean, *ln_2_rstd; // (N) (N)
+    floatX *h, *z;                // (slots,D) pre-activations, gelu only; units.  dense: (N,W)
+    uint8_t* mask;                // (slots, D bits) where z > 0; relu with fused epilogues only
+    floatX* out;                  // (N,C) residual stream after the feed-forward layer
+    // moe only
+    Statistics statistics, dstatistics; // and their gradients
+    Routing routing;
+    floatX* y;                 // (N*K,C) outputs of the experts
+    int *slot, *token, *begin; // (N,K) (N*K) (E+1)
+};
+
+struct Activations {
+    floatX* embedded;                // (N,C)
+    std::vector<LayerActivations> h; // L
+    floatX* ln_f;                    // (N,C)
+    float *ln_f_mean, *ln_f_rstd;    // (N) (N)
+    floatX* logits;                  // (N,Vp), in the backward pass its gradient
+    float* losses;                   // (N)
+    Totals* totals;                  // of the step so far
+    // scratch, used by one layer at a time
+    floatX *proj, *slots_x;                // (N,C); (N*K,C) gathered inputs
+    floatX *dresidual, *dln, *datt, *dqkv; // (N,C) (N,C) (N,C) (N,3C)
+    float* delta;                          // (B,NH,T)
+    floatX *dh, *db, *dy, *dslots;         // (slots,D), (E,D), (N*K,C), (N*K,C)
+    float *dmu, *dvar, *dweight;           // (N,E) (N,E) (N,K)
+    float* sum_p;                          // (E)
+    int* counts;                           // (E, N*K/256)
+    float* partial;                        // of any sum over tokens
+    double* norm_partial;                  // (norm_blocks)
+};
+
+// What decides the sizes of the activations.
+struct Shape {
+    const Config& c;
+    size_t B, T;
+    int recompute; // 0: all is kept; 1: the units are computed again in the backward pass; 2: LayerNorms, too
+    bool fused;    // the epilogues of matrix products do bias and activation
+    bool training; // with a backward pass
+    size_t padded_vocab() const { return round_up(c.vocab_size, 64); } // rows of logits begin on 128 bytes
+    size_t experts() const { return c.moe() ? c.n_expert : 1; }
+    size_t width() const { return c.moe() ? c.d_expert : c.dense_width(); } // units of one expert
+    size_t partial() const;
+};
+
+// Room for the partial sums of any kernel above.
+inline size_t Shape::partial() const {
+    const size_t N = B * T, C = c.n_embd, E = experts(), D = width();
+    return std::max({layernorm_blocks * 2 * C,                                   // layernorm_backward
+                     std::max(bias_chunks, E) * std::max(3 * C, D),              // bias_backward
+                     (N / places_per_chunk + std::min(N, c.vocab_size) + 1) * C, // embedding_backward
+                     blocks_for(N, router_block) * 2 * E,      // router forward and backward
+                     std::min(router_chunks, N) * 2 * E * C}); // router_backward_statistics
+}
+
+// Lists every activation with its number of elements. Arrays that a layer may compute again are shared by all
+// layers: visited once, for the first.
+template <class Visit> void for_each_activation(const Shape& s, Activations& a, Visit visit) {
+    const Config& c = s.c;
+    const size_t N = s.B * s.T, C = c.n_embd, E = s.experts(), K = c.moe() ? c.n_expert_active : 1,
+                 D = s.width();
+    const size_t mask_bytes = N * K * round_up(D, 128) / 8;
+    a.h.resize(c.n_layer);
+    visit(a.totals, 1);
+    visit(a.embedded, N * C);
+    for (size_t l = 0; l < c.n_layer; l++) {
+        LayerActivations &h = a.h[l], &first = a.h[0];
+        const bool units = l == 0 || s.recompute < 1, norms = l == 0 || s.recompute < 2;
+        if (norms)
+            visit(h.ln_1, N * C), visit(h.ln_2, N * C);
+        else
+            h.ln_1 = first.ln_1, h.ln_2 = first.ln_2;
+        visit(h.ln_1_mean, N), visit(h.ln_1_rstd, N), visit(h.ln_2_mean, N), visit(h.ln_2_rstd, N);
+        visit(h.qkv, N * 3 * C), visit(h.att, N * C), visit(h.lse, N * c.n_head);
+        visit(h.mid, N * C), visit(h.out, N * C);
+        if (units) {
+            visit(h.z, N * K * D);
+            if (!c.relu()) visit(h.h, N * K * D);
+            if (c.relu() && s.fused) visit(h.mask, mask_bytes);
+        } else {
+            h.z = first.z, h.h = first.h, h.mask = first.mask;
+        }
+        if (!c.moe()) continue;
+        visit(h.statistics.m, E * C), visit(h.statistics.v, E * C);
+        visit(h.statistics.mb, E), visit(h.statistics.vb, E);
+        visit(h.routing.mu, N * E), visit(h.routing.sd, N * E), visit(h.routing.g, N * E);
+        visit(h.routing.choice, N * K), visit(h.routing.weight, N * K);
+        visit(h.slot, N * K), visit(h.token, N * K), visit(h.begin, E + 1);
+        visit(h.y, N * K * C);
+    }
+    visit(a.ln_f, N * C), visit(a.ln_f_mean, N), visit(a.ln_f_rstd, N);
+    visit(a.logits, N * s.padded_vocab()), visit(a.losses, N);
+    visit(a.proj, N * C), visit(a.partial, s.partial());
+    if (c.moe())
+        visit(a.slots_x, N * K * C), visit(a.sum_p, E), visit(a.counts, E * blocks_for(N * K, dispatch_tile));
+    if (!s.training) return;
+    visit(a.dresidual, N * C), visit(a.dln, N * C), visit(a.datt, N * C), visit(a.dqkv, N * 3 * C);
+    visit(a.delta, N * c.n_head), visit(a.dh, N * K * D), visit(a.db, E * D),
+        visit(a.norm_partial, norm_blocks);
+    if (!c.moe()) return;
+    visit(a.dy, N * K * C), visit(a.dslots, N * K * C);
+    visit(a.dmu, N * E), visit(a.dvar, N * E), visit(a.dweight, N * K);
+}
+
+inline size_t activation_bytes(const Shape& shape) {
+    Activations unused{};
+    size_t total = 0;
+    for_each_activation(shape, unused,
+                        [&](auto*& p, size_t count) { total += round_up(count * sizeof *p, 256); });
+    return total;
+}
+
+// The gradients of the statistics of all layers, one after the other, so that one call zeroes them.
+inline size_t statistics_elements(const Config& c) { return c.moe() ? 2 * c.n_expert * (c.n_embd + 4) : 0; }
+
+// A block of GPU memory.
+template <class T> struct Block {
+    T* data = nullptr;
+    size_t count = 0;
+    explicit Block(size_t count = 0) : count(count) {
+        if (!count) return;
+        const cudaError_t error = cudaMalloc(&data, count * sizeof(T));
+        if (error == cudaErrorMemoryAllocation) {
+            cudaGetLastError();
+            fail("the GPU has no block of %s left: a smaller --batch or --recompute 1 or 2 would help",
+                 human_bytes(double(count) * sizeof(T)).c_str());
+        }
+        cuda_check(error);
+        cuda_check(cudaMemset(data, 0, count * sizeof(T)));
+    }
+    Block(Block&& other) noexcept
+        : data(std::exchange(other.data, nullptr)), count(std::exchange(other.count, 0)) {}
+    Block& operator=(Block&& other) noexcept {
+        std::swap(data, other.data), std::swap(count, other.count);
+        return *this;
+    }
+    ~Block() { cudaFree(data); }
+
+    void upload(const T* from, size_t n) const {
+        cuda_check(cudaMemcpy(data, from, n * sizeof(T), cudaMemcpyHostToDevice));
+    }
+    void download(T* to, size_t n) const {
+        cuda_check(cudaMemcpy(to, data, n * sizeof(T), cudaMemcpyDeviceToHost));
+    }
+};
+
+// A batch on its way to the GPU: tokens, targets and the places of each token, in one copy. There are two, so
+// that one can be filled while the other is being read.
+struct BatchBuffer {
+    int* host = nullptr; // pinned
+    cudaEvent_t copied = nullptr;
+};
+
+// What the kernels can do; everything else is possible, but not here.
+inline void check_gpu_config(const Config& c, const std::string& where) {
+    auto multiple = [&](const char* name, size_t value) {
+        if (value % 8) fail("%s: %s is %zu, expected a multiple of 8 on the GPU", where.c_str(), name, value);
+    };
+    multiple("n_embd", c.n_embd);
+    multiple(c.moe() ? "d_expert" : "n_expert_active * d_expert", c.moe() ? c.d_expert : c.dense_width());
+    if (c.n_embd > shared_bytes / (2 * sizeof(float)))
+        fail("%s: n_embd is %zu, expected at most %zu on the GPU", where.c_str(), c.n_embd,
+             shared_bytes / (2 * sizeof(float)));
+}
+
+struct Model {
+    Config config;
+    std::vector<Tensor> table;
+    Gpu gpu;
+    size_t max_B, max_T;
+    int recompute;
+    bool fused = false;
+    Block<floatX> weights;
+    Block<float> master, gradients, moment_1, moment_2, dstatistics;
+    Block<uint8_t> decays; // (count/32)
+    Block<char> activations;
+    Block<int> batch; // as laid out by upload_batch
+    Parameters<floatX> w;
+    Parameters<float> g;
+    Activations a{};
+    size_t B = 0, T = 0;                       // of the last batch
+    int *tokens = nullptr, *targets = nullptr; // (B,T) (B,T) of `batch`
+    int* all = nullptr;                        // (2) 0 and N: the rows of a layer without experts
+    TokenPlaces places{};
+    BatchBuffer buffers[2];
+    size_t next_buffer = 0;
+    int* host_begin = nullptr;     // (L,E+1) pinned: what the GPU found in begin
+    Totals* host_totals = nullptr; // pinned
+    cudaEvent_t begin_copied = nullptr;
+    bool statistics_stale = true; // the weights changed since the expert statistics were computed
+
+    // For batches of up to B x T tokens; with training = false there is no backward pass. With B = 0 there
+    // are the weights alone.
+    explicit Model(const Config& config, size_t B, size_t T, int recompute = 0, bool training = true)
+        : config(config), table(tensor_table(config)), max_B(B), max_T(T), recompute(recompute) {
+        check_gpu_config(config, "model");
+        const size_t count = block_elements(table), E = shape().experts();
+        weights = Block<floatX>(count);
+        w = carve_parameters(config, table, weights.data);
+        if (B == 0) return;
+        if (T > config.block_size)
+            fail("T is %zu, more than the model's block_size %zu", T, config.block_size);
+        if (double(B) * double(T) * double(config.n_expert_active) > 0x1p30)
+            fail("a batch of %zu x %zu tokens is too large: a smaller --batch would help", B, T);
+        if (training) {
+            if (!std::is_same_v<floatX, float>) master = Block<float>(count);
+            gradients = Block<float>(count), moment_1 = Block<float>(count), moment_2 = Block<float>(count);
+            g = carve_parameters(config, table, gradients.data);
+            std::vector<uint8_t> decay(count / 32);
+            for (const Tensor& t : table)
+                std::fill(decay.begin() + t.offset / 32,
+                          decay.begin() + round_up(t.offset + t.count, 32) / 32, t.decay);
+            decays = Block<uint8_t>(decay.size());
+            decays.upload(decay.data(), decay.size());
+        }
+        fused = fused_epilogues(gpu, experts(0),
+                                std::max<size_t>(1, B * T * (config.moe() ? config.n_expert_active : 1) / E));
+        activations = Block<char>(activation_bytes(shape(training)));
+        char* place = activations.data;
+        for_each_activation(shape(training), a, [&](auto*& pointer, size_t elements) {
+            pointer = (std::remove_reference_t<decltype(pointer)>)place;
+            place += round_up(elements * sizeof *pointer, 256);
+        });
+        dstatistics = Block<float>(training ? config.n_layer * statistics_elements(config) : 0);
+        float* d = dstatistics.data;
+        for (LayerActivations& h : a.h) {
+            if (!training || !config.moe()) break;
+            auto take = [&](size_t elements) { return std::exchange(d, d + elements); };
+            h.dstatistics.m = take(E * config.n_embd), h.dstatistics.v = take(E * config.n_embd);
+            h.dstatistics.mb = take(4 * E), h.dstatistics.vb = take(4 * E);
+        }
+        batch = Block<int>(batch_ints(B * T));
+        for (BatchBuffer& b : buffers) {
+            cuda_check(cudaMallocHost(&b.host, batch.count * sizeof(int)));
+            cuda_check(cudaEventCreate(&b.copied));
+        }
+        cuda_check(cudaMallocHost(&host_begin, config.n_layer * (E + 1) * sizeof(int)));
+        cuda_check(cudaMallocHost(&host_totals, sizeof(Totals)));
+        cuda_check(cudaEventCreate(&begin_copied));
+    }
+    Model(const Model&) = delete;
+    ~Model() {
+        for (BatchBuffer& b : buffers) {
+            cudaFreeHost(b.host);
+            if (b.copied) cudaEventDestroy(b.copied);
+        }
+        cudaFreeHost(host_begin), cudaFreeHost(host_totals);
+        if (begin_copied) cudaEventDestroy(begin_copied);
+    }
+
+    Shape shape(bool training = true) const { return {config, max_B, max_T, recompute, fused, training}; }
+    float* master_weights() { return master.count ? master.data : (float*)weights.data; }
+    // all, tokens, targets, order, token; chunk_begin and token_begin
+    static size_t batch_ints(size_t N) { return 2 + 4 * N + 2 * (N + 1); }
+
+    Experts experts(size_t l) const {
+        const LayerParameters<floatX>& p = w.h[l];
+        const bool moe = config.moe();
+        Experts e{};
+        e.E = shape().experts(), e.D = shape().width(), e.C = config.n_embd;
+        e.relu = config.relu(), e.fused = fused;
+        e.w_enc = moe ? p.w_enc : p.fc_weight, e.b_enc = moe ? p.b_enc : p.fc_bias;
+        e.w_dec = moe ? p.w_dec : p.fc_proj_weight, e.b_dec = moe ? p.b_dec : p.fc_proj_bias;
+        e.w_dec_transposed = !moe;
+        if (l < a.h.size())
+            e.begin = moe ? a.h[l].begin : all, e.h = a.h[l].h, e.z = a.h[l].z, e.mask = a.h[l].mask;
+        e.host_begin = host_begin ? host_begin + l * (e.E + 1) : nullptr;
+        return e;
+    }
+};
+
+// Sends a batch of B x T tokens to the GPU; targets may be null. With places, also where each token stands.
+inline void upload_batch(Model& model, const int32_t* tokens, const int32_t* targets, size_t B, size_t T,
+                         bool with_places) {
+    const size_t N = B * T;
+    if (N > model.max_B * model.max_T || T > model.config.block_size)
+        fail("a batch of %zu x %zu tokens does not fit in this model's memory", B, T);
+    BatchBuffer& buffer = model.buffers[model.next_buffer++ % 2];
+    cuda_check(cudaEventSynchronize(buffer.copied)); // of the batch before the last
+    int *to = buffer.host, *device = model.batch.data;
+    auto place = [&](size_t count) {
+        return std::pair{std::exchange(to, to + count), std::exchange(device, device + count)};
+    };
+    auto [host_all, gpu_all] = place(2);
+    auto [host_tokens, gpu_tokens] = place(N);
+    auto [host_targets, gpu_targets] = place(N);
+    host_all[0] = 0, host_all[1] = int(N);
+    std::copy(tokens, tokens + N, host_tokens);
+    if (targets) std::copy(targets, targets + N, host_targets);
+    model.B = B, model.T = T, model.all = gpu_all;
+    model.tokens = gpu_tokens, model.targets = targets ? gpu_targets : nullptr;
+    if (with_places) {
+        // A counting sort of the places by token.
+        std::vector<int> end(model.config.vocab_size + 1);
+        for (size_t n = 0; n < N; n++) end[tokens[n] + 1]++;
+        auto [order, gpu_order] = place(N);
+        auto [chunk_begin, gpu_chunk_begin] = place(N + 1);
+        auto [token, gpu_token] = place(N);
+        auto [token_begin, gpu_token_begin] = place(N + 1);
+        size_t chunks = 0, distinct = 0;
+        for (size_t v = 0; v < model.config.vocab_size; v++) {
+            const int count = end[v + 1];
+            end[v + 1] = end[v] + count;
+            if (!count) continue;
+            token[distinct] = int(v), token_begin[distinct++] = int(chunks);
+            for (int i = 0; i < count; i += places_per_chunk) chunk_begin[chunks++] = end[v] + i;
+        }
+        chunk_begin[chunks] = int(N), token_begin[distinct] = int(chunks);
+        for (size_t n = 0; n < N; n++) order[end[tokens[n]]++] = int(n);
+        model.places = {gpu_order, gpu_chunk_begin, gpu_token, gpu_token_begin, chunks, distinct};
+    }
+    cuda_check(cudaMemcpyAsync(model.batch.data, buffer.host, (to - buffer.host) * sizeof(int),
+                               cudaMemcpyHostToDevice, model.gpu.stream));
+    cuda_check(cudaEventRecord(buffer.copied, model.gpu.stream));
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// 5. Forward
+// ---------------------------------------------------------------------------------------------------------
+
+// Once per optimizer step: the router of every layer, from the weights.
+inline void refresh_statistics(Model& model) {
+    const Config& c = model.config;
+    for (size_t l = 0; l < c.n_layer && c.moe(); l++) {
+        const LayerParameters<floatX>& w = model.w.h[l];
+        if (c.topk())
+            router_weights_forward(model.a.h[l].statistics, w.router, c.n_expert, c.n_embd, model.gpu.stream);
+        else
+            expert_statistics_forward(model.a.h[l].statistics, w.w_enc, w.b_enc, c.n_expert, c.d_expert,
+                                      c.n_embd, model.gpu.stream);
+    }
+    model.statistics_stale = false;
+}
+
+// The LayerNorm that follows layer l: the next layer's first, after the last layer the final one.
+inline Norm norm_after(Model& model, size_t l) {
+    Activations& a = model.a;
+    if (l + 1 == a.h.size())
+        return {a.ln_f, a.ln_f_mean, a.ln_f_rstd, model.w.ln_f_weight, model.w.ln_f_bias};
+    LayerActivations& h = a.h[l + 1];
+    return {h.ln_1, h.ln_1_mean, h.ln_1_rstd, model.w.h[l + 1].ln_1_weight, model.w.h[l + 1].ln_1_bias};
+}
+
+// Of the batch that upload_batch() sent. Fills model.a, logits included, and adds share times its loss, load
+// balance and active units to the totals. gradient_scale 0: evaluation. Otherwise the logits are replaced by
+// gradient_scale times the gradient of the mean cross-entropy, ready for backward().
+inline void forward(Model& model, float gradient_scale = 0, float share = 1) {
+    const Config& c = model.config;
+    const size_t B = model.B, T = model.T, N = B * T, V = c.vocab_size;
+    const size_t C = c.n_embd, E = c.n_expert, K = c.n_expert_active;
+    Activations& a = model.a;
+    Gpu& gpu = model.gpu;
+    const cudaStream_t stream = gpu.stream;
+    if (model.statistics_stale) refresh_statistics(model);
+
+    const LayerParameters<floatX>& first = model.w.h[0];
+    embedding_layernorm_forward(
+        a.embedded, {a.h[0].ln_1, a.h[0].ln_1_mean, a.h[0].ln_1_rstd, first.ln_1_weight, first.ln_1_bias},
+        model.tokens, model.w.wte, model.w.wpe, N, T, C, stream);
+    const floatX* x = a.embedded;
+    for (size_t l = 0; l < c.n_layer; l++) {
+        const LayerParameters<floatX>& w = model.w.h[l];
+        LayerActivations& h = a.h[l];
+        const Experts experts = model.experts(l);
+        int* host_begin = model.host_begin + l * (experts.E + 1);
+
+        linear_forward(gpu, h.qkv, h.ln_1, w.c_attn_weight, w.c_attn_bias, N, C, 3 * C);
+        attention_forward(h.att, h.lse, h.qkv, B, T, C, c.n_head, stream);
+        linear_forward(gpu, a.proj, h.att, w.c_proj_weight, w.c_proj_bias, N, C, C);
+        residual_layernorm_forward(h.mid, {h.ln_2, h.ln_2_mean, h.ln_2_rstd, w.ln_2_weight, w.ln_2_bias}, x,
+                                   a.proj, N, C, stream);
+        if (c.moe()) {
+            router_forward(h.routing, a.sum_p, a.partial, h.ln_2, h.statistics, c.topk(), N, E, K, C, stream);
+            dispatch(h.begin, h.slot, h.token, a.counts, h.routing.choice, N, E, K, stream);
+            cuda_check(
+                cudaMemcpyAsync(host_begin, h.begin, (E + 1) * sizeof(int), cudaMemcpyDeviceToHost, stream));
+            cuda_check(cudaEventRecord(model.begin_copied, stream));
+            balance_forward(&a.totals->aux, a.sum_p, h.begin, share, N, E, K, stream);
+            gather(a.slots_x, h.ln_2, h.token, N * K, C, stream);
+            // The one wait of the layer: how many tokens each expert has. The GPU meanwhile has the gather to
+            // do.
+            cuda_check(cudaEventSynchronize(model.begin_copied));
+            experts_encode(gpu, experts, a.slots_x);
+            experts_decode(gpu, experts, h.y);
+            combine_layernorm_forward(h.out, norm_after(model, l), h.mid, h.y, h.routing.weight, h.slot, N, K,
+                                      C, stream);
+        } else {
+            host_begin[0] = 0, host_begin[1] = int(N);
+            experts_encode(gpu, experts, h.ln_2);
+            experts_decode(gpu, experts, a.proj);
+            residual_layernorm_forward(h.out, norm_after(model, l), h.mid, a.proj, N, C, stream);
+        }
+        const bool masked = experts.fused && c.relu() && experts.D % 128 == 0; // no bits but those of units
+        const size_t slots = c.moe() ? N * K : N;
+        count_active(&a.totals->active, experts.z, masked ? (const uint4*)experts.mask : nullptr,
+                     slots * experts.D, stream);
+        x = h.out;
+    }
+    Product head{a.logits, a.ln_f, model.w.wte, N, V, C};
+    head.b_transposed = true, head.out_stride = model.shape().padded_vocab();
+    multiply(gpu, head);
+    if (!model.targets) return;
+    classifier(a.losses, a.logits, model.targets, gradient_scale / N, N, V, head.out_stride, stream);
+    sum_losses_kernel<<<1, 1024, 0, stream>>>(&a.totals->loss, a.losses, double(share) / N, N);
+    cuda_check(cudaGetLastError());
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// 6. Backward: after forward() with a gradient_scale, adds to model.gradients the gradient of gradient_scale
+// * (mean cross-entropy + aux_weight * sum over layers of aux), but for the part that goes through the expert
+// statistics, which finish_gradients() adds once per step.
+// ---------------------------------------------------------------------------------------------------------
+
+inline void backward(Model& model, float aux_scale) { // aux_scale: gradient_scale * aux_weight
+    const Config& c = model.config;
+    const size_t B = model.B, T = model.T, N = B * T, V = c.vocab_size;
+    const size_t C = c.n_embd, E = c.n_expert, K = c.n_expert_active;
+    Activations& a = model.a;
+    const Parameters<float>& g = model.g;
+    Gpu& gpu = model.gpu;
+    const cudaStream_t stream = gpu.stream;
+    const int* all = model.all;
+    const size_t Vp = model.shape().padded_vocab();
+
+    Product to_x{a.dln, a.logits, model.w.wte, N, C, V};
+    to_x.a_stride = Vp;
+    multiply(gpu, to_x);
+    Product to_wte{g.wte, a.logits, a.ln_f, V, C, N};
+    to_wte.a_transposed = true, to_wte.a_stride = Vp, to_wte.accumulate = true;
+    multiply(gpu, to_wte);
+    cuda_check(cudaMemsetAsync(a.dresidual, 0, N * C * sizeof(floatX), stream));
+    layernorm_backward(a.dresidual, g.ln_f_weight, g.ln_f_bias, a.dln, a.h.back().out, a.ln_f_mean,
+                       a.ln_f_rstd, model.w.ln_f_weight, a.partial, N, C, stream);
+    for (size_t l = c.n_layer; l-- > 0;) {
+        const LayerParameters<floatX>& w = model.w.h[l];
+        const LayerParameters<float>& dw = g.h[l];
+        LayerActivations& h = a.h[l];
+        const floatX* x = l ? a.h[l - 1].out : a.embedded;
+        const Experts experts = model.experts(l);
+        if (model.recompute >= 2) {
+            residual_layernorm_forward(nullptr,
+                                       {h.ln_1, h.ln_1_mean, h.ln_1_rstd, w.ln_1_weight, w.ln_1_bias}, x,
+                                       nullptr, N, C, stream);
+            residual_layernorm_forward(nullptr,
+                                       {h.ln_2, h.ln_2_mean, h.ln_2_rstd, w.ln_2_weight, w.ln_2_bias}, h.mid,
+                                       nullptr, N, C, stream);
+        }
+        if (c.moe()) {
+            combine_backward(a.dy, a.dweight, a.dresidual, h.y, h.routing.weight, h.slot, N, K, C, stream);
+            gather(a.slots_x, h.ln_2, h.token, N * K, C, stream);
+            if (model.recompute >= 1) experts_encode(gpu, experts, a.slots_x);
+            experts_backward(gpu, experts, a.dslots, dw.w_enc, dw.b_enc, dw.w_dec, dw.b_dec, a.dh, a.db,
+                             a.partial, a.dy, a.slots_x);
+            router_backward(a.dln, h.dstatistics, a.dmu, a.dvar, a.partial, a.dslots, a.dweight, h.slot,
+                            h.ln_2, h.routing, h.statistics, h.begin, aux_scale, c.topk(), N, E, K, C,
+                            stream);
+        } else {
+            if (model.recompute >= 1) experts_encode(gpu, experts, h.ln_2);
+            experts_backward(gpu, experts, a.dln, dw.fc_weight, dw.fc_bias, dw.fc_proj_weight,
+                             dw.fc_proj_bias, a.dh, a.db, a.partial, a.dresidual, h.ln_2);
+        }
+        layernorm_backward(a.dresidual, dw.ln_2_weight, dw.ln_2_bias, a.dln, h.mid, h.ln_2_mean, h.ln_2_rstd,
+                           w.ln_2_weight, a.partial, N, C, stream);
+        linear_backward(gpu, a.datt, dw.c_proj_weight, dw.c_proj_bias, a.partial, a.dresidual, h.att,
+                        w.c_proj_weight, all, N, C, C);
+        attention_backward(a.dqkv, a.delta, a.datt, h.att, h.lse, h.qkv, B, T, C, c.n_head, stream);
+        linear_backward(gpu, a.dln, dw.c_attn_weight, dw.c_attn_bias, a.partial, a.dqkv, h.ln_1,
+                        w.c_attn_weight, all, N, C, 3 * C);
+        layernorm_backward(a.dresidual, dw.ln_1_weight, dw.ln_1_bias, a.dln, x, h.ln_1_mean, h.ln_1_rstd,
+                           w.ln_1_weight, a.partial, N, C, stream);
+    }
+    embedding_backward(g.wte, g.wpe, a.partial, a.dresidual, model.places, B, T, C, stream);
+}
+
+inline void zero_gradients(Model& model) {
+    const cudaStream_t stream = model.gpu.stream;
+    cuda_check(cudaMemsetAsync(model.gradients.data, 0, model.gradients.count * sizeof(float), stream));
+    if (model.dstatistics.count)
+        cuda_check(
+            cudaMemsetAsync(model.dstatistics.data, 0, model.dstatistics.count * sizeof(float), stream));
+}
+
+// After the last micro-batch of a step: what the router asks of the experts' weights.
+inline void finish_gradients(Model& model) {
+    const Config& c = model.config;
+    for (size_t l = 0; l < c.n_layer && c.moe(); l++) {
+        const LayerActivations& h = model.a.h[l];
+        const LayerParameters<floatX>& w = model.w.h[l];
+        const LayerParameters<float>& dw = model.g.h[l];
+        if (c.topk())
+            router_weights_backward(dw.router, h.dstatistics, c.n_expert, c.n_embd, model.gpu.stream);
+        else
+            expert_statistics_backward(dw.w_enc, dw.b_enc, h.dstatistics, w.w_enc, w.b_enc, h.statistics,
+                                       c.n_expert, c.d_expert, c.n_embd, model.gpu.stream);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// 7. Update
+// ---------------------------------------------------------------------------------------------------------
+
+// Step t = 1, 2, ... from the gradients. Several GPUs would meet here: the gradients of this one are
+// complete, and nothing has read them yet.
+inline void update(Model& model, const AdamW& adam, uint64_t t, uint64_t seed) {
+    Totals* totals = model.a.totals;
+    const cudaStream_t stream = model.gpu.stream;
+    gradient_norm(&totals->norm, model.a.norm_partial, model.gradients.data, model.gradients.count, stream);
+    const float fix_1 = float(1 / (1 - std::pow(double(adam.beta_1), double(t)))),
+                fix_2 = float(1 / (1 - std::pow(double(adam.beta_2), double(t))));
+    const size_t fours = model.gradients.count / 4;
+    update_kernel<<<blocks_for(fours, 256), 256, 0, stream>>>(
+        model.weights.data, (float4*)model.master_weights(), (const float4*)model.gradients.data,
+        (float4*)model.moment_1.data, (float4*)model.moment_2.data, model.decays.data, totals, adam, fix_1,
+        fix_2, rounding_key(seed, t), fours);
+    cuda_check(cudaGetLastError());
+    model.statistics_stale = true;
+}
+
+// fp32 weights laid out as the table says, as those of step t; moments may be null.
+inline void load_weights(Model& model, const float* weights, uint64_t t, uint64_t seed) {
+    const size_t count = model.weights.count;
+    const Block<float> temporary(model.master.count || sizeof(floatX) == 4 ? 0 : count);
+    float* fp32 = temporary.count ? temporary.data : model.master_weights();
+    cuda_check(cudaMemcpy(fp32, weights, count * sizeof(float), cudaMemcpyHostToDevice));
+    if (sizeof(floatX) < 4)
+        round_weights(model.weights.data, fp32, rounding_key(seed, t), count, model.gpu.stream);
+    cuda_check(cudaStreamSynchronize(model.gpu.stream));
+    model.statistics_stale = true;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// 8. The training step and main
+// ---------------------------------------------------------------------------------------------------------
+
+inline void zero_totals(Model& model) {
+    cuda_check(cudaMemsetAsync(model.a.totals, 0, sizeof(Totals), model.gpu.stream));
+}
+// Waits for the GPU.
+inline Totals read_totals(Model& model) {
+    cuda_check(cudaMemcpyAsync(model.host_totals, model.a.totals, sizeof(Totals), cudaMemcpyDeviceToHost,
+                               model.gpu.stream));
+    cuda_check(cudaStreamSynchronize(model.gpu.stream));
+    return *model.host_totals;
+}
+
+static StepResult train_step(Model& model, Run& run, std::vector<int32_t>& tokens,
+                             std::vector<int32_t>& targets, uint64_t t, double lr) {
+    const float share = 1.0f / run.accumulate;
+    zero_gradients(model);
+    zero_totals(model);
+    for (size_t micro = 0; micro < run.accumulate; micro++) {
+        run.train->next(run.B, tokens.data(), targets.data());
+        upload_batch(model, tokens.data(), targets.data(), run.B, run.T, true);
+        forward(model, share, share);
+        backward(model, share * float(run.flags.aux_weight));
+    }
+    finish_gradients(model);
+    AdamW adam;
+    adam.lr = float(lr), adam.weight_decay = float(run.flags.weight_decay), adam.clip = float(run.flags.clip);
+    update(model, adam, t, uint64_t(run.flags.seed));
+    const Totals totals = read_totals(model);
+    return {totals.loss, totals.aux, totals.norm,
+            double(totals.active) / (run.tokens_per_step() * double(run.config.n_layer))};
+}
+
+// Mean loss of a batch, without gradients.
+static double batch_loss(Model& model, const int32_t* tokens, const int32_t* targets, size_t B, size_t T) {
+    upload_batch(model, tokens, targets, B, T, false);
+    zero_totals(model);
+    forward(model);
+    return read_totals(model).loss;
+}
+
+// The logits (V) after the last of these tokens. For the samples a trainer prints now and then the whole text
+// is read again for each token; sample.cu keeps what it has read.
+static const float* last_logits(Model& model, const std::vector<int32_t>& text, std::vector<float>& logits) {
+    const size_t V = model.config.vocab_size;
+    upload_batch(model, text.data(), nullptr, 1, text.size(), false);
+    forward(model);
+    std::vector<floatX> row(V);
+    cuda_check(cudaMemcpyAsync(row.data(), model.a.logits + (text.size() - 1) * model.shape().padded_vocab(),
+                               V * sizeof(floatX), cudaMemcpyDeviceToHost, model.gpu.stream));
+    cuda_check(cudaStreamSynchronize(model.gpu.stream));
+    logits.assign(row.begin(), row.end());
+    return logits.data();
+}
+
+// Memory by family, and a refusal when it is more than the GPU has left.
+static std::vector<std::pair<const char*, double>> memory_of(const Run& run, const std::vector<Tensor>& table,
+                                                             size_t free) {
+    const double count = double(block_elements(table)), bytes = sizeof(floatX);
+    const Shape shape = {run.config, run.B, run.T, int(run.flags.recompute), true, true};
+    const double activations = double(activation_bytes(shape)),
+                 others = double(Model::batch_ints(run.B * run.T)) * 4 +
+                          double(run.config.n_layer * statistics_elements(run.config)) * 4;
+    std::vector<std::pair<const char*, double>> families = {{"weights", count * bytes}};
+    if (bytes < 4) families.push_back({"fp32 weights", count * 4});
+    families.push_back({"gradients", count * 4});
+    families.push_back({"optimizer moments", count * 8});
+    families.push_back({"activations", activations});
+    families.push_back({"batches, statistics", others});
+    double needed = 0;
+    for (const auto& family : families) needed += family.second;
+    if (needed > double(free))
+        fail("this run needs %s of GPU memory (activations %s), %s are free: a smaller --batch%s would help",
+             human_bytes(needed).c_str(), human_bytes(activations).c_str(), human_bytes(double(free)).c_str(),
+             run.flags.recompute < 2 ? ", or --recompute 1 or 2," : "");
+    return families;
+}
+
+static std::string use_gpu(size_t* free) {
+    int devices = 0;
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0)
+        fail("no CUDA GPU was found: train_moex_cpu trains on the CPU");
+    cudaDeviceProp properties;
+    size_t total = 0;
+    cuda_check(cudaSetDevice(0));
+    cuda_check(cudaGetDeviceProperties(&properties, 0));
+    cuda_check(cudaMemGetInfo(free, &total));
+    return strf("%s, %d multiprocessors, %s of memory, %s", properties.name, properties.multiProcessorCount,
+                human_bytes(double(total)).c_str(), precision_name);
+}
+
+static int train(int argc, char** argv) {
+    Flags flags;
+    Options options("train_moex", "Trains a MoE-X language model on token shards, on an NVIDIA GPU.");
+    flags.declare(options);
+    if (!options.parse(argc, argv)) return 0;
+    Run run = resolve_run(options, flags);
+    check_gpu_config(run.config, run.init_file ? run.init_file->path : "model");
+    size_t free = 0;
+    const std::string machine = use_gpu(&free);
+    const std::vector<Tensor> table = tensor_table(run.config);
+    print_settings(run, table, machine, memory_of(run, table, free));
+
+    Model model(run.config, run.B, run.T, int(run.flags.recompute));
+    std::vector<float> host(block_elements(table));
+    initial_weights(run, table, host.data());
+    load_weights(model, host.data(), uint64_t(run.step), uint64_t(run.flags.seed));
+    if (run.state_file) {
+        read_block(*run.state_file, table, "m.", host.data());
+        model.moment_1.upload(host.data(), host.size());
+        read_block(*run.state_file, table, "v.", host.data());
+        model.moment_2.upload(host.data(), host.size());
+    }
+    std::vector<int32_t> tokens(run.B * run.T), targets(run.B * run.T), text;
+    std::vector<float> logits, blocks[4]; // copies for the host, made when first asked for
+    TrainingEngine engine;
+    engine.step = [&](uint64_t t, double lr) { return train_step(model, run, tokens, targets, t, lr); };
+    engine.loss = [&](const int32_t* x, const int32_t* y, size_t B) {
+        return batch_loss(model, x, y, B, run.T);
+    };
+    engine.load = [&](size_t l, size_t j) {
+        const int* begin = model.experts(l).host_begin;
+        return size_t(begin[j + 1] - begin[j]);
+    };
+    engine.restart = [&] { text.clear(); };
+    engine.read = [&](int32_t token) {
+        if (text.size() == run.B * run.T) text.erase(text.begin(), text.begin() + (text.size() + 1) / 2);
+        return text.push_back(token), last_logits(model, text, logits);
+    };
+    engine.block = [&](Family family) -> const float* {
+        std::vector<float>& copy = blocks[size_t(family)];
+        copy.resize(host.size());
+        const float* from = family == Family::weights     ? model.master_weights()
+                            : family == Family::gradients ? model.gradients.data
+                            : family == Family::moment_1  ? model.moment_1.data
+                                                          : model.moment_2.data;
+        cuda_check(cudaMemcpy(copy.data(), from, copy.size() * sizeof(float), cudaMemcpyDeviceToHost));
+        return copy.data();
+    };
+    return run_training(run, options, table, engine, argv[0]);
+}
+
+#ifndef MOEX_LIBRARY // sample.cu and the tests use the model and have a main of their own
+int main(int argc, char** argv) {
+    return run_main([&] { return train(argc, argv); });
+}
+#endif
