@@ -2024,10 +2024,13 @@ void gradient_norm(double* norm, double* partial, const float* gradients, size_t
 
 __device__ inline __nv_bfloat16 round_at_random(float w, uint32_t random) {
     // The upper half of a float is a bf16; a random number below one step of it, added, carries into it.
+    // (Into a NaN, whose bits may all be ones, it would carry until a zero is left.)
+    if (w != w) return __float2bfloat16(w);
     const uint32_t bits = __float_as_uint(w) + (random & 0xffff);
     return __ushort_as_bfloat16((unsigned short)(bits >> 16));
 }
-__device__ inline void round_weight(floatX* weight, float master, uint64_t key, size_t i) {
+__device__ inline void round_weight(floatX* weight, float master, [[maybe_unused]] uint64_t key,
+                                    [[maybe_unused]] size_t i) {
 #ifdef PRECISION_FP32
     *weight = master;
 #else
@@ -2059,7 +2062,7 @@ __global__ void update_kernel(floatX* weights, float4* master, const float4* gra
                               const uint8_t* decays, const Totals* totals, AdamW a, float fix_1, float fix_2,
                               uint64_t key, size_t fours) {
     const size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x;
-    if (i >= fours || !isfinite(totals->norm + totals->loss + totals->aux)) return;
+    if (i >= fours || !std::isfinite(totals->norm + totals->loss + totals->aux)) return;
     const float norm = float(totals->norm), scale = a.clip > 0 && norm > a.clip ? a.clip / norm : 1;
     const float decay = decays[i / 8] ? a.weight_decay : 0;
     float4 w4 = master[i], m4 = m[i], v4 = v[i], g4 = gradients[i];
@@ -2506,6 +2509,9 @@ inline void check_gpu_config(const Config& c, const std::string& where) {
     if (c.n_embd > shared_bytes / (2 * sizeof(float)))
         fail("%s: n_embd is %zu, expected at most %zu on the GPU", where.c_str(), c.n_embd,
              shared_bytes / (2 * sizeof(float)));
+    if (c.n_embd / c.n_head > 256)
+        fail("%s: heads of %zu channels, expected at most 256 on the GPU", where.c_str(),
+             c.n_embd / c.n_head);
 }
 
 struct Model {
@@ -2888,7 +2894,7 @@ inline Totals read_totals(Model& model) {
     return *model.host_totals;
 }
 
-static StepResult train_step(Model& model, Run& run, std::vector<int32_t>& tokens,
+inline StepResult train_step(Model& model, Run& run, std::vector<int32_t>& tokens,
                              std::vector<int32_t>& targets, uint64_t t, double lr) {
     const float share = 1.0f / run.accumulate;
     zero_gradients(model);
@@ -2909,7 +2915,7 @@ static StepResult train_step(Model& model, Run& run, std::vector<int32_t>& token
 }
 
 // Mean loss of a batch, without gradients.
-static double batch_loss(Model& model, const int32_t* tokens, const int32_t* targets, size_t B, size_t T) {
+inline double batch_loss(Model& model, const int32_t* tokens, const int32_t* targets, size_t B, size_t T) {
     upload_batch(model, tokens, targets, B, T, false);
     zero_totals(model);
     forward(model);
@@ -2918,7 +2924,7 @@ static double batch_loss(Model& model, const int32_t* tokens, const int32_t* tar
 
 // The logits (V) after the last of these tokens. For the samples a trainer prints now and then the whole text
 // is read again for each token; sample.cu keeps what it has read.
-static const float* last_logits(Model& model, const std::vector<int32_t>& text, std::vector<float>& logits) {
+inline const float* last_logits(Model& model, const std::vector<int32_t>& text, std::vector<float>& logits) {
     const size_t V = model.config.vocab_size;
     upload_batch(model, text.data(), nullptr, 1, text.size(), false);
     forward(model);
@@ -2931,7 +2937,7 @@ static const float* last_logits(Model& model, const std::vector<int32_t>& text, 
 }
 
 // Memory by family, and a refusal when it is more than the GPU has left.
-static std::vector<std::pair<const char*, double>> memory_of(const Run& run, const std::vector<Tensor>& table,
+inline std::vector<std::pair<const char*, double>> memory_of(const Run& run, const std::vector<Tensor>& table,
                                                              size_t free) {
     const double count = double(block_elements(table)), bytes = sizeof(floatX);
     const Shape shape = {run.config, run.B, run.T, int(run.flags.recompute), true, true};
@@ -2953,7 +2959,7 @@ static std::vector<std::pair<const char*, double>> memory_of(const Run& run, con
     return families;
 }
 
-static std::string use_gpu(size_t* free) {
+inline std::string use_gpu(size_t* free) {
     int devices = 0;
     if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0)
         fail("no CUDA GPU was found: train_moex_cpu trains on the CPU");
@@ -2966,16 +2972,16 @@ static std::string use_gpu(size_t* free) {
                 human_bytes(double(total)).c_str(), precision_name);
 }
 
-static int train(int argc, char** argv) {
+inline int train(int argc, char** argv) {
     Flags flags;
     Options options("train_moex", "Trains a MoE-X language model on token shards, on an NVIDIA GPU.");
     flags.declare(options);
     if (!options.parse(argc, argv)) return 0;
     Run run = resolve_run(options, flags);
+    const std::vector<Tensor> table = tensor_table(run.config);
     check_gpu_config(run.config, run.init_file ? run.init_file->path : "model");
     size_t free = 0;
     const std::string machine = use_gpu(&free);
-    const std::vector<Tensor> table = tensor_table(run.config);
     print_settings(run, table, machine, memory_of(run, table, free));
 
     Model model(run.config, run.B, run.T, int(run.flags.recompute));
