@@ -1,9 +1,12 @@
 # moex: `make` builds everything this machine can build, `make demo` shows it at work, `make help` lists the rest.
-# Needs g++ (or clang++) and make. Everything built goes to build/, every run to runs/.
+# Needs g++ (or clang++) and make; with the CUDA toolkit it builds the GPU programs, too. Everything built goes
+# to build/, every run to runs/.
 
 SHELL    := /bin/bash
 CXXFLAGS ?= -O3 -march=native
 FLAGS    := -std=c++20 -fno-math-errno -Wall -Wextra
+space    := $(subst ,, )
+comma    := ,
 OPENMP   := $(shell echo 'int main(){}' | $(CXX) -x c++ -fopenmp - -o /dev/null 2>/dev/null && echo -fopenmp)
 NATIVE   := $(shell echo 'int main(){}' | $(CXX) -x c++ -march=native - -o /dev/null 2>/dev/null && echo yes)
 ifeq ($(OPENMP),)
@@ -21,22 +24,35 @@ B        := build
 endif
 COMPILE   = $(CXX) $(FLAGS) $(CXXFLAGS) $(OPENMP) -MMD -MP
 
+# The CUDA toolkit, and the cards to compile for: the one in this machine, or all.
+NVCC     := $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
+GPU_ARCH ?= $(or $(subst .,,$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u)),80 89 90)
+# PRECISION=FP32 builds the GPU programs in fp32 (train_moex_fp32, sample_fp32) instead of bf16.
+PRECISION ?= BF16
+SUFFIX    = $(if $(filter FP32,$(PRECISION)),_fp32)
+
 PROGRAMS  = train_moex_cpu sample_cpu evaluate make_chess make_text
+GPU_PROGRAMS = $(if $(NVCC),train_moex$(SUFFIX) sample$(SUFFIX))
+EMULATED  = train_moex_emu train_moex_fp32_emu sample_emu sample_fp32_emu
 TESTS     = test_chess test_make_chess test_data test_safetensors test_log test_lib test_model test_gradients test_programs
 BENCHES   = bench_cpu perft
 
-.PHONY: all help found demo test test-torch bench fuzz clean $(PROGRAMS)
-all: found $(PROGRAMS)
-$(PROGRAMS): %: $(B)/%
+.PHONY: all help found demo test test-torch test-gpu bench fuzz clean $(PROGRAMS) $(GPU_PROGRAMS) $(EMULATED)
+all: found $(PROGRAMS) $(GPU_PROGRAMS)
+$(PROGRAMS) $(GPU_PROGRAMS) $(EMULATED): %: $(B)/%
 
 found:
 	@echo "compiler   $$($(CXX) --version | head -1)"
 	@echo "OpenMP     $(if $(OPENMP),found,not found: programs will use one thread)"
+	@echo "CUDA       $(if $(NVCC),$(NVCC) for sm_$(subst $(space),$(comma) sm_,$(strip $(GPU_ARCH))),nvcc not found: no GPU programs; make train_moex_emu runs them on the CPU)"
 
 help:
 	@echo "make               build $(PROGRAMS)"
+	@echo "                   and with the CUDA toolkit train_moex sample (PRECISION=FP32: train_moex_fp32 sample_fp32)"
 	@echo "make demo          play chess games, train a small MoE-X on them, sample, evaluate (about 6 minutes)"
 	@echo "make test          all tests (SAN=1: under the sanitizers)"
+	@echo "make test-gpu      the tests of the CUDA programs on the GPU, then compute-sanitizer"
+	@echo "make train_moex_emu  the CUDA trainer on the CPU, to step through a kernel in gdb (also sample_emu)"
 	@echo "make test-torch    the reference against an independent PyTorch twin (needs python3 with torch, numpy)"
 	@echo "make bench         speed of the reference beside the machine's peak, and beside PyTorch when it is there"
 	@echo "make fuzz          fuzz the readers of hostile files (needs clang++; FUZZ_SECONDS=600 each)"
@@ -62,6 +78,51 @@ $(BINARIES): Makefile
 	@mkdir -p $(B)
 	$(COMPILE) $(filter %.cpp,$^) -o $@
 -include $(addsuffix .d,$(BINARIES))
+
+# ---------------------------------------------------------------------------------------------------------
+# The CUDA programs: by nvcc for the GPU, and by dev/emu and the C++ compiler for the CPU. What ptxas says of
+# registers and spills is kept beside the binary; test/test_ptxas.sh reads it.
+
+CUDA_SOURCES = train_moex.cu sample.cu $(wildcard test/*.cu)
+CUDA_TESTS   = test_kernels test_cuda test_sample
+NVCC_FLAGS   = -std=c++20 -O3 --expt-relaxed-constexpr -lineinfo -t 0 -Xptxas -v \
+               $(foreach a,$(GPU_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) -Xcompiler -Wall,-Wextra$(if $(OPENMP),$(comma)-fopenmp)
+NVCC_COMPILE = @mkdir -p $(@D); echo "$(NVCC) -> $@"; $(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d -MT $@ $(filter %.cu %.o,$^) -lcublasLt -o $@ \
+               > $@.ptxas 2>&1 || { grep -v 'ptxas info\|bytes stack' $@.ptxas >&2; exit 1; }
+
+$(B)/train_moex $(B)/sample: $(B)/%: %.cu Makefile
+	$(NVCC_COMPILE)
+$(B)/train_moex_fp32 $(B)/sample_fp32: private NVCC_FLAGS += -DPRECISION_FP32
+$(B)/train_moex_fp32 $(B)/sample_fp32: $(B)/%_fp32: %.cu Makefile
+	$(NVCC_COMPILE)
+$(addprefix $(B)/gpu/,$(CUDA_TESTS)): $(B)/gpu/%: test/%.cu $(B)/reference.o Makefile
+	$(NVCC_COMPILE)
+$(addprefix $(B)/gpu/,$(addsuffix _fp32,$(CUDA_TESTS))): private NVCC_FLAGS += -DPRECISION_FP32
+$(addprefix $(B)/gpu/,$(addsuffix _fp32,$(CUDA_TESTS))): $(B)/gpu/%_fp32: test/%.cu $(B)/reference.o Makefile
+	$(NVCC_COMPILE)
+
+$(B)/reference.o: test/reference.cpp Makefile
+	@mkdir -p $(B)
+	$(COMPILE) -DMOEX_DOUBLE -MF $(B)/reference.d -c $< -o $@
+$(B)/translate: dev/emu/translate.cpp Makefile
+	@mkdir -p $(B)
+	$(COMPILE) $< -o $@
+$(B)/emu/%.cpp: $(B)/translate $(CUDA_SOURCES)
+	@mkdir -p $(B)/emu
+	$(B)/translate $(firstword $(wildcard $*.cu test/$*.cu)) $@
+
+EMU_BINARIES = $(addprefix $(B)/,$(EMULATED) $(foreach t,$(CUDA_TESTS),$(t)_emu $(t)_fp32_emu) test_emu)
+EMU_COMPILE  = $(COMPILE) -g -fno-strict-aliasing -I dev/emu/include -I test -MF $@.d -MT $@ $(filter %/$*.cpp %.o,$^) -o $@
+$(B)/%_fp32_emu: private FLAGS += -DPRECISION_FP32
+$(B)/%_fp32_emu: $(B)/emu/%.cpp Makefile
+	$(EMU_COMPILE)
+$(B)/%_emu: $(B)/emu/%.cpp Makefile
+	$(EMU_COMPILE)
+$(B)/test_emu: $(B)/emu/test_emu.cpp Makefile
+	$(COMPILE) -g -fno-strict-aliasing -I dev/emu/include -I test -MF $@.d -MT $@ $< -o $@
+$(foreach t,$(CUDA_TESTS),$(B)/$(t)_emu $(B)/$(t)_fp32_emu): $(B)/reference.o
+.SECONDARY: $(addprefix $(B)/emu/,$(addsuffix .cpp,train_moex sample test_emu $(CUDA_TESTS)))
+-include $(addsuffix .d,$(EMU_BINARIES) $(addprefix $(B)/,train_moex sample train_moex_fp32 sample_fp32)) $(B)/reference.d $(B)/translate.d
 
 # ---------------------------------------------------------------------------------------------------------
 # The demo: two commands' worth of everything, on a machine with g++ and make and nothing else.
@@ -95,8 +156,25 @@ ARGUMENTS_test_data       = $(B)/make_text
 ARGUMENTS_test_make_chess = $(B)/make_chess
 ARGUMENTS_test_programs   = $(B)
 
-test: $(addprefix $(B)/,$(TESTS) $(PROGRAMS))
-	@test/run.sh $(foreach t,$(TESTS),"$(B)/$(t) $(ARGUMENTS_$(t))")
+# The CUDA programs on the CPU: the emulator, every kernel, the model and the sampler in either precision, and the
+# program from the command line, whose checkpoints the CPU programs read and go on with.
+ARGUMENTS_test_sample = $(B)/sample_cpu
+CUDA_TEST_RUNS = "$(B)/test_emu" $(foreach t,$(CUDA_TESTS),$(foreach p,_emu _fp32_emu,"$(B)/$(t)$(p) $(ARGUMENTS_$(t))")) \
+    "$(B)/test_programs $(B) train_moex_emu sample_emu inputs help usage printed log checkpoints not_finite bad_models" \
+    "$(B)/test_programs $(B) train_moex_fp32_emu sample_fp32_emu inputs variants upcycle" \
+    "test/test_ptxas.sh $(if $(NVCC),$(wildcard $(B)/train_moex.ptxas $(B)/sample.ptxas))"
+
+test: $(addprefix $(B)/,$(TESTS) $(PROGRAMS) $(GPU_PROGRAMS)) $(EMU_BINARIES)
+	@test/run.sh $(foreach t,$(TESTS),"$(B)/$(t) $(ARGUMENTS_$(t))") $(CUDA_TEST_RUNS)
+
+# The same tests on the GPU.
+BOTH = $(1) $(addsuffix _fp32,$(1))
+test-gpu: $(addprefix $(B)/gpu/,$(call BOTH,$(CUDA_TESTS))) $(addprefix $(B)/,$(PROGRAMS) test_programs $(call BOTH,train_moex sample))
+	@nvidia-smi >/dev/null 2>&1 || { echo "moex: make test-gpu needs an NVIDIA GPU and its driver; make test runs these tests on the CPU" >&2; exit 1; }
+	@test/run.sh $(foreach t,$(call BOTH,$(CUDA_TESTS)),"$(B)/gpu/$(t) $(ARGUMENTS_$(t:_fp32=))") \
+	    "$(B)/test_programs $(B) train_moex sample inputs help usage printed log checkpoints not_finite bad_models" \
+	    "$(B)/test_programs $(B) train_moex_fp32 sample_fp32 inputs variants upcycle kill" \
+	    "test/test_ptxas.sh $(B)/train_moex.ptxas $(B)/sample.ptxas" "test/test_sanitizer.sh $(B)"
 
 PYTHON ?= $(shell for p in python3 /usr/bin/python3; do $$p -c 'import torch, numpy' 2>/dev/null && echo $$p && break; done)
 test-torch: $(B)/dump_reference $(B)/test_safetensors

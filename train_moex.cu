@@ -442,7 +442,7 @@ void bias_backward(float* dbias, float* partial, const floatX* dout, const int* 
 // twice, but every number is the sum of one thread block, in one order, so the bits never change.
 //
 // Shapes: qkv dqkv (B,T,3C), a row being q, k, v of NH heads of HS each, read in place; out dout (B,T,C);
-// lse delta (B,NH,T) in fp32. T < 2^31; offsets are size_t.
+// lse delta (B,NH,T) in fp32. Positions are int (T below 2^30), offsets size_t.
 
 constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
 
@@ -457,7 +457,7 @@ constexpr int plain_channels = 256 / 32; // sums held by a lane; HS <= 256
 
 __device__ inline float dot(const floatX* a, const floatX* b, int n) {
     float sum = 0;
-    for (int i = 0; i < n; i++) sum = fmaf((float)a[i], (float)b[i], sum);
+    for (int i = 0; i < n; i++) sum = fmaf(float(a[i]), float(b[i]), sum);
     return sum;
 }
 
@@ -469,20 +469,20 @@ struct PlainRow {
 };
 
 __device__ inline PlainRow plain_row(size_t row, int T, int NH, int HS) {
-    const size_t b = row / ((size_t)T * NH), h = row / T % NH, C = (size_t)NH * HS;
-    return {(int)(row % T), row, b * T * 3 * C + h * HS, b * T * C + h * HS};
+    const size_t b = row / (size_t(T) * NH), h = row / T % NH, C = size_t(NH) * HS;
+    return {int(row % T), row, b * T * 3 * C + h * HS, b * T * C + h * HS};
 }
 
 __global__ void __launch_bounds__(plain_threads)
     attention_forward_plain_kernel(floatX* out, float* lse, const floatX* qkv, size_t rows, int T, int NH,
                                    int HS) {
-    const size_t warp = ((size_t)blockIdx.x * plain_threads + threadIdx.x) / 32;
+    const size_t warp = (size_t(blockIdx.x) * plain_threads + threadIdx.x) / 32;
     if (warp >= rows) return;
     const PlainRow row = plain_row(rows - 1 - warp, T, NH, HS); // long rows first
     const int lane = threadIdx.x % 32, i = row.t;
-    const size_t C = (size_t)NH * HS, C3 = 3 * C;
+    const size_t C = size_t(NH) * HS, C3 = 3 * C;
     const floatX *q = qkv + row.qkv + i * C3, *k = qkv + row.qkv + C, *v = k + C;
-    const float scale = 1 / sqrtf((float)HS);
+    const float scale = 1 / sqrtf(HS);
     float o[plain_channels] = {}, most = -INFINITY, sum = 0;
     for (int j0 = 0; j0 <= i; j0 += 32) {
         const int j = j0 + lane;
@@ -495,11 +495,11 @@ __global__ void __launch_bounds__(plain_threads)
         for (int key = j0; key <= min(j0 + 31, i); key++) {
             const float p_key = __shfl_sync(~0u, p, key - j0);
             for (int c = 0, d = lane; c < plain_channels; c++, d += 32)
-                if (d < HS) o[c] = fmaf(p_key, (float)v[key * C3 + d], o[c]);
+                if (d < HS) o[c] = fmaf(p_key, float(v[key * C3 + d]), o[c]);
         }
     }
     for (int c = 0, d = lane; c < plain_channels; c++, d += 32)
-        if (d < HS) out[row.out + i * C + d] = (floatX)(o[c] / sum);
+        if (d < HS) out[row.out + i * C + d] = floatX(o[c] / sum);
     if (lane == 0) lse[row.statistic] = most + logf(sum);
 }
 
@@ -508,16 +508,16 @@ __global__ void __launch_bounds__(plain_threads)
     attention_backward_dq_plain_kernel(floatX* dqkv, float* delta, const floatX* dout, const floatX* out,
                                        const float* lse, const floatX* qkv, size_t rows, int T, int NH,
                                        int HS) {
-    const size_t warp = ((size_t)blockIdx.x * plain_threads + threadIdx.x) / 32;
+    const size_t warp = (size_t(blockIdx.x) * plain_threads + threadIdx.x) / 32;
     if (warp >= rows) return;
     const PlainRow row = plain_row(rows - 1 - warp, T, NH, HS);
     const int lane = threadIdx.x % 32, i = row.t;
-    const size_t C = (size_t)NH * HS, C3 = 3 * C;
+    const size_t C = size_t(NH) * HS, C3 = 3 * C;
     const floatX *q = qkv + row.qkv + i * C3, *k = qkv + row.qkv + C, *v = k + C;
     const floatX *d_o = dout + row.out + i * C, *o = out + row.out + i * C;
-    const float scale = 1 / sqrtf((float)HS), lse_i = lse[row.statistic];
+    const float scale = 1 / sqrtf(HS), lse_i = lse[row.statistic];
     float dq[plain_channels] = {}, delta_i = 0;
-    for (int d = lane; d < HS; d += 32) delta_i = fmaf((float)d_o[d], (float)o[d], delta_i);
+    for (int d = lane; d < HS; d += 32) delta_i = fmaf(float(d_o[d]), float(o[d]), delta_i);
     delta_i = warp_sum(delta_i);
     for (int j0 = 0; j0 <= i; j0 += 32) {
         const int j = j0 + lane;
@@ -529,11 +529,11 @@ __global__ void __launch_bounds__(plain_threads)
         for (int key = j0; key <= min(j0 + 31, i); key++) {
             const float ds_key = __shfl_sync(~0u, ds, key - j0);
             for (int c = 0, d = lane; c < plain_channels; c++, d += 32)
-                if (d < HS) dq[c] = fmaf(ds_key, (float)k[key * C3 + d], dq[c]);
+                if (d < HS) dq[c] = fmaf(ds_key, float(k[key * C3 + d]), dq[c]);
         }
     }
     for (int c = 0, d = lane; c < plain_channels; c++, d += 32)
-        if (d < HS) dqkv[row.qkv + i * C3 + d] = (floatX)(scale * dq[c]);
+        if (d < HS) dqkv[row.qkv + i * C3 + d] = floatX(scale * dq[c]);
     if (lane == 0) delta[row.statistic] = delta_i;
 }
 
@@ -542,15 +542,15 @@ __global__ void __launch_bounds__(plain_threads)
     attention_backward_dkv_plain_kernel(floatX* dqkv, const floatX* dout, const float* lse,
                                         const float* delta, const floatX* qkv, size_t rows, int T, int NH,
                                         int HS) {
-    const size_t warp = ((size_t)blockIdx.x * plain_threads + threadIdx.x) / 32;
+    const size_t warp = (size_t(blockIdx.x) * plain_threads + threadIdx.x) / 32;
     if (warp >= rows) return;
     const PlainRow row = plain_row(warp, T, NH, HS); // the first keys have the most queries
     const int lane = threadIdx.x % 32, j = row.t;
-    const size_t C = (size_t)NH * HS, C3 = 3 * C;
+    const size_t C = size_t(NH) * HS, C3 = 3 * C;
     const floatX *q = qkv + row.qkv, *k = q + C + j * C3, *v = k + C, *d_o = dout + row.out;
     const float* lse_0 = lse + row.statistic - j; // of the head's first query
     const float* delta_0 = delta + row.statistic - j;
-    const float scale = 1 / sqrtf((float)HS);
+    const float scale = 1 / sqrtf(HS);
     float dk[plain_channels] = {}, dv[plain_channels] = {};
     for (int i0 = j; i0 < T; i0 += 32) {
         const int i = i0 + lane;
@@ -564,34 +564,32 @@ __global__ void __launch_bounds__(plain_threads)
                         ds_query = __shfl_sync(~0u, ds, query - i0);
             for (int c = 0, d = lane; c < plain_channels; c++, d += 32)
                 if (d < HS) {
-                    dv[c] = fmaf(p_query, (float)d_o[query * C + d], dv[c]);
-                    dk[c] = fmaf(ds_query, (float)q[query * C3 + d], dk[c]);
+                    dv[c] = fmaf(p_query, float(d_o[query * C + d]), dv[c]);
+                    dk[c] = fmaf(ds_query, float(q[query * C3 + d]), dk[c]);
                 }
         }
     }
     floatX* dk_row = dqkv + row.qkv + C + j * C3;
     for (int c = 0, d = lane; c < plain_channels; c++, d += 32)
         if (d < HS) {
-            dk_row[d] = (floatX)(scale * dk[c]);
-            dk_row[C + d] = (floatX)dv[c];
+            dk_row[d] = floatX(scale * dk[c]);
+            dk_row[C + d] = floatX(dv[c]);
         }
 }
 
 inline unsigned plain_blocks(size_t B, size_t T, size_t C, size_t NH) {
-    const size_t HS = C / NH, blocks = (B * NH * T + plain_threads / 32 - 1) / (plain_threads / 32);
-    if (HS > 32 * plain_channels)
-        fail("attention with heads of %zu channels: expected at most %d (more heads, or fewer channels)", HS,
-             32 * plain_channels);
-    if (blocks > INT_MAX) fail("attention over %zu x %zu tokens: too many for one launch", B, T);
-    return (unsigned)blocks;
+    if (C / NH > 32 * plain_channels)
+        fail("attention with heads of %zu channels: expected at most %d (more heads, or fewer channels)",
+             C / NH, 32 * plain_channels);
+    return blocks_for(B * NH * T, plain_threads / 32);
 }
 
 // out (B,T,C), lse (B,NH,T), qkv (B,T,3C)
 inline void attention_forward_plain(floatX* out, float* lse, const floatX* qkv, size_t B, size_t T, size_t C,
                                     size_t NH, cudaStream_t stream) {
     const unsigned blocks = plain_blocks(B, T, C, NH);
-    attention_forward_plain_kernel<<<blocks, plain_threads, 0, stream>>>(out, lse, qkv, B * NH * T, (int)T,
-                                                                         (int)NH, (int)(C / NH));
+    attention_forward_plain_kernel<<<blocks, plain_threads, 0, stream>>>(out, lse, qkv, B * NH * T, int(T),
+                                                                         int(NH), int(C / NH));
     cuda_check(cudaGetLastError());
 }
 
@@ -601,16 +599,16 @@ inline void attention_backward_plain(floatX* dqkv, float* delta, const floatX* d
                                      size_t NH, cudaStream_t stream) {
     const unsigned blocks = plain_blocks(B, T, C, NH);
     attention_backward_dq_plain_kernel<<<blocks, plain_threads, 0, stream>>>(
-        dqkv, delta, dout, out, lse, qkv, B * NH * T, (int)T, (int)NH, (int)(C / NH));
+        dqkv, delta, dout, out, lse, qkv, B * NH * T, int(T), int(NH), int(C / NH));
     cuda_check(cudaGetLastError());
     attention_backward_dkv_plain_kernel<<<blocks, plain_threads, 0, stream>>>(
-        dqkv, dout, lse, delta, qkv, B * NH * T, (int)T, (int)NH, (int)(C / NH));
+        dqkv, dout, lse, delta, qkv, B * NH * T, int(T), int(NH), int(C / NH));
     cuda_check(cudaGetLastError());
 }
 
 #ifndef PRECISION_FP32 // from here to the launchers floatX is __nv_bfloat16
 // ---------------------------------------------------------------------------------------------------------
-// Tensor cores: the four instructions that the attention kernels are made of, named
+// Tensor cores: the instructions that the attention kernels are made of, by name
 //
 // A tensor core multiplies small matrices held in the registers of a warp, each lane holding a few elements
 // of each. With g = lane / 4 and t = lane % 4, the unit of everything below is the 8 x 8 matrix of bf16 of
@@ -650,7 +648,7 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t r[4], uint32_t addres
 }
 
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-    return (uint32_t)__cvta_generic_to_shared(pointer);
+    return uint32_t(__cvta_generic_to_shared(pointer));
 }
 
 // Copies 16 (4) bytes from global to shared memory without passing through registers and without waiting; of
@@ -698,20 +696,27 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
 // on their way at any time. A warp keeps its sums, (16 M, HS) in fp32, in registers for the whole pass:
 // registers are what limits M, and M is how often a value read from shared memory is used.
 //
-// A tile is (rows, HS) in rows of HS + 8 numbers: the 8 make the 8 rows that ldmatrix reads at once begin in
-// 8 different sixteenths of the 128-byte line of banks, so that it takes one pass and not eight.
+// A tile (rows, HS) has rows of HS + 8 numbers. Shared memory serves 128 bytes at once if they lie in
+// different banks; with the 8 numbers between, the 8 rows of 16 bytes that ldmatrix reads together do, and it
+// takes one pass and not eight.
 
 constexpr int attention_warps = 4, attention_threads = 32 * attention_warps;
 
-template <int HS> constexpr int tile_stride = HS + 8;
+template <int HS> constexpr int tile_stride = HS + pack;
 
-// Where lane % 32 reads its row of any 16 x 16 block: the four 8 x 8 matrices come down the left half, then
-// down the right. That is the order of an operand A. Of a tile of B^T (n rows, k columns) the first 8 columns
-// of B are the registers 0 and 2, the second 1 and 3; of a tile of B (k rows, n columns), read with .trans, 0
-// and 1, then 2 and 3.
+// Where a lane reads its row of any 16 x 16 block, as bytes of shared memory. The four 8 x 8 matrices of the
+// block go down the left half, then down the right: the registers of an operand A, and, read with .trans from
+// a tile of B, b0 b1 of its first 8 columns and then of the second.
 template <int HS> __device__ __forceinline__ uint32_t lane_address(const floatX* tile) {
     const int lane = threadIdx.x % 32;
     return shared_address(tile + lane % 16 * tile_stride<HS> + lane / 16 * 8);
+}
+
+// The same, to the right along the upper half, then the lower: of a tile of B transposed, b0 b1 of the first
+// 8 columns of B (rows of the tile), then of the second. A product wants b0 b1 in neighbouring registers.
+template <int HS> __device__ __forceinline__ uint32_t lane_address_transposed(const floatX* tile) {
+    const int lane = threadIdx.x % 32;
+    return shared_address(tile + (lane / 16 * 8 + lane % 8) * tile_stride<HS> + lane / 8 % 2 * 8);
 }
 
 // a = 16 columns of the operand A (16 M, HS)
@@ -722,28 +727,27 @@ template <int HS, int M> __device__ __forceinline__ void load_operand(uint32_t a
 
 // c (16 M, N) += a (16 M, 16) times 16 columns of the tile (N, HS) transposed
 template <int HS, int M, int N> __device__ __forceinline__ void
-multiply_transposed(float c[M][N / 8][4], const uint32_t a[M][4], uint32_t tile) {
+tile_multiply_transposed(float c[M][N / 8][4], const uint32_t a[M][4], uint32_t tile) {
 #pragma unroll
     for (int n = 0; n < N; n += 16) {
         uint32_t b[4];
         ldmatrix_x4(b, tile + n * tile_stride<HS> * sizeof(floatX));
 #pragma unroll
         for (int m = 0; m < M; m++) {
-            mma_m16n8k16(c[m][n / 8], a[m], b[0], b[2]);
-            mma_m16n8k16(c[m][n / 8 + 1], a[m], b[1], b[3]);
+            mma_m16n8k16(c[m][n / 8], a[m], b[0], b[1]);
+            mma_m16n8k16(c[m][n / 8 + 1], a[m], b[2], b[3]);
         }
     }
 }
 
 // c (16 M, HS) += s (16 M, N), rounded to bf16, times the tile (N, HS)
-template <int HS, int M, int N>
-__device__ __forceinline__ void multiply(float c[M][HS / 8][4], const float s[M][N / 8][4], uint32_t tile) {
+template <int HS, int M, int N> __device__ __forceinline__ void
+tile_multiply(float c[M][HS / 8][4], const float s[M][N / 8][4], uint32_t tile) {
 #pragma unroll
     for (int k = 0; k < N; k += 16) {
         uint32_t a[M][4];
 #pragma unroll
         for (int m = 0; m < M; m++)
-#pragma unroll
             for (int e = 0; e < 4; e++) {
                 const float* pair = s[m][k / 8 + e / 2] + e % 2 * 2;
                 a[m][e] = pack_bf16(pair[0], pair[1]);
@@ -771,7 +775,6 @@ __device__ __forceinline__ void hide_future(float s[M][N / 8][4], int row, int c
     for (int m = 0; m < M; m++)
 #pragma unroll
         for (int n = 0; n < N / 8; n++)
-#pragma unroll
             for (int e = 0; e < 4; e++) {
                 const int key_ahead = ahead + 8 * n + e % 2 - 16 * m - e / 2 * 8;
                 if (TRANSPOSED ? key_ahead < 0 : key_ahead > 0) s[m][n][e] = -INFINITY;
@@ -781,8 +784,8 @@ __device__ __forceinline__ void hide_future(float s[M][N / 8][4], int row, int c
 // Starts copying a tile of ROWS rows of one head; rows from `valid` on become zero and are not read.
 template <int HS, int ROWS>
 __device__ __forceinline__ void load_tile(floatX* tile, const floatX* rows, size_t row_stride, int valid) {
-    constexpr int pieces = HS / 8, step = attention_threads / pieces; // pieces of 16 bytes; rows at once
-    const int row = threadIdx.x / pieces, column = threadIdx.x % pieces * 8;
+    constexpr int packs = HS / pack, step = attention_threads / packs; // 16 bytes each; rows at once
+    const int row = threadIdx.x / packs, column = threadIdx.x % packs * pack;
     tile += row * tile_stride<HS> + column;
     rows += row * row_stride + column;
 #pragma unroll
@@ -792,11 +795,10 @@ __device__ __forceinline__ void load_tile(floatX* tile, const floatX* rows, size
     }
 }
 
-// Writes a warp's sums (16 M, HS), times a factor per row, to the first `valid` rows of one head. They go by
-// way of `staging`, rows of shared memory that only this warp uses, to be written in pieces of 16 bytes.
-template <int HS, int M>
-__device__ __forceinline__ void store_rows(floatX* rows, size_t row_stride, int valid, floatX* staging,
-                                           const float c[M][HS / 8][4], const float factor[M][2]) {
+// Writes a warp's sums (16 M, HS) to the first `valid` rows of one head. They go by way of `staging`, rows of
+// shared memory that only this warp uses, to be written 16 bytes at a time.
+template <int HS, int M> __device__ __forceinline__ void
+store_rows(floatX* rows, size_t row_stride, int valid, floatX* staging, const float c[M][HS / 8][4]) {
     const int lane = threadIdx.x % 32;
     __syncwarp();
 #pragma unroll
@@ -806,14 +808,14 @@ __device__ __forceinline__ void store_rows(floatX* rows, size_t row_stride, int 
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 const int row = 16 * m + 8 * half + lane / 4, column = 8 * n + lane % 4 * 2;
-                const float *pair = c[m][n] + 2 * half, f = factor[m][half];
-                *(uint32_t*)(staging + row * tile_stride<HS> + column) = pack_bf16(f * pair[0], f * pair[1]);
+                const uint32_t pair = pack_bf16(c[m][n][2 * half], c[m][n][2 * half + 1]);
+                *(uint32_t*)(staging + row * tile_stride<HS> + column) = pair;
             }
     __syncwarp();
-    constexpr int pieces = HS / 8;
+    constexpr int packs = HS / pack;
 #pragma unroll
-    for (int i = 0; i < M * 16 * pieces / 32; i++) {
-        const int piece = i * 32 + lane, row = piece / pieces, column = piece % pieces * 8;
+    for (int i = 0; i < M * 16 * packs / 32; i++) {
+        const int row = (i * 32 + lane) / packs, column = lane % packs * pack;
         if (row < valid)
             *(uint4*)(rows + row * row_stride + column) =
                 *(const uint4*)(staging + row * tile_stride<HS> + column);
@@ -835,7 +837,7 @@ __device__ __forceinline__ AttentionPlace attention_place(unsigned blocks, unsig
 
 inline unsigned attention_group(size_t T, size_t HS) {
     const size_t cache = 16 << 20, streamed = 2 * T * HS * sizeof(floatX); // two matrices of a head
-    return (unsigned)std::max<size_t>(1, cache / streamed);
+    return unsigned(std::max<size_t>(1, cache / streamed));
 }
 
 // Attention forward: each block 128 queries, each warp 32, keys and values streamed from the first to the
@@ -854,7 +856,7 @@ template <int HS> __global__ void __launch_bounds__(attention_threads)
     constexpr int M = Shape::M, QUERIES = Shape::QUERIES, TILE = Shape::TILE, STAGES = Shape::STAGES;
     constexpr int stride = tile_stride<HS>;
     const AttentionPlace place = attention_place(blocks, heads, group);
-    const size_t b = place.head / NH, h = place.head % NH, C = (size_t)NH * HS, C3 = 3 * C;
+    const size_t b = place.head / NH, h = place.head % NH, C = size_t(NH) * HS, C3 = 3 * C;
     const int i0 = (blocks - 1 - place.block) * QUERIES; // the last queries see the most keys
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16 * M, first = i0 + warp_row;
     const floatX *q = qkv + b * T * C3 + h * HS, *k = q + C, *v = k + C;
@@ -879,10 +881,10 @@ template <int HS> __global__ void __launch_bounds__(attention_threads)
     constexpr bool keep_q = HS <= 64;
     uint32_t q_operand[keep_q ? HS / 16 : 1][M][4];
     const uint32_t q_address = lane_address<HS>(q_tile + warp_row * stride);
-    const uint32_t k_address = lane_address<HS>(k_tiles), v_address = lane_address<HS>(v_tiles);
+    const uint32_t k_address = lane_address_transposed<HS>(k_tiles), v_address = lane_address<HS>(v_tiles);
 
     // exp(S - most) = 2^(scale (q.k - most)); `most` is the largest q.k of the row so far
-    const float scale = log2_e / sqrtf((float)HS);
+    const float scale = log2_e / sqrtf(HS);
     float o[M][HS / 8][4] = {}, most[M][2], sum[M][2];
     for (int m = 0; m < M; m++)
         for (int half = 0; half < 2; half++) most[m][half] = -INFINITY, sum[m][half] = 0;
@@ -891,7 +893,8 @@ template <int HS> __global__ void __launch_bounds__(attention_threads)
         copy_async_wait<STAGES - 2>();
         __syncthreads(); // the tile has landed, and all are done with the one before: its place is free
         load(tile + STAGES - 1);
-        const int j0 = tile * TILE, at = tile % STAGES * TILE * stride * (int)sizeof(floatX);
+        const int j0 = tile * TILE;
+        const uint32_t at = tile % STAGES * TILE * stride * sizeof(floatX);
         if (keep_q && tile == 0)
             for (int c = 0; c < HS / 16; c++) load_operand<HS, M>(q_operand[c], q_address + c * 32);
         if (j0 > first + 16 * M - 1) continue; // all in the future of this warp's queries
@@ -900,7 +903,7 @@ template <int HS> __global__ void __launch_bounds__(attention_threads)
 #pragma unroll
         for (int c = 0; c < HS / 16; c++) { // 16 channels, 32 bytes
             if (!keep_q) load_operand<HS, M>(q_operand[0], q_address + c * 32);
-            multiply_transposed<HS, M, TILE>(s, q_operand[keep_q ? c : 0], k_address + at + c * 32);
+            tile_multiply_transposed<HS, M, TILE>(s, q_operand[keep_q ? c : 0], k_address + at + c * 32);
         }
         if (j0 + TILE - 1 > first) hide_future<M, TILE, false>(s, first, j0);
 #pragma unroll
@@ -924,10 +927,9 @@ template <int HS> __global__ void __launch_bounds__(attention_threads)
                 for (int n = 0; n < HS / 8; n++)
                     for (int e = 2 * half; e < 2 * half + 2; e++) o[m][n][e] *= fade;
             }
-        multiply<HS, M, TILE>(o, s, v_address + at);
+        tile_multiply<HS, M, TILE>(o, s, v_address + at);
     }
 
-    float factor[M][2];
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
@@ -935,30 +937,29 @@ template <int HS> __global__ void __launch_bounds__(attention_threads)
             float total = sum[m][half];
             total += __shfl_xor_sync(~0u, total, 1);
             total += __shfl_xor_sync(~0u, total, 2);
-            factor[m][half] = 1 / total;
+            for (int n = 0; n < HS / 8; n++)
+                for (int e = 2 * half; e < 2 * half + 2; e++) o[m][n][e] *= 1 / total;
             const int i = first + 16 * m + 8 * half + lane / 4;
             if (lane % 4 == 0 && i < T)
-                lse[(size_t)place.head * T + i] = ln_2 * fmaf(scale, most[m][half], log2f(total));
+                lse[size_t(place.head) * T + i] = ln_2 * fmaf(scale, most[m][half], log2f(total));
         }
-    store_rows<HS, M>(out + (b * T + first) * C + h * HS, C, T - first, q_tile + warp_row * stride, o,
-                      factor);
+    store_rows<HS, M>(out + (b * T + first) * C + h * HS, C, T - first, q_tile + warp_row * stride, o);
 }
 
-// delta_i = dO_i . O_i: a thread takes 8 channels, HS / 8 neighbours a head. delta (B,NH,T), dout out (B,T,C)
+// delta_i = dO_i . O_i: a thread takes a pack of channels, HS / pack neighbours a head.
+// delta (B,NH,T), dout out (B,T,C), packs B*T*C / pack
 template <int HS> __global__ void attention_delta_kernel(float* delta, const floatX* dout, const floatX* out,
-                                                         size_t pieces, int T, int NH) {
-    const size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    float sum = 0;
-    if (i < pieces) {
-        const uint4 a = ((const uint4*)dout)[i], b = ((const uint4*)out)[i];
-        floatX x[8], y[8];
-        memcpy(x, &a, 16);
-        memcpy(y, &b, 16);
-        for (int c = 0; c < 8; c++) sum = fmaf((float)x[c], (float)y[c], sum);
+                                                         size_t packs, int T, int NH) {
+    const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    float sum = 0, d_o[pack], o[pack];
+    if (i < packs) {
+        load_pack(d_o, dout + i * pack), load_pack(o, out + i * pack);
+        for (int c = 0; c < pack; c++) sum = fmaf(d_o[c], o[c], sum);
     }
-    for (int step = HS / 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-    const size_t row = i / (HS / 8), b = row / NH / T, t = row / NH % T, h = row % NH; // row of (B,T,NH)
-    if (i < pieces && i % (HS / 8) == 0) delta[(b * NH + h) * T + t] = sum;
+    constexpr int lanes = HS / pack;
+    for (int step = lanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    const size_t row = i / lanes, b = row / NH / T, t = row / NH % T, h = row % NH; // row of (B,T,NH)
+    if (i < packs && i % lanes == 0) delta[(b * NH + h) * T + t] = sum;
 }
 
 // Attention backward, both kernels: heads of 128 leave registers for 16 rows per warp only.
@@ -971,7 +972,8 @@ template <int HS> struct AttentionBackward {
 
 // dK and dV: a block owns keys, and queries stream past from the diagonal to the last. Everything is held
 // transposed (keys down, queries across), so that P^T and dS^T leave the tensor cores as the operand of the
-// next product and never go through memory. Queries past the end are zeros with dO = 0 and add nothing.
+// next product and never go through memory. Queries past the end are zeros with dO = 0 and add nothing. The
+// loops over channels are unrolled by 2 only: further, the sums would not all fit in the registers.
 template <int HS> __global__ void __launch_bounds__(attention_threads)
     attention_backward_dkv_kernel(floatX* dqkv, const floatX* dout, const float* lse, const float* delta,
                                   const floatX* qkv, int T, int NH, unsigned blocks, unsigned heads,
@@ -980,12 +982,12 @@ template <int HS> __global__ void __launch_bounds__(attention_threads)
     constexpr int M = Shape::M, KEYS = Shape::ROWS, TILE = Shape::TILE, STAGES = Shape::STAGES;
     constexpr int stride = tile_stride<HS>;
     const AttentionPlace place = attention_place(blocks, heads, group);
-    const size_t b = place.head / NH, h = place.head % NH, C = (size_t)NH * HS, C3 = 3 * C;
+    const size_t b = place.head / NH, h = place.head % NH, C = size_t(NH) * HS, C3 = 3 * C;
     const int j0 = place.block * KEYS; // the first keys are seen by the most queries
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16 * M, first = j0 + warp_row;
     const floatX *q = qkv + b * T * C3 + h * HS, *k = q + C, *v = k + C, *d_o = dout + b * T * C + h * HS;
-    lse += (size_t)place.head * T;
-    delta += (size_t)place.head * T;
+    lse += size_t(place.head) * T;
+    delta += size_t(place.head) * T;
 
     extern __shared__ __align__(16) floatX attention_shared[];
     floatX* const k_tile = attention_shared;                              // (KEYS, HS)
@@ -1014,7 +1016,9 @@ template <int HS> __global__ void __launch_bounds__(attention_threads)
     const uint32_t k_address = lane_address<HS>(k_tile + warp_row * stride);
     const uint32_t v_address = lane_address<HS>(v_tile + warp_row * stride);
     const uint32_t q_address = lane_address<HS>(q_tiles), do_address = lane_address<HS>(do_tiles);
-    const float scale = log2_e / sqrtf((float)HS);
+    const uint32_t qt_address = lane_address_transposed<HS>(q_tiles);   // the same tiles, read as Q^T
+    const uint32_t dot_address = lane_address_transposed<HS>(do_tiles); // and dO^T
+    const float scale = log2_e / sqrtf(HS);
     float dk[M][HS / 8][4] = {}, dv[M][HS / 8][4] = {};
 
     for (int tile = begin; tile < end; tile++) {
@@ -1030,7 +1034,7 @@ template <int HS> __global__ void __launch_bounds__(attention_threads)
         for (int c = 0; c < HS / 16; c++) {
             uint32_t a[M][4];
             load_operand<HS, M>(a, k_address + c * 32);
-            multiply_transposed<HS, M, TILE>(p, a, q_address + at + c * 32);
+            tile_multiply_transposed<HS, M, TILE>(p, a, qt_address + at + c * 32);
         }
         if (i0 < first + 16 * M - 1) hide_future<M, TILE, true>(p, first, i0);
 #pragma unroll
@@ -1038,40 +1042,44 @@ template <int HS> __global__ void __launch_bounds__(attention_threads)
             const float2 l = *(const float2*)(lse_tiles + slot * TILE + 8 * n + lane % 4 * 2);
 #pragma unroll
             for (int m = 0; m < M; m++)
-#pragma unroll
                 for (int e = 0; e < 4; e++)
                     p[m][n][e] = exp2_approx(fmaf(scale, p[m][n][e], -log2_e * (e % 2 ? l.y : l.x)));
         }
-        multiply<HS, M, TILE>(dv, p, do_address + at);
+        tile_multiply<HS, M, TILE>(dv, p, do_address + at);
 
-        float ds[M][TILE / 8][4] = {}; // dP^T, then dS^T
-#pragma unroll 2
-        for (int c = 0; c < HS / 16; c++) {
-            uint32_t a[M][4];
-            load_operand<HS, M>(a, v_address + c * 32);
-            multiply_transposed<HS, M, TILE>(ds, a, do_address + at + c * 32);
-        }
+        float ds[M][TILE / 8][4]; // -delta, then dP^T - delta, then dS^T
 #pragma unroll
         for (int n = 0; n < TILE / 8; n++) {
             const float2 d = *(const float2*)(delta_tiles + slot * TILE + 8 * n + lane % 4 * 2);
 #pragma unroll
             for (int m = 0; m < M; m++)
-#pragma unroll
-                for (int e = 0; e < 4; e++) ds[m][n][e] = p[m][n][e] * (ds[m][n][e] - (e % 2 ? d.y : d.x));
+                for (int e = 0; e < 4; e++) ds[m][n][e] = e % 2 ? -d.y : -d.x;
         }
-        multiply<HS, M, TILE>(dk, ds, q_address + at);
+#pragma unroll 2
+        for (int c = 0; c < HS / 16; c++) {
+            uint32_t a[M][4];
+            load_operand<HS, M>(a, v_address + c * 32);
+            tile_multiply_transposed<HS, M, TILE>(ds, a, dot_address + at + c * 32);
+        }
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int n = 0; n < TILE / 8; n++)
+                for (int e = 0; e < 4; e++) ds[m][n][e] *= p[m][n][e];
+        tile_multiply<HS, M, TILE>(dk, ds, q_address + at);
     }
 
-    float factor[M][2], one[M][2];
     for (int m = 0; m < M; m++)
-        for (int half = 0; half < 2; half++) factor[m][half] = 1 / sqrtf((float)HS), one[m][half] = 1;
+        for (int n = 0; n < HS / 8; n++)
+            for (int e = 0; e < 4; e++) dk[m][n][e] *= ln_2 * scale; // 1 / sqrt(HS)
     floatX* const dk_rows = dqkv + (b * T + first) * C3 + C + h * HS;
-    store_rows<HS, M>(dk_rows, C3, T - first, k_tile + warp_row * stride, dk, factor);
-    store_rows<HS, M>(dk_rows + C, C3, T - first, v_tile + warp_row * stride, dv, one);
+    store_rows<HS, M>(dk_rows, C3, T - first, k_tile + warp_row * stride, dk);
+    store_rows<HS, M>(dk_rows + C, C3, T - first, v_tile + warp_row * stride, dv);
 }
 
-// dQ: a block owns queries, and keys stream past from the first to the diagonal, as in the forward pass.
-template <int HS> __global__ void __launch_bounds__(attention_threads)
+// dQ: a block owns queries, and keys stream past from the first to the diagonal, as in the forward pass. With
+// heads of up to 64 the compiler is held to the registers that let three blocks share a multiprocessor.
+template <int HS> __global__ void __launch_bounds__(attention_threads, HS <= 64 ? 3 : 2)
     attention_backward_dq_kernel(floatX* dqkv, const floatX* dout, const float* lse, const float* delta,
                                  const floatX* qkv, int T, int NH, unsigned blocks, unsigned heads,
                                  unsigned group) {
@@ -1079,7 +1087,7 @@ template <int HS> __global__ void __launch_bounds__(attention_threads)
     constexpr int M = Shape::M, QUERIES = Shape::ROWS, TILE = Shape::TILE, STAGES = Shape::STAGES;
     constexpr int stride = tile_stride<HS>;
     const AttentionPlace place = attention_place(blocks, heads, group);
-    const size_t b = place.head / NH, h = place.head % NH, C = (size_t)NH * HS, C3 = 3 * C;
+    const size_t b = place.head / NH, h = place.head % NH, C = size_t(NH) * HS, C3 = 3 * C;
     const int i0 = (blocks - 1 - place.block) * QUERIES;
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16 * M, first = i0 + warp_row;
     const floatX *q = qkv + b * T * C3 + h * HS, *k = q + C, *v = k + C, *d_o = dout + b * T * C + h * HS;
@@ -1104,16 +1112,18 @@ template <int HS> __global__ void __launch_bounds__(attention_threads)
 
     const uint32_t q_address = lane_address<HS>(q_tile + warp_row * stride);
     const uint32_t do_address = lane_address<HS>(do_tile + warp_row * stride);
-    const uint32_t k_address = lane_address<HS>(k_tiles), v_address = lane_address<HS>(v_tiles);
-    const float scale = log2_e / sqrtf((float)HS);
+    const uint32_t k_address = lane_address<HS>(k_tiles);
+    const uint32_t kt_address = lane_address_transposed<HS>(k_tiles); // the same tiles, read as K^T
+    const uint32_t vt_address = lane_address_transposed<HS>(v_tiles);
+    const float scale = log2_e / sqrtf(HS);
     float dq[M][HS / 8][4] = {}, lse_row[M][2], delta_row[M][2];
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int i = first + 16 * m + 8 * half + lane / 4;
-            lse_row[m][half] = i < T ? log2_e * lse[(size_t)place.head * T + i] : 0; // of 2^, not of e^
-            delta_row[m][half] = i < T ? delta[(size_t)place.head * T + i] : 0;
+            lse_row[m][half] = i < T ? log2_e * lse[size_t(place.head) * T + i] : 0; // of 2^, not of e^
+            delta_row[m][half] = i < T ? delta[size_t(place.head) * T + i] : 0;
         }
 
     for (int tile = 0; tile < tiles; tile++) {
@@ -1122,51 +1132,58 @@ template <int HS> __global__ void __launch_bounds__(attention_threads)
         load(tile + STAGES - 1);
         const int j0 = tile * TILE;
         const uint32_t at = tile % STAGES * TILE * stride * sizeof(floatX);
-        if (j0 > first + 16 * M - 1) continue;
+        if (j0 > first + 16 * M - 1) continue; // all in the future of this warp's queries
 
-        float p[M][TILE / 8][4] = {}, ds[M][TILE / 8][4] = {}; // S, then P; dP, then dS
+        float p[M][TILE / 8][4] = {}; // S, then P
 #pragma unroll
         for (int c = 0; c < HS / 16; c++) {
             uint32_t a[M][4];
             load_operand<HS, M>(a, q_address + c * 32);
-            multiply_transposed<HS, M, TILE>(p, a, k_address + at + c * 32);
-            load_operand<HS, M>(a, do_address + c * 32);
-            multiply_transposed<HS, M, TILE>(ds, a, v_address + at + c * 32);
+            tile_multiply_transposed<HS, M, TILE>(p, a, kt_address + at + c * 32);
         }
         if (j0 + TILE - 1 > first) hide_future<M, TILE, false>(p, first, j0);
 #pragma unroll
         for (int m = 0; m < M; m++)
 #pragma unroll
             for (int n = 0; n < TILE / 8; n++)
-#pragma unroll
                 for (int e = 0; e < 4; e++)
-                    ds[m][n][e] = exp2_approx(fmaf(scale, p[m][n][e], -lse_row[m][e / 2])) *
-                                  (ds[m][n][e] - delta_row[m][e / 2]);
-        multiply<HS, M, TILE>(dq, ds, k_address + at);
+                    p[m][n][e] = exp2_approx(fmaf(scale, p[m][n][e], -lse_row[m][e / 2]));
+
+        float ds[M][TILE / 8][4]; // -delta, then dP - delta, then dS
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int n = 0; n < TILE / 8; n++)
+                for (int e = 0; e < 4; e++) ds[m][n][e] = -delta_row[m][e / 2];
+#pragma unroll
+        for (int c = 0; c < HS / 16; c++) {
+            uint32_t a[M][4];
+            load_operand<HS, M>(a, do_address + c * 32);
+            tile_multiply_transposed<HS, M, TILE>(ds, a, vt_address + at + c * 32);
+        }
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int n = 0; n < TILE / 8; n++)
+                for (int e = 0; e < 4; e++) ds[m][n][e] *= p[m][n][e];
+        tile_multiply<HS, M, TILE>(dq, ds, k_address + at);
     }
 
-    float factor[M][2];
     for (int m = 0; m < M; m++)
-        for (int half = 0; half < 2; half++) factor[m][half] = 1 / sqrtf((float)HS);
-    store_rows<HS, M>(dqkv + (b * T + first) * C3 + h * HS, C3, T - first, q_tile + warp_row * stride, dq,
-                      factor);
-}
-
-// Blocks of `rows` rows per head; refuses a grid that no launch can have.
-inline unsigned attention_blocks(size_t B, size_t T, size_t NH, size_t rows) {
-    const size_t blocks = (T + rows - 1) / rows;
-    if (B * NH * blocks > INT_MAX) fail("attention over %zu x %zu tokens: too many for one launch", B, T);
-    return (unsigned)blocks;
+        for (int n = 0; n < HS / 8; n++)
+            for (int e = 0; e < 4; e++) dq[m][n][e] *= ln_2 * scale; // 1 / sqrt(HS)
+    store_rows<HS, M>(dqkv + (b * T + first) * C3 + h * HS, C3, T - first, q_tile + warp_row * stride, dq);
 }
 
 template <int HS> void attention_forward_tensor_cores(floatX* out, float* lse, const floatX* qkv, size_t B,
                                                       size_t T, size_t NH, cudaStream_t stream) {
     using Shape = AttentionForward<HS>;
-    const unsigned blocks = attention_blocks(B, T, NH, Shape::QUERIES), heads = (unsigned)(B * NH);
+    const unsigned blocks = blocks_for(T, Shape::QUERIES), heads = blocks_for(B * NH, 1);
+    const unsigned grid = blocks_for(B * NH * blocks, 1);
     cuda_check(cudaFuncSetAttribute(attention_forward_kernel<HS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     Shape::shared_bytes));
-    attention_forward_kernel<HS><<<blocks * heads, attention_threads, Shape::shared_bytes, stream>>>(
-        out, lse, qkv, (int)T, (int)NH, blocks, heads, attention_group(T, HS));
+    attention_forward_kernel<HS><<<grid, attention_threads, Shape::shared_bytes, stream>>>(
+        out, lse, qkv, int(T), int(NH), blocks, heads, attention_group(T, HS));
     cuda_check(cudaGetLastError());
 }
 
@@ -1174,21 +1191,21 @@ template <int HS> void attention_backward_tensor_cores(floatX* dqkv, float* delt
                                                        const floatX* out, const float* lse, const floatX* qkv,
                                                        size_t B, size_t T, size_t NH, cudaStream_t stream) {
     using Shape = AttentionBackward<HS>;
-    const unsigned blocks = attention_blocks(B, T, NH, Shape::ROWS), heads = (unsigned)(B * NH);
-    const unsigned group = attention_group(T, HS);
-    const size_t pieces = B * T * NH * (HS / 8);
+    const unsigned blocks = blocks_for(T, Shape::ROWS), heads = blocks_for(B * NH, 1);
+    const unsigned grid = blocks_for(B * NH * blocks, 1), group = attention_group(T, HS);
+    const size_t packs = B * T * NH * HS / pack;
     attention_delta_kernel<HS>
-        <<<(unsigned)((pieces + 255) / 256), 256, 0, stream>>>(delta, dout, out, pieces, (int)T, (int)NH);
+        <<<blocks_for(packs, 256), 256, 0, stream>>>(delta, dout, out, packs, int(T), int(NH));
     cuda_check(cudaGetLastError());
     cuda_check(cudaFuncSetAttribute(attention_backward_dkv_kernel<HS>,
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::shared_bytes));
-    attention_backward_dkv_kernel<HS><<<blocks * heads, attention_threads, Shape::shared_bytes, stream>>>(
-        dqkv, dout, lse, delta, qkv, (int)T, (int)NH, blocks, heads, group);
+    attention_backward_dkv_kernel<HS><<<grid, attention_threads, Shape::shared_bytes, stream>>>(
+        dqkv, dout, lse, delta, qkv, int(T), int(NH), blocks, heads, group);
     cuda_check(cudaGetLastError());
     cuda_check(cudaFuncSetAttribute(attention_backward_dq_kernel<HS>,
                                     cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::shared_bytes));
-    attention_backward_dq_kernel<HS><<<blocks * heads, attention_threads, Shape::shared_bytes, stream>>>(
-        dqkv, dout, lse, delta, qkv, (int)T, (int)NH, blocks, heads, group);
+    attention_backward_dq_kernel<HS><<<grid, attention_threads, Shape::shared_bytes, stream>>>(
+        dqkv, dout, lse, delta, qkv, int(T), int(NH), blocks, heads, group);
     cuda_check(cudaGetLastError());
 }
 #endif // PRECISION_FP32
@@ -2461,7 +2478,7 @@ inline size_t activation_bytes(const Shape& shape) {
 // The gradients of the statistics of all layers, one after the other, so that one call zeroes them.
 inline size_t statistics_elements(const Config& c) { return c.moe() ? 2 * c.n_expert * (c.n_embd + 4) : 0; }
 
-// A block of GPU memory.
+// A block of GPU memory, its contents undefined: a kernel that reads what none has written can so be found.
 template <class T> struct Block {
     T* data = nullptr;
     size_t count = 0;
@@ -2474,7 +2491,6 @@ template <class T> struct Block {
                  human_bytes(double(count) * sizeof(T)).c_str());
         }
         cuda_check(error);
-        cuda_check(cudaMemset(data, 0, count * sizeof(T)));
     }
     Block(Block&& other) noexcept
         : data(std::exchange(other.data, nullptr)), count(std::exchange(other.count, 0)) {}
@@ -2484,6 +2500,7 @@ template <class T> struct Block {
     }
     ~Block() { cudaFree(data); }
 
+    void zero() const { cuda_check(cudaMemset(data, 0, count * sizeof(T))); }
     void upload(const T* from, size_t n) const {
         cuda_check(cudaMemcpy(data, from, n * sizeof(T), cudaMemcpyHostToDevice));
     }
@@ -2556,6 +2573,7 @@ struct Model {
         if (training) {
             if (!std::is_same_v<floatX, float>) master = Block<float>(count);
             gradients = Block<float>(count), moment_1 = Block<float>(count), moment_2 = Block<float>(count);
+            moment_1.zero(), moment_2.zero();
             g = carve_parameters(config, table, gradients.data);
             std::vector<uint8_t> decay(count / 32);
             for (const Tensor& t : table)

@@ -1263,10 +1263,10 @@ int main(int argc, char** argv) {
         section("lock", test_lock);
         section("disk full", test_disk_full);
         section("unwritable", test_unwritable);
-        section("not finite", test_not_finite);
+        section("not_finite", test_not_finite);
         section("resume flags", test_resume_flags);
         section("bad shards", test_bad_shards);
-        section("bad models", test_bad_models);
+        section("bad_models", test_bad_models);
         section("upcycle", test_upcycle);
         section("sampling", test_sampling);
         section("board", test_board);
