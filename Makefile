@@ -160,8 +160,8 @@ ARGUMENTS_test_programs   = $(B)
 # program from the command line, whose checkpoints the CPU programs read and go on with.
 ARGUMENTS_test_sample = $(B)/sample_cpu
 CUDA_TEST_RUNS = "$(B)/test_emu" $(foreach t,$(CUDA_TESTS),$(foreach p,_emu _fp32_emu,"$(B)/$(t)$(p) $(ARGUMENTS_$(t))")) \
-    "$(B)/test_programs $(B) train_moex_emu sample_emu inputs help usage printed log checkpoints not_finite bad_models" \
-    "$(B)/test_programs $(B) train_moex_fp32_emu sample_fp32_emu inputs variants upcycle" \
+    "$(B)/test_programs $(B) train_moex_emu sample_emu inputs help usage printed log checkpoints not_finite bad_models exchange gpu" \
+    "$(B)/test_programs $(B) train_moex_fp32_emu sample_fp32_emu inputs variants upcycle exchange" \
     "test/test_ptxas.sh $(if $(NVCC),$(wildcard $(B)/train_moex.ptxas $(B)/sample.ptxas))"
 
 test: $(addprefix $(B)/,$(TESTS) $(PROGRAMS) $(GPU_PROGRAMS)) $(EMU_BINARIES)
@@ -172,8 +172,8 @@ BOTH = $(1) $(addsuffix _fp32,$(1))
 test-gpu: $(addprefix $(B)/gpu/,$(call BOTH,$(CUDA_TESTS))) $(addprefix $(B)/,$(PROGRAMS) test_programs $(call BOTH,train_moex sample))
 	@nvidia-smi >/dev/null 2>&1 || { echo "moex: make test-gpu needs an NVIDIA GPU and its driver; make test runs these tests on the CPU" >&2; exit 1; }
 	@test/run.sh $(foreach t,$(call BOTH,$(CUDA_TESTS)),"$(B)/gpu/$(t) $(ARGUMENTS_$(t:_fp32=))") \
-	    "$(B)/test_programs $(B) train_moex sample inputs help usage printed log checkpoints not_finite bad_models" \
-	    "$(B)/test_programs $(B) train_moex_fp32 sample_fp32 inputs variants upcycle kill" \
+	    "$(B)/test_programs $(B) train_moex sample inputs help usage printed log checkpoints not_finite bad_models exchange gpu" \
+	    "$(B)/test_programs $(B) train_moex_fp32 sample_fp32 inputs variants upcycle kill exchange" \
 	    "test/test_ptxas.sh $(B)/train_moex.ptxas $(B)/sample.ptxas" "test/test_sanitizer.sh $(B)"
 
 PYTHON ?= $(shell for p in python3 /usr/bin/python3; do $$p -c 'import torch, numpy' 2>/dev/null && echo $$p && break; done)

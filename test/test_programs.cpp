@@ -18,6 +18,7 @@ namespace fs = std::filesystem;
 using std::string, std::vector;
 
 static string train, sampler, evaluator, make_text, make_chess; // the programs, quoted for the shell
+static string cpu_train; // the reference, which may be `train` itself
 
 // ---------------------------------------------------------------------------------------------------------
 // Processes
@@ -1222,6 +1223,41 @@ static void test_legal_moves() {
 
 // ---------------------------------------------------------------------------------------------------------
 
+// ---------------------------------------------------------------------------------------------------------
+// The CUDA trainer
+
+// A run that one program began the other goes on with, both ways; what comes out is close, in fp32 very.
+static void test_exchange() {
+    const double tolerance = train.find("fp32") != string::npos ? 2e-5 : 1e-2;
+    for (const bool from_cpu : {true, false}) {
+        const string dir = from_cpu ? "from_cpu" : "from_gpu", program = train;
+        const string more = " --total-tokens 256 --checkpoint-every 6 --val-every 6 ";
+        if (from_cpu) train = cpu_train;
+        works(tiny_run(dir, 12, more));
+        train = program;
+        const double whole = last_in_log(dir, "val_loss", 12);
+        fs::remove(model_file(dir, 12)), fs::remove(state_file(dir, 12));
+        const Result r = works((from_cpu ? train : cpu_train) + " --resume --out " + dir);
+        check(r.out.find("from step 6") != string::npos, "%s", tail_of(r.out).c_str());
+        check(fs::exists(model_file(dir, 12)) && fs::exists(state_file(dir, 12)));
+        check_near(last_in_log(dir, "val_loss", 12), whole, tolerance * whole);
+    }
+}
+
+static void test_gpu_refusals() {
+    setenv("EMU_MEMORY", "300000", 1); // bytes; a GPU has more, and there this is not tested
+    if (train.find("_emu") != string::npos) {
+        refuses(tiny_run("no_memory", 3), 1, "GPU memory", "activations", "--batch", "--recompute");
+        check(!fs::exists("no_memory"), "a refused run leaves no folder");
+    }
+    unsetenv("EMU_MEMORY");
+    refuses(tiny_run("odd", 3, "--embd 20"), 1, "n_embd is 20", "multiple of 8");
+    refuses(tiny_run("odd", 3, "--d-expert 12"), 1, "d_expert is 12", "multiple of 8");
+    refuses(tiny_run("odd", 3, "--embd 640 --heads 2"), 1, "heads of 320", "256");
+    refuses(tiny_run("odd", 3, "--embd 8192 --heads 64"), 1, "n_embd is 8192", "6144");
+    check(!fs::exists("odd"));
+}
+
 int main(int argc, char** argv) {
     return run_main([&] {
         if (argc < 2) fail_usage("usage: test_programs FOLDER [TRAINER SAMPLER [SECTION...]]");
@@ -1235,12 +1271,14 @@ int main(int argc, char** argv) {
             if (access(variable->c_str(), X_OK) != 0)
                 fail("%s: not there; build it first", variable->c_str());
         }
+        cpu_train = bin + "/train_moex_cpu";
         setenv("OMP_NUM_THREADS", "1", 1);
         string folder = string(getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp") + "/moex_test.XXXXXX";
         if (!mkdtemp(folder.data()) || chdir(folder.c_str()) != 0) fail("%s: cannot be made", folder.c_str());
-        const auto section = [&](const char* name, void (*test)()) {
+        // Without a list of sections: all of them, but for those of the CUDA programs.
+        const auto section = [&](const char* name, void (*test)(), bool cuda = false) {
             const double begin = now_seconds();
-            bool wanted = argc <= 4;
+            bool wanted = argc <= 4 && !cuda;
             for (int i = 4; i < argc; i++) wanted |= string(name) == argv[i];
             if (!wanted) return;
             try {
@@ -1273,6 +1311,8 @@ int main(int argc, char** argv) {
         section("trace", test_trace);
         section("evaluate", test_evaluate);
         section("legal moves", test_legal_moves);
+        section("exchange", test_exchange, true);
+        section("gpu", test_gpu_refusals, true);
         if (chdir("/") != 0) fail("/: cannot be entered");
         if (!getenv("KEEP")) fs::remove_all(folder);
         return finish();
