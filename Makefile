@@ -112,14 +112,15 @@ $(B)/emu/%.cpp: $(B)/translate $(CUDA_SOURCES)
 	$(B)/translate $(firstword $(wildcard $*.cu test/$*.cu)) $@
 
 EMU_BINARIES = $(addprefix $(B)/,$(EMULATED) $(foreach t,$(CUDA_TESTS),$(t)_emu $(t)_fp32_emu) test_emu)
-EMU_COMPILE  = $(COMPILE) -g -fno-strict-aliasing -I dev/emu/include -I test -MF $@.d -MT $@ $(filter %/$*.cpp %.o,$^) -o $@
+EMU_COMPILE  = $(COMPILE) $(if $(SAN),-g0,-O2 $(if $(filter test_%,$(@F)),,-g)) -fno-strict-aliasing -I dev/emu/include -I test \
+               -MF $@.d -MT $@ $(filter %.cpp %.o,$^) -o $@
 $(B)/%_fp32_emu: private FLAGS += -DPRECISION_FP32
 $(B)/%_fp32_emu: $(B)/emu/%.cpp Makefile
 	$(EMU_COMPILE)
 $(B)/%_emu: $(B)/emu/%.cpp Makefile
 	$(EMU_COMPILE)
 $(B)/test_emu: $(B)/emu/test_emu.cpp Makefile
-	$(COMPILE) -g -fno-strict-aliasing -I dev/emu/include -I test -MF $@.d -MT $@ $< -o $@
+	$(EMU_COMPILE)
 $(foreach t,$(CUDA_TESTS),$(B)/$(t)_emu $(B)/$(t)_fp32_emu): $(B)/reference.o
 .SECONDARY: $(addprefix $(B)/emu/,$(addsuffix .cpp,train_moex sample test_emu $(CUDA_TESTS)))
 -include $(addsuffix .d,$(EMU_BINARIES) $(addprefix $(B)/,train_moex sample train_moex_fp32 sample_fp32)) $(B)/reference.d $(B)/translate.d
@@ -159,12 +160,19 @@ ARGUMENTS_test_programs   = $(B)
 # The CUDA programs on the CPU: the emulator, every kernel, the model and the sampler in either precision, and the
 # program from the command line, whose checkpoints the CPU programs read and go on with.
 ARGUMENTS_test_sample = $(B)/sample_cpu
+ifeq ($(SAN),1)
+CUDA_TEST_BINARIES = $(addprefix $(B)/,test_emu test_kernels_emu test_sample_emu)
+CUDA_TEST_RUNS = $(foreach t,$(CUDA_TEST_BINARIES),"$(t) $(ARGUMENTS_$(patsubst %_emu,%,$(notdir $(t))))")
+else
+CUDA_TEST_BINARIES = $(EMU_BINARIES) $(addprefix $(B)/,$(GPU_PROGRAMS))
 CUDA_TEST_RUNS = "$(B)/test_emu" $(foreach t,$(CUDA_TESTS),$(foreach p,_emu _fp32_emu,"$(B)/$(t)$(p) $(ARGUMENTS_$(t))")) \
+    "EMU_ORDER=random:1 $(B)/test_kernels_emu" \
     "$(B)/test_programs $(B) train_moex_emu sample_emu inputs help usage printed log checkpoints not_finite bad_models exchange gpu" \
     "$(B)/test_programs $(B) train_moex_fp32_emu sample_fp32_emu inputs variants upcycle exchange" \
-    "test/test_ptxas.sh $(if $(NVCC),$(wildcard $(B)/train_moex.ptxas $(B)/sample.ptxas))"
+    "test/test_ptxas.sh $(addprefix $(B)/,$(addsuffix .ptxas,$(GPU_PROGRAMS)))"
+endif
 
-test: $(addprefix $(B)/,$(TESTS) $(PROGRAMS) $(GPU_PROGRAMS)) $(EMU_BINARIES)
+test: $(addprefix $(B)/,$(TESTS) $(PROGRAMS)) $(CUDA_TEST_BINARIES)
 	@test/run.sh $(foreach t,$(TESTS),"$(B)/$(t) $(ARGUMENTS_$(t))") $(CUDA_TEST_RUNS)
 
 # The same tests on the GPU.

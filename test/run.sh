@@ -6,7 +6,7 @@ export OMP_WAIT_POLICY=passive
 passed=0 failed=0
 for command in "$@"; do
     begin=$(date +%s)
-    output=$($command 2>&1)
+    output=$(env $command 2>&1)
     status=$?
     last=$(tail -n 1 <<< "$output")
     name=$(tr ' ' '\n' <<< "$command" | grep -m 1 test_ | xargs basename)

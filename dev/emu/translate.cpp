@@ -46,7 +46,7 @@ static size_t literal_end(const Source& s, size_t at, bool raw, int line) {
     if (raw) {
         const size_t open = code.find('(', at);
         if (open != std::string::npos) {
-            const std::string close = ")" + code.substr(at + 1, open - at - 1) + "\"";
+            const std::string close = strf(")%s\"", code.substr(at + 1, open - at - 1).c_str());
             const size_t end = code.find(close, open);
             if (end != std::string::npos) return end + close.size();
         }
@@ -288,7 +288,7 @@ static void rewrite_shared(Translation& t, size_t i) {
         std::string extents;
         while (s.is(at, "[")) {
             const size_t close = closing(s, at);
-            extents += "[" + (close == at + 1 ? "" : "(" + join(s, at + 1, close) + ")") + "]";
+            extents += close == at + 1 ? "[]" : strf("[(%s)]", join(s, at + 1, close).c_str());
             at = close + 1;
         }
         if (dynamic != (extents == "[]")) s.refuse(i, "only extern __shared__ T name[] has no size");
@@ -343,7 +343,8 @@ static std::string translate_file(const std::string& path, std::set<std::string>
 
 static void rewrite_directive(Translation& t, size_t i, std::set<std::string>& once, int depth) {
     const Source& s = t.s;
-    Source inside{s.path, " " + s.text(i).substr(1), {}};
+    Source inside{s.path, s.text(i), {}};
+    inside.code[0] = ' ';
     for (size_t k = 0; (k = inside.code.find("\\\n", k)) != std::string::npos;)
         inside.code.replace(k, 2, "  ");
     if (const size_t k = inside.code.find_first_not_of(" \t"); k != std::string::npos)
