@@ -1,0 +1,112 @@
+// The reference of dev/cpu in double, behind the names of reference.h. Everything that its headers include is
+// included first, outside, so that the namespace takes in nothing but the reference itself.
+#include "reference.h"
+#include "../dev/lib/parameters.h"
+#include "../dev/lib/threads.h"
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <sys/mman.h>
+#include <utility>
+
+namespace reference {
+
+namespace cpu {
+#include "../dev/cpu/model.h"
+static_assert(sizeof(real) == 8, "build with -DMOEX_DOUBLE");
+} // namespace cpu
+
+decltype(add_column_sums) add_column_sums = cpu::add_column_sums;
+decltype(embedding_forward) embedding_forward = cpu::embedding_forward;
+decltype(embedding_backward) embedding_backward = cpu::embedding_backward;
+decltype(layernorm_forward) layernorm_forward = cpu::layernorm_forward;
+decltype(layernorm_backward) layernorm_backward = cpu::layernorm_backward;
+decltype(linear_forward) linear_forward = cpu::linear_forward;
+decltype(linear_backward) linear_backward = cpu::linear_backward;
+decltype(activation_forward) activation_forward = cpu::activation_forward;
+decltype(activation_backward) activation_backward = cpu::activation_backward;
+decltype(classifier) classifier = cpu::classifier;
+decltype(attention_forward) attention_forward = cpu::attention_forward;
+decltype(attention_backward) attention_backward = cpu::attention_backward;
+decltype(expert_statistics_forward) expert_statistics_forward = cpu::expert_statistics_forward;
+decltype(expert_statistics_backward) expert_statistics_backward = cpu::expert_statistics_backward;
+decltype(router_forward) router_forward = cpu::router_forward;
+decltype(router_backward) router_backward = cpu::router_backward;
+decltype(choice_forward) choice_forward = cpu::choice_forward;
+decltype(choice_backward) choice_backward = cpu::choice_backward;
+decltype(balance_forward) balance_forward = cpu::balance_forward;
+decltype(balance_backward) balance_backward = cpu::balance_backward;
+decltype(dispatch) dispatch = cpu::dispatch;
+decltype(gather) gather = cpu::gather;
+decltype(gather_backward) gather_backward = cpu::gather_backward;
+decltype(combine_forward) combine_forward = cpu::combine_forward;
+decltype(combine_backward) combine_backward = cpu::combine_backward;
+
+// The same experts with the scratch they need.
+struct Scratch {
+    std::vector<cpu::Product> products;
+    std::vector<cpu::ExpertPart> parts;
+    cpu::Experts experts;
+    explicit Scratch(const Experts& e)
+        : products(e.E),
+          parts(e.E), experts{e.E,     e.D,     e.C,     e.relu,          e.w_enc,      e.b_enc,
+                              e.w_dec, e.b_dec, e.begin, products.data(), parts.data(), {-1, -1, -1}} {}
+};
+void experts_forward(double* y, double* z, double* h, const double* x, const Experts& e) {
+    cpu::experts_forward(y, z, h, x, Scratch(e).experts);
+}
+void experts_backward(double* dx, double* dw_enc, double* db_enc, double* dw_dec, double* db_dec, double* dh,
+                      const double* dy, const double* x, const double* z, const double* h, const Experts& e) {
+    const size_t all = size_t(e.begin[e.E]) * e.D; // as if every unit had fired: nothing to skip
+    cpu::experts_backward(dx, dw_enc, db_enc, dw_dec, db_dec, dh, dy, x, z, h, all, Scratch(e).experts);
+}
+
+void multiply(double* out, const double* a, const double* b, size_t M, size_t N, size_t K, bool a_transposed,
+              bool b_transposed, bool accumulate) {
+    using cpu::row_major;
+    cpu::multiply({out, a_transposed ? row_major(a, M).transposed() : row_major(a, K),
+                   b_transposed ? row_major(b, K).transposed() : row_major(b, N), M, N, K, accumulate});
+}
+
+Results train(const Config& config, const std::vector<float>& weights, const std::vector<int32_t>& tokens,
+              const std::vector<int32_t>& targets, size_t micros, size_t B, size_t T, size_t steps, double lr,
+              double aux_weight, double clip, double weight_decay) {
+    const size_t N = B * T, E = config.n_expert, K = config.n_expert_active;
+    cpu::Model model(config, B, T);
+    std::copy(weights.begin(), weights.end(), model.weights.data);
+    cpu::AdamW adam;
+    adam.lr = lr, adam.weight_decay = weight_decay;
+    Results r{};
+    cpu::forward_logits(model, tokens.data(), B, T);
+    r.logits.assign(model.a.logits, model.a.logits + N * config.vocab_size);
+    for (const cpu::LayerActivations& h : model.a.h) {
+        if (!config.moe()) break;
+        r.choice.insert(r.choice.end(), h.choice, h.choice + N * K);
+        r.scores.insert(r.scores.end(), h.g, h.g + N * E);
+    }
+    for (size_t step = 0; step < steps; step++) {
+        cpu::Losses mean;
+        cpu::zero_gradients(model);
+        for (size_t i = 0; i < micros; i++) {
+            const cpu::Losses losses =
+                cpu::forward(model, &tokens[i * N], &targets[i * N], B, T, 1.0 / micros);
+            mean.loss += losses.loss / micros, mean.aux += losses.aux / micros;
+            cpu::backward(model, aux_weight / micros);
+        }
+        if (step == 0) {
+            r.loss = mean.loss, r.aux = mean.aux;
+            r.gradients.assign(model.gradients.data, model.gradients.data + model.gradients.count);
+        }
+        r.losses.push_back(mean.loss);
+        const double norm = cpu::gradient_norm(model);
+        cpu::update(model, adam, step + 1, clip > 0 && norm > clip ? clip / norm : 1);
+    }
+    r.weights.assign(model.weights.data, model.weights.data + model.weights.count);
+    return r;
+}
+
+} // namespace reference

@@ -1,0 +1,1235 @@
+// Every kernel of train_moex.cu by itself, through its launcher, against the reference in double: fresh
+// random inputs, outputs that start as NaN, ragged sizes, and each launch twice, for the bits must not
+// change. Inputs are rounded to the precision of the build before the reference sees them, so what may differ
+// is what the kernel itself rounds; the tolerance of a check says how often that is. Runs on a GPU (make
+// test-gpu) or under dev/emu (make test). MOEX_TEST_VERBOSE=1 prints every error beside its tolerance.
+#define MOEX_LIBRARY
+#include "../train_moex.cu"
+#include "check.h"
+#include "reference.h"
+
+// ---------------------------------------------------------------------------------------------------------
+// Helpers
+
+using Numbers = std::vector<double>;
+
+// Relative errors: of sums in fp32, which is all that a result in fp32 goes through; of a result in floatX
+// that is rounded once (to bf16, by at most 2^-8); of one with another rounding on its way.
+constexpr bool bf16 = sizeof(floatX) == 2;
+constexpr double fp32_sum = 1e-5, rounded = bf16 ? 4e-3 : fp32_sum, rounded_twice = bf16 ? 8e-3 : fp32_sum;
+
+// Numbers on the GPU, alone in their allocation so that a sanitizer sees who leaves it, and what they are
+// before the launch: NaN where they are to be written, numbers where they are read or added to.
+template <class T> struct Array {
+    std::vector<T> initial;
+    Block<T> gpu;
+
+    explicit Array(size_t count) : initial(count), gpu(count) {
+        if (count) memset((void*)initial.data(), 0xff, count * sizeof(T));
+        restore();
+    }
+    explicit Array(std::vector<T> numbers) : initial(std::move(numbers)), gpu(initial.size()) { restore(); }
+    void restore() const { gpu.upload(initial.data(), initial.size()); }
+    std::vector<T> result() const {
+        std::vector<T> now(initial.size());
+        gpu.download(now.data(), now.size());
+        return now;
+    }
+    Numbers before() const { return Numbers(initial.begin(), initial.end()); }
+    Numbers after() const {
+        const std::vector<T> now = result();
+        return Numbers(now.begin(), now.end());
+    }
+    std::string bits() const {
+        const std::vector<T> now = result();
+        return std::string((const char*)now.data(), now.size() * sizeof(T));
+    }
+    bool untouched() const {
+        return bits() == std::string((const char*)initial.data(), initial.size() * sizeof(T));
+    }
+    operator T*() const { return gpu.data; }
+};
+
+// Random numbers, other ones at every call.
+static uint64_t calls = 0;
+
+template <class T> Array<T> normals(size_t count, double scale = 1, double mean = 0) {
+    std::vector<T> numbers(count);
+    calls++;
+    for (size_t i = 0; i < count; i++) numbers[i] = T(float(mean + scale * random_normal(5, calls, i)));
+    return Array<T>(numbers);
+}
+// Positive ones, with the given mean.
+static Array<float> variances(size_t count, double mean) {
+    std::vector<float> numbers(count);
+    calls++;
+    for (size_t i = 0; i < count; i++) numbers[i] = float(2 * mean * random_uniform(5, calls, i));
+    return Array<float>(numbers);
+}
+static std::vector<int> integers(size_t count, size_t below) {
+    std::vector<int> numbers(count);
+    calls++;
+    for (size_t i = 0; i < count; i++) numbers[i] = int(random_u64(5, calls, i) % below);
+    return numbers;
+}
+template <class T> Array<T> to_gpu(const Numbers& numbers) {
+    std::vector<T> narrow(numbers.size());
+    for (size_t i = 0; i < numbers.size(); i++) narrow[i] = T(float(numbers[i]));
+    return Array<T>(narrow);
+}
+
+// Launches twice, with all that is written given anew, scratch included, and wants the same bits.
+template <class Launch, class... Written>
+void run(const std::string& what, Launch launch, const Written&... written) {
+    std::vector<std::string> bits[2];
+    for (std::vector<std::string>& all : bits) {
+        (written.restore(), ...);
+        launch();
+        cuda_check(cudaDeviceSynchronize());
+        (all.push_back(written.bits()), ...);
+    }
+    check(bits[0] == bits[1], "%s: two launches, two results", what.c_str());
+}
+
+// |got - expected| / |expected| <= tolerance, by the norms; and no number is further off than ten times that,
+// measured by its own size and the typical one: a wrong number does not hide among a million right ones.
+// False when anything is NaN.
+static void compare(const std::string& what, const Numbers& got, const Numbers& expected, double tolerance) {
+    if (!check(got.size() == expected.size(), "%s: %zu numbers", what.c_str(), got.size())) return;
+    double error = 0, size = 0;
+    for (size_t i = 0; i < got.size(); i++) {
+        error += (got[i] - expected[i]) * (got[i] - expected[i]);
+        size += expected[i] * expected[i];
+    }
+    const double typical = std::sqrt(size / got.size());
+    size_t wrong = 0;
+    while (wrong < got.size() &&
+           std::fabs(got[wrong] - expected[wrong]) <= 10 * tolerance * (std::fabs(expected[wrong]) + typical))
+        wrong++;
+    const bool all = wrong == got.size();
+    check(all && error <= tolerance * tolerance * size, "%s: relative error %.3g, expected %g%s",
+          what.c_str(), std::sqrt(error / size), tolerance,
+          all ? "" : strf("; [%zu] is %.9g, expected %.9g", wrong, got[wrong], expected[wrong]).c_str());
+    if (getenv("MOEX_TEST_VERBOSE"))
+        printf("%-64s %.1e of %.1e\n", what.c_str(), size ? std::sqrt(error / size) : error, tolerance);
+}
+template <class T>
+void compare(const std::string& what, const Array<T>& got, const Numbers& expected, double tolerance) {
+    compare(what, got.after(), expected, tolerance);
+}
+static bool all_nan(const Numbers& numbers) {
+    return std::all_of(numbers.begin(), numbers.end(), [](double x) { return x != x; });
+}
+static bool none_nan(const Numbers& numbers) {
+    return std::none_of(numbers.begin(), numbers.end(), [](double x) { return x != x; });
+}
+static Numbers rows_of(const Numbers& all, size_t first, size_t count, size_t C) {
+    return Numbers(all.begin() + first * C, all.begin() + (first + count) * C);
+}
+
+const size_t token_counts[] = {1, 31, 63, 64, 65, 127, 1023}, channel_counts[] = {8, 64, 136, 256, 768};
+
+// ---------------------------------------------------------------------------------------------------------
+// Partial sums, launches
+
+static void test_sum_partials(Gpu& gpu) {
+    for (const size_t parts : {1, 7, 8, 9, 64, 264})
+        for (const size_t count : {1, 31, 32, 33, 1000})
+            for (const bool accumulate : {false, true}) {
+                const size_t G = parts % 3 + 1, stride = count + 5;
+                const std::string what = strf("sum_partials %zu x %zu x %zu", G, parts, count);
+                Array<float> partial = normals<float>(G * parts * stride);
+                Numbers expected(G * count);
+                const Array<float> out = accumulate ? normals<float>(G * count) : Array<float>(G * count);
+                if (accumulate) expected = out.before();
+                for (size_t row = 0; row < G * parts; row++)
+                    for (size_t i = 0; i < stride; i++) {
+                        float& x = partial.initial[row * stride + i];
+                        if (i < count)
+                            expected[row / parts * count + i] += x;
+                        else
+                            x = NAN; // belongs to another sum
+                    }
+                partial.restore();
+                run(
+                    what,
+                    [&] { sum_partials(out, partial, G, parts, stride, count, accumulate, gpu.stream); },
+                    out);
+                compare(what, out, expected, fp32_sum);
+            }
+    check_error(blocks_for(size_t(1) << 40, 256), "--batch");
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// LayerNorm
+
+// A LayerNorm of N rows with its outputs poisoned, and the check of it: from x (N,C), the sums as stored.
+struct NormTest {
+    size_t N, C;
+    Array<floatX> out, weight, bias;
+    Array<float> mean, rstd;
+    NormTest(size_t N, size_t C)
+        : N(N), C(C), out(N * C), weight(normals<floatX>(C, 0.3, 1)), bias(normals<floatX>(C)), mean(N),
+          rstd(N) {}
+    Norm norm() const { return {out, mean, rstd, weight, bias}; }
+    void compare_from(const std::string& what, const Numbers& x) const {
+        Numbers o(N * C), m(N), r(N);
+        reference::layernorm_forward(o.data(), m.data(), r.data(), x.data(), weight.before().data(),
+                                     bias.before().data(), N, C);
+        compare(what + " out", out, o, rounded);
+        compare(what + " mean", mean, m, fp32_sum);
+        compare(what + " rstd", rstd, r, fp32_sum);
+    }
+};
+
+static void test_layernorm(Gpu& gpu) {
+    auto test = [&](size_t N, size_t C) {
+        const std::string what = strf("residual_layernorm_forward N %zu C %zu", N, C);
+        const NormTest norm(N, C);
+        Array<floatX> x = normals<floatX>(N * C, 0.5, 3), y = normals<floatX>(N * C, 2);
+        if (N > 1) { // a row without variance
+            std::fill_n(x.initial.begin() + C, C, floatX(2.0f)),
+                std::fill_n(y.initial.begin() + C, C, floatX(1.0f));
+            x.restore(), y.restore();
+        }
+        const Array<floatX> out(N * C);
+        run(
+            what, [&] { residual_layernorm_forward(out, norm.norm(), x, y, N, C, gpu.stream); }, out,
+            norm.out, norm.mean, norm.rstd);
+        Numbers sum = x.before();
+        const Numbers added = y.before();
+        for (size_t i = 0; i < N * C; i++) sum[i] += added[i];
+        compare(what, out, sum, rounded);
+        norm.compare_from(what, out.after());
+        run(
+            what, [&] { residual_layernorm_forward(nullptr, norm.norm(), x, nullptr, N, C, gpu.stream); },
+            norm.out, norm.mean, norm.rstd);
+        norm.compare_from(what + " without y", x.before());
+    };
+    for (const size_t N : token_counts)
+        for (const size_t C : channel_counts) test(N, C);
+    test(3, shared_bytes / (2 * sizeof(float))); // the most channels that a model may have
+
+    // A row that is not a number makes no other so.
+    const size_t N = 9, C = 64;
+    const NormTest norm(N, C);
+    Array<floatX> x = normals<floatX>(N * C);
+    x.initial[4 * C + 7] = floatX(NAN);
+    x.restore();
+    residual_layernorm_forward(nullptr, norm.norm(), x, nullptr, N, C, gpu.stream);
+    const Numbers out = norm.out.after();
+    check(all_nan(rows_of(out, 4, 1, C)) && none_nan(rows_of(out, 0, 4, C)) &&
+          none_nan(rows_of(out, 5, 4, C)));
+}
+
+static void test_layernorm_backward(Gpu& gpu) {
+    auto test = [&](size_t N, size_t C) {
+        const std::string what = strf("layernorm_backward N %zu C %zu", N, C);
+        const Array<floatX> x = normals<floatX>(N * C, 1, 0.5), weight = normals<floatX>(C, 0.3, 1),
+                            dout = normals<floatX>(N * C);
+        Numbers out(N * C), m(N), r(N);
+        reference::layernorm_forward(out.data(), m.data(), r.data(), x.before().data(),
+                                     weight.before().data(), weight.before().data(), N, C);
+        const Array<float> mean = to_gpu<float>(m), rstd = to_gpu<float>(r);
+        const Array<floatX> dx = normals<floatX>(N * C);
+        const Array<float> dweight = normals<float>(C), dbias = normals<float>(C);
+        const Array<float> partial(layernorm_blocks * 2 * C);
+        run(
+            what,
+            [&] {
+                layernorm_backward(dx, dweight, dbias, dout, x, mean, rstd, weight, partial, N, C,
+                                   gpu.stream);
+            },
+            dx, dweight, dbias, partial);
+        Numbers rdx = dx.before(), rdweight = dweight.before(), rdbias = dbias.before();
+        reference::layernorm_backward(rdx.data(), rdweight.data(), rdbias.data(), dout.before().data(),
+                                      x.before().data(), mean.before().data(), rstd.before().data(),
+                                      weight.before().data(), N, C);
+        compare(what + " dx", dx, rdx, rounded);
+        compare(what + " dweight", dweight, rdweight, fp32_sum);
+        compare(what + " dbias", dbias, rdbias, fp32_sum);
+    };
+    for (const size_t N : token_counts)
+        for (const size_t C : channel_counts) test(N, C);
+    test(3000, 8); // more rows than all blocks take at once
+    test(3, shared_bytes / (2 * sizeof(float)));
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Embedding, bias
+
+static void test_embedding(Gpu& gpu) {
+    struct Case {
+        size_t B, T, C, V;
+    };
+    for (const Case& c : std::vector<Case>{{1, 1, 8, 32},
+                                           {3, 21, 64, 32},
+                                           {1, 64, 136, 257},
+                                           {5, 13, 256, 1000},
+                                           {1, 1023, 768, 32},
+                                           {33, 31, 8, 50257}})
+        for (const char* tokens_are : {"random", "one", "first and last", "distinct"}) {
+            const size_t B = c.B, T = c.T, C = c.C, V = c.V, N = B * T, block_size = T + 2;
+            if (tokens_are == std::string("distinct") && N > V) continue;
+            const std::string what = strf("embedding %zu x %zu, C %zu, V %zu, %s", B, T, C, V, tokens_are);
+            std::vector<int> tokens = integers(N, V);
+            for (size_t n = 0; n < N; n++)
+                tokens[n] = tokens_are == std::string("random")           ? tokens[n]
+                            : tokens_are == std::string("one")            ? int(V / 2)
+                            : tokens_are == std::string("first and last") ? int(tokens[n] % 2 * (V - 1))
+                                                                          : int((n * 7 + 3) % N);
+            if (tokens_are == std::string("distinct") && N % 7 == 0)
+                for (size_t n = 0; n < N; n++) tokens[n] = int(N - 1 - n);
+
+            const Array<int> on_gpu(tokens);
+            const Array<floatX> wte = normals<floatX>(V * C), wpe = normals<floatX>(block_size * C),
+                                out(N * C);
+            const NormTest norm(N, C);
+            run(
+                what,
+                [&] { embedding_layernorm_forward(out, norm.norm(), on_gpu, wte, wpe, N, T, C, gpu.stream); },
+                out, norm.out, norm.mean, norm.rstd);
+            Numbers expected(N * C);
+            reference::embedding_forward(expected.data(), tokens.data(), wte.before().data(),
+                                         wpe.before().data(), B, T, C);
+            compare(what, out, expected, rounded);
+            norm.compare_from(what, out.after());
+
+            Config config; // a model only to sort the tokens, as upload_batch() does
+            config.n_layer = 1, config.n_head = C / 8, config.n_embd = C, config.vocab_size = V;
+            config.block_size = block_size, config.ffn = "dense", config.d_expert = 8;
+            Model model(config, B, T, 0, false);
+            upload_batch(model, tokens.data(), nullptr, B, T, true);
+            cuda_check(cudaStreamSynchronize(model.gpu.stream));
+            const Array<float> dwte = normals<float>(V * C), dwpe = normals<float>(block_size * C),
+                               partial(model.places.chunks * C);
+            check(partial.initial.size() <= model.shape().partial());
+            const Array<floatX> dout = normals<floatX>(N * C);
+            run(
+                what,
+                [&] { embedding_backward(dwte, dwpe, partial, dout, model.places, B, T, C, gpu.stream); },
+                dwte, dwpe, partial);
+            Numbers rdwte = dwte.before(), rdwpe = dwpe.before();
+            reference::embedding_backward(rdwte.data(), rdwpe.data(), dout.before().data(), tokens.data(), B,
+                                          T, C);
+            compare(what + " dwte", dwte, rdwte, fp32_sum);
+            compare(what + " dwpe", dwpe, rdwpe, fp32_sum);
+        }
+}
+
+static void test_bias_backward(Gpu& gpu) {
+    auto test = [&](const std::vector<int>& begin, size_t M) {
+        const size_t G = begin.size() - 1, rows = begin.back();
+        const std::string what = strf("bias_backward G %zu rows %zu M %zu", G, rows, M);
+        const Array<int> groups(begin);
+        const Array<floatX> dout = normals<floatX>(rows * M, 1, 0.3);
+        const Array<float> dbias = normals<float>(G * M), partial(std::max(bias_chunks, G) * M);
+        run(
+            what, [&] { bias_backward(dbias, partial, dout, groups, G, M, gpu.stream); }, dbias, partial);
+        Numbers expected = dbias.before();
+        reference::add_column_sums(expected.data(), dout.before().data(), begin.data(), G, M);
+        compare(what, dbias, expected, fp32_sum);
+    };
+    for (const size_t N : token_counts)
+        for (const size_t M : {8, 136, 768, 2304}) test({0, int(N)}, M);
+    test({0, 0, 5, 5, 70, 70}, 136);
+    test({0, 0, 0, 1023}, 64);
+    test({0, 1023, 1023, 1023, 1023, 1023, 1023, 1023, 1023}, 64);
+    std::vector<int> many = {0}; // more groups than chunks
+    for (int j = 0; j < 100; j++) many.push_back(many.back() + j % 7);
+    test(many, 72);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Attention
+
+// Forward and backward, by way of the launcher that chooses (tensor cores, where they serve the head size) or
+// of the plain one. The tensor cores take P and dS rounded to bf16.
+static void test_attention(Gpu& gpu, size_t B, size_t T, size_t NH, size_t HS, bool plain) {
+    const size_t C = NH * HS, N = B * T;
+    const std::string what =
+        strf("attention%s B %zu T %zu NH %zu HS %zu", plain ? "_plain" : "", B, T, NH, HS);
+    const Array<floatX> qkv = normals<floatX>(N * 3 * C, 1.5), out(N * C), dqkv(N * 3 * C);
+    const Array<float> lse(B * NH * T), delta(B * NH * T);
+    run(
+        what,
+        [&] {
+            (plain ? attention_forward_plain : attention_forward)(out, lse, qkv, B, T, C, NH, gpu.stream);
+        },
+        out, lse);
+    Numbers rout(N * C), rlse(B * NH * T), rdqkv(N * 3 * C);
+    reference::attention_forward(rout.data(), rlse.data(), qkv.before().data(), B, T, C, NH);
+    compare(what + " out", out, rout, rounded_twice);
+    compare(what + " lse", lse, rlse, fp32_sum);
+
+    const Array<floatX> dout = normals<floatX>(N * C), forward_out = to_gpu<floatX>(rout);
+    const Array<float> forward_lse = to_gpu<float>(rlse);
+    run(
+        what,
+        [&] {
+            (plain ? attention_backward_plain : attention_backward)(
+                dqkv, delta, dout, forward_out, forward_lse, qkv, B, T, C, NH, gpu.stream);
+        },
+        dqkv, delta);
+    reference::attention_backward(rdqkv.data(), dout.before().data(), forward_out.before().data(),
+                                  forward_lse.before().data(), qkv.before().data(), B, T, C, NH);
+    compare(what + " dqkv", dqkv, rdqkv, rounded_twice);
+}
+
+static void test_attentions(Gpu& gpu) {
+    for (const size_t T : {1, 31, 63, 64, 65, 127, 129}) {
+        test_attention(gpu, 2, T, 2, 32, false);
+        test_attention(gpu, 1, T, 2, 64, false);
+        test_attention(gpu, 1, T, 1, 128, false);
+        test_attention(gpu, 1, T, 2, T % 2 ? 24 : 8, false); // no tensor cores for these
+        test_attention(gpu, 2, T, 1, 64, true);
+    }
+    test_attention(gpu, 1, 65, 2, 80, false);
+    test_attention(gpu, 1, 33, 1, 256, false);
+    test_attention(gpu, 3, 40, 3, 32, false);
+    test_attention(gpu, 1, 1023, 1, 32, false);
+    test_attention(gpu, 1, 1023, 1, 64, false);
+    test_attention(gpu, 1, 300, 1, 128, false);
+    check_error(attention_forward(nullptr, nullptr, nullptr, 1, 8, 1024, 2, gpu.stream),
+                "heads of 512 channels");
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Expert statistics
+
+static void test_expert_statistics(Gpu& gpu) {
+    struct Case {
+        size_t E, D, C;
+    };
+    for (const Case& c : std::vector<Case>{
+             {1, 8, 8}, {2, 1, 64}, {3, 24, 136}, {8, 72, 256}, {9, 257, 64}, {40, 64, 8}, {2, 1000, 768}}) {
+        const size_t E = c.E, D = c.D, C = c.C;
+        const std::string what = strf("expert_statistics E %zu D %zu C %zu", E, D, C);
+        // Means far from zero: a variance from sums of squares would be lost.
+        const Array<floatX> w_enc = normals<floatX>(E * D * C, 0.2, 2),
+                            b_enc = normals<floatX>(E * D, 0.1, -1);
+        const Array<float> m(E * C), v(E * C), mb(E), vb(E);
+        run(
+            what,
+            [&] {
+                expert_statistics_forward({m, v, mb, vb}, w_enc, b_enc, E, D, C, gpu.stream);
+            },
+            m, v, mb, vb);
+        Numbers rm(E * C), rv(E * C), rmb(E), rvb(E);
+        reference::expert_statistics_forward(rm.data(), rv.data(), rmb.data(), rvb.data(),
+                                             w_enc.before().data(), b_enc.before().data(), E, D, C);
+        compare(what + " m", m, rm, fp32_sum);
+        compare(what + " mb", mb, rmb, fp32_sum);
+        compare(what + " v", v, rv, fp32_sum);
+        compare(what + " vb", vb, rvb, fp32_sum);
+
+        const Array<float> dm = normals<float>(E * C), dv = normals<float>(E * C), dmb = normals<float>(E),
+                           dvb = normals<float>(E), means = to_gpu<float>(rm),
+                           bias_means = to_gpu<float>(rmb);
+        const Array<float> dw_enc = normals<float>(E * D * C, 1.0 / D),
+                           db_enc = normals<float>(E * D, 1.0 / D);
+        run(
+            what,
+            [&] {
+                expert_statistics_backward(dw_enc, db_enc, {dm, dv, dmb, dvb}, w_enc, b_enc,
+                                           {means, nullptr, bias_means, nullptr}, E, D, C, gpu.stream);
+            },
+            dw_enc, db_enc);
+        Numbers rdw = dw_enc.before(), rdb = db_enc.before();
+        reference::expert_statistics_backward(rdw.data(), rdb.data(), dm.before().data(), dv.before().data(),
+                                              dmb.before().data(), dvb.before().data(), w_enc.before().data(),
+                                              b_enc.before().data(), means.before().data(),
+                                              bias_means.before().data(), E, D, C);
+        compare(what + " dw_enc", dw_enc, rdw, fp32_sum);
+        compare(what + " db_enc", db_enc, rdb, fp32_sum);
+    }
+    // The topk router's rows stand for the means.
+    const size_t E = 3, C = 136;
+    const Array<floatX> router = normals<floatX>(E * C);
+    const Array<float> m(E * C), dm = normals<float>(E * C), drouter = normals<float>(E * C);
+    run(
+        "router_weights_forward",
+        [&] {
+            router_weights_forward({m, 0, 0, 0}, router, E, C, gpu.stream);
+        },
+        m);
+    check(m.after() == router.before());
+    run(
+        "router_weights_backward",
+        [&] {
+            router_weights_backward(drouter, {dm, 0, 0, 0}, E, C, gpu.stream);
+        },
+        drouter);
+    Numbers sum = drouter.before();
+    for (size_t i = 0; i < E * C; i++) sum[i] += dm.before()[i];
+    compare("router_weights_backward", drouter, sum, fp32_sum);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Router, load balance
+
+struct RouterCase {
+    size_t N, E, K, C;
+};
+static const std::vector<RouterCase> router_cases = {
+    {1, 1, 1, 8},      {31, 2, 1, 64},   {63, 3, 3, 136},  {64, 8, 2, 256},  {65, 9, 1, 64},
+    {127, 40, 6, 136}, {1023, 8, 2, 64}, {300, 40, 40, 8}, {33, 300, 5, 64}, {1023, 3, 2, 768},
+};
+
+// Statistics such that mu and sd are of the order of 1 for x of that order. Experts 2i and 2i + 1 have the
+// same bias: for x = 0 their scores tie.
+struct RouterStatistics {
+    Array<float> m, v, mb, vb;
+    bool topk;
+    RouterStatistics(size_t E, size_t C, bool topk)
+        : m(normals<float>(E * C, 1 / std::sqrt(double(C)))), v(variances(E * C, 1.0 / C)),
+          mb(normals<float>(E, 0.5)), vb(variances(E, 0.5)), topk(topk) {
+        for (size_t j = 1; j < E; j += 2)
+            mb.initial[j] = mb.initial[j - 1], vb.initial[j] = vb.initial[j - 1];
+        mb.restore(), vb.restore();
+    }
+    // A topk router has rows only.
+    Statistics statistics() const {
+        return topk ? Statistics{m, nullptr, nullptr, nullptr} : Statistics{m, v, mb, vb};
+    }
+};
+
+// The reference's router: mu, sd (sparsity only), g (N,E).
+struct RouterScores {
+    Numbers mu, sd, g;
+    RouterScores(const RouterStatistics& s, const Numbers& x, size_t N, size_t E, size_t C)
+        : mu(N * E), sd(N * E), g(N * E) {
+        if (s.topk)
+            reference::linear_forward(g.data(), x.data(), s.m.before().data(), nullptr, N, C, E);
+        else
+            reference::router_forward(g.data(), mu.data(), sd.data(), x.data(), s.m.before().data(),
+                                      s.v.before().data(), s.mb.before().data(), s.vb.before().data(), N, E,
+                                      C);
+    }
+};
+
+static void test_router_forward(Gpu& gpu, const RouterCase& c, bool topk) {
+    const size_t N = c.N, E = c.E, K = c.K, C = c.C;
+    const std::string what =
+        strf("router_forward %s N %zu E %zu K %zu C %zu", topk ? "topk" : "sparsity", N, E, K, C);
+    const RouterStatistics s(E, C, topk);
+    Array<floatX> x = normals<floatX>(N * C);
+    if (N > 1) std::fill_n(x.initial.begin(), C, floatX(0.0f)), x.restore(); // a row of ties
+    const Array<float> mu(N * E), sd(N * E), g(N * E), weight(N * K), sum_p(E);
+    const Array<float> partial(blocks_for(N, router_block) * E);
+    const Array<int> choice(N * K);
+    const Routing routing = {mu, sd, g, choice, weight};
+    run(
+        what,
+        [&] { router_forward(routing, sum_p, partial, x, s.statistics(), topk, N, E, K, C, gpu.stream); }, mu,
+        sd, g, choice, weight, sum_p, partial);
+    const RouterScores expected(s, x.before(), N, E, C);
+    if (!topk) {
+        compare(what + " mu", mu, expected.mu, fp32_sum);
+        compare(what + " sd", sd, expected.sd, fp32_sum);
+    }
+    compare(what + " g", g, expected.g, fp32_sum);
+    check(!topk || (mu.untouched() && sd.untouched()), "%s: mu or sd", what.c_str());
+
+    // The choice by the scores as the kernel has them, so that none is too close to call.
+    const Numbers scores = g.after();
+    std::vector<int> rchoice(N * K), begin(E + 1), slot(N * K), token(N * K);
+    Numbers rweight(N * K), p(N * E), rsum_p(E);
+    reference::choice_forward(rchoice.data(), rweight.data(), scores.data(), N, E, K);
+    check(choice.result() == rchoice, "%s: the choice", what.c_str());
+    if (N > 1 && E > 1) check(scores[0] == scores[1], "%s: x = 0 makes a tie", what.c_str());
+    compare(what + " weight", weight, rweight, fp32_sum);
+    reference::dispatch(begin.data(), slot.data(), token.data(), rchoice.data(), N, E, K);
+    const double raux =
+        reference::balance_forward(p.data(), rsum_p.data(), scores.data(), begin.data(), N, E, K);
+    compare(what + " sum_p", sum_p, rsum_p, fp32_sum);
+    const Array<int> begins(begin);
+    const Array<double> aux(std::vector<double>{0.25});
+    run(
+        what, [&] { balance_forward(aux, sum_p, begins, 0.5f, N, E, K, gpu.stream); }, aux);
+    compare(what + " aux", aux, {0.25 + 0.5 * raux}, fp32_sum);
+}
+
+static void test_router_backward(Gpu& gpu, const RouterCase& c, bool topk) {
+    const size_t N = c.N, E = c.E, K = c.K, C = c.C;
+    const std::string what =
+        strf("router_backward %s N %zu E %zu K %zu C %zu", topk ? "topk" : "sparsity", N, E, K, C);
+    const RouterStatistics s(E, C, topk);
+    const Array<floatX> x = normals<floatX>(N * C),
+                        dslots = normals<floatX>(N * K * C, 0.02); // not to drown the router's part
+    const RouterScores scores(s, x.before(), N, E, C);
+    const Array<float> mu = to_gpu<float>(scores.mu), sd = to_gpu<float>(scores.sd),
+                       g = to_gpu<float>(scores.g);
+    std::vector<int> choices(N * K), begins(E + 1), slots(N * K), tokens(N * K);
+    Numbers weights(N * K), p(N * E), mean_p(E);
+    reference::choice_forward(choices.data(), weights.data(), g.before().data(), N, E, K);
+    reference::dispatch(begins.data(), slots.data(), tokens.data(), choices.data(), N, E, K);
+    reference::balance_forward(p.data(), mean_p.data(), g.before().data(), begins.data(), N, E, K);
+    const Array<int> choice(choices), begin(begins), slot(slots);
+    const Array<float> weight = to_gpu<float>(weights), dweight = normals<float>(N * K);
+    const float aux_scale = 2.0f * N; // so that the load balance weighs as much as the choice
+
+    const Array<floatX> dx(N * C);
+    const Array<float> dm = normals<float>(E * C), dv = normals<float>(E * C), dmb = normals<float>(E),
+                       dvb = normals<float>(E), dmu(N * E), dvar(N * E);
+    const Array<float> partial(
+        std::max<size_t>(blocks_for(N, router_block) * 2 * E, std::min(router_chunks, N) * 2 * E * C));
+    const Routing routing = {mu, sd, g, choice, weight};
+    run(
+        what,
+        [&] {
+            router_backward(dx, {dm, dv, dmb, dvb}, dmu, dvar, partial, dslots, dweight, slot, x, routing,
+                            s.statistics(), begin, aux_scale, topk, N, E, K, C, gpu.stream);
+        },
+        dx, dm, dv, dmb, dvb, dmu, dvar, partial);
+
+    Numbers rdx(N * C), rdg(N * E), rdm = dm.before(), rdv = dv.before(), rdmb = dmb.before(),
+                                    rdvb = dvb.before(), rdmu(N * E), rdvar(N * E), scratch(N * C);
+    reference::gather_backward(rdx.data(), dslots.before().data(), slots.data(), N, K, C);
+    reference::balance_backward(rdg.data(), p.data(), begins.data(), aux_scale, N, E, K);
+    reference::choice_backward(rdg.data(), dweight.before().data(), weight.before().data(), choices.data(), N,
+                               E, K);
+    if (topk) {
+        reference::linear_backward(scratch.data(), rdm.data(), nullptr, rdg.data(), x.before().data(),
+                                   s.m.before().data(), N, C, E);
+        for (size_t i = 0; i < N * C; i++) rdx[i] += scratch[i];
+        rdmu = rdg;
+    } else {
+        reference::router_backward(rdx.data(), rdm.data(), rdv.data(), rdmb.data(), rdvb.data(), rdmu.data(),
+                                   rdvar.data(), scratch.data(), rdg.data(), x.before().data(),
+                                   mu.before().data(), sd.before().data(), s.m.before().data(),
+                                   s.v.before().data(), N, E, C);
+        compare(what + " dvar", dvar, rdvar, fp32_sum);
+    }
+    compare(what + " dx", dx, rdx, rounded);
+    compare(what + " dmu", dmu, rdmu, fp32_sum);
+    compare(what + " dm", dm, rdm, fp32_sum);
+    compare(what + " dv", dv, rdv, fp32_sum); // topk: left as it was
+    compare(what + " dmb", dmb, rdmb, fp32_sum);
+    compare(what + " dvb", dvb, rdvb, fp32_sum);
+}
+
+// Scores that are not numbers: the choice stays within the experts, and NaN comes out.
+static void test_router_nan(Gpu& gpu, bool topk, size_t E, size_t K) {
+    const size_t N = 40, C = 16, bad = 33;
+    const std::string what = strf("router_forward, NaN, %s E %zu K %zu", topk ? "topk" : "sparsity", E, K);
+    Array<floatX> x = normals<floatX>(N * C);
+    for (const bool whole_row : {true, false}) { // or the score of one expert only
+        RouterStatistics statistics(E, C, topk);
+        if (whole_row)
+            x.initial[bad * C + 3] = floatX(NAN);
+        else
+            x.initial[bad * C + 3] = floatX(1.0f), statistics.m.initial[E / 2 * C] = NAN;
+        x.restore(), statistics.m.restore();
+        const Array<float> mu(N * E), sd(N * E), g(N * E), weight(N * K), sum_p(E);
+        const Array<float> partial(blocks_for(N, router_block) * E);
+        const Array<int> choice(N * K);
+        run(
+            what,
+            [&] {
+                router_forward({mu, sd, g, choice, weight}, sum_p, partial, x, statistics.statistics(), topk,
+                               N, E, K, C, gpu.stream);
+            },
+            g, choice, weight, sum_p, partial);
+        const std::vector<int> chosen = choice.result();
+        check(std::all_of(chosen.begin(), chosen.end(), [&](int j) { return j >= 0 && j < int(E); }),
+              "%s: an expert that is not there", what.c_str());
+        check(all_nan(sum_p.after()), "%s: sum_p hides the NaN", what.c_str());
+        const Numbers w = weight.after();
+        if (!whole_row) {
+            if (K == E) check(all_nan(w), "%s: the weights hide the NaN", what.c_str()); // it is chosen
+            continue;
+        }
+        check(all_nan(rows_of(w, bad, 1, K)) && none_nan(rows_of(w, 0, bad, K)) &&
+                  none_nan(rows_of(w, bad + 1, N - bad - 1, K)),
+              "%s: the weights", what.c_str());
+    }
+}
+
+static void test_router(Gpu& gpu) {
+    for (const bool topk : {false, true}) {
+        for (const RouterCase& c : router_cases) {
+            test_router_forward(gpu, c, topk);
+            test_router_backward(gpu, c, topk);
+        }
+        test_router_nan(gpu, topk, 3, 2);
+        test_router_nan(gpu, topk, 40, 40);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Dispatch, gather
+
+// The experts of N tokens: K different ones each, of all or of the first few; or the same for every token.
+static std::vector<int> choices(size_t N, size_t E, size_t K, const std::string& how) {
+    std::vector<int> choice(N * K);
+    const std::vector<int> random = integers(N * E, 1 << 30);
+    for (size_t n = 0; n < N; n++) {
+        std::vector<int> order(how == "few" ? std::min(E, K + 1) : E);
+        std::iota(order.begin(), order.end(), 0);
+        if (how == "same")
+            std::rotate(order.begin(), order.end() - 1, order.end()); // the last first
+        else
+            for (size_t j = order.size(); j > 1; j--)
+                std::swap(order[j - 1], order[random[n * E + j - 1] % j]);
+        std::copy_n(order.begin(), K, choice.begin() + n * K);
+    }
+    return choice;
+}
+
+static void test_dispatch(Gpu& gpu) {
+    for (const size_t N : token_counts)
+        for (const size_t E : {1, 2, 3, 8, 9, 40, 300})
+            for (const size_t K : std::set<size_t>{1, std::min<size_t>(2, E), E})
+                for (const char* how : {"random", "few", "same"}) {
+                    if (N * E * K > 1 << 17) continue;
+                    const std::string what = strf("dispatch N %zu E %zu K %zu, %s", N, E, K, how);
+                    const std::vector<int> chosen = choices(N, E, K, how);
+                    const Array<int> choice(chosen), begin(E + 1), slot(N * K), token(N * K),
+                        counts(E * blocks_for(N * K, dispatch_tile));
+                    run(
+                        what, [&] { dispatch(begin, slot, token, counts, choice, N, E, K, gpu.stream); },
+                        begin, slot, token, counts);
+                    std::vector<int> rbegin(E + 1), rslot(N * K), rtoken(N * K);
+                    reference::dispatch(rbegin.data(), rslot.data(), rtoken.data(), chosen.data(), N, E, K);
+                    check(begin.result() == rbegin, "%s: begin", what.c_str());
+                    check(slot.result() == rslot, "%s: slot", what.c_str());
+                    check(token.result() == rtoken, "%s: token", what.c_str());
+                }
+}
+
+static void test_gather(Gpu& gpu) {
+    for (const size_t N : token_counts)
+        for (const size_t C : channel_counts) {
+            const std::string what = strf("gather N %zu C %zu", N, C);
+            const size_t slots = N * (C % 3 + 1);
+            const Array<floatX> x = normals<floatX>(N * C), out(slots * C);
+            const std::vector<int> tokens = integers(slots, N);
+            const Array<int> token(tokens);
+            run(
+                what, [&] { gather(out, x, token, slots, C, gpu.stream); }, out);
+            Numbers expected(slots * C);
+            reference::gather(expected.data(), x.before().data(), tokens.data(), slots, C);
+            check(out.after() == expected, "%s", what.c_str());
+        }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Activation, and how many units fired
+
+static void test_activation(Gpu& gpu) {
+    for (const bool relu : {true, false})
+        for (const size_t count : {8, 256, 2056, 100000}) {
+            const std::string what = strf("activation %s %zu", relu ? "relu" : "gelu", count);
+            Array<floatX> h = normals<floatX>(count, 2);
+            h.initial[0] = floatX(0.0f), h.initial[1] = floatX(-0.0f), h.initial[2] = floatX(30.0f),
+            h.initial[3] = floatX(-30.0f);
+            h.restore();
+            Numbers expected(count), dexpected(count);
+            const Numbers before = h.before();
+            reference::activation_forward(expected.data(), before.data(), count, relu);
+            const Array<floatX> z(count), in_place(h.initial), dh = normals<floatX>(count);
+            run(
+                what, [&] { activation_forward(z, h, count, relu, gpu.stream); }, z);
+            compare(what, z, expected, rounded);
+            run(
+                what, [&] { activation_forward(in_place, in_place, count, relu, gpu.stream); }, in_place);
+            check(in_place.bits() == z.bits(), "%s in place", what.c_str());
+
+            reference::activation_backward(dexpected.data(), dh.before().data(), before.data(), count, relu);
+            run(
+                what, [&] { activation_backward(dh, h, count, relu, gpu.stream); }, dh);
+            compare(what + " backward", dh, dexpected, rounded);
+
+            const Array<unsigned long long> active(std::vector<unsigned long long>{1000});
+            const size_t fired = std::count_if(before.begin(), before.end(), [](double x) { return x > 0; });
+            run(
+                what, [&] { count_active(active, h, nullptr, count, gpu.stream); }, active);
+            check(active.result()[0] == 1000 + fired, "%s: count_active", what.c_str());
+            if (count % 128) continue;
+            std::vector<uint8_t> bits(count / 8);
+            for (size_t i = 0; i < count; i++) bits[i / 8] |= (before[i] > 0) << i % 8;
+            const Array<uint8_t> mask(bits);
+            run(
+                what, [&] { count_active(active, nullptr, (const uint4*)(uint8_t*)mask, count, gpu.stream); },
+                active);
+            check(active.result()[0] == 1000 + fired, "%s: count_active of a mask", what.c_str());
+        }
+    for (const bool relu : {true, false}) { // NaN stays NaN
+        const Array<floatX> h(16), z = normals<floatX>(16);
+        activation_forward(z, h, 16, relu, gpu.stream);
+        check(all_nan(z.after()));
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Combine
+
+static void test_combine(Gpu& gpu) {
+    struct Case {
+        size_t N, K, C;
+    };
+    for (const Case& c : std::vector<Case>{
+             {1, 1, 8}, {31, 2, 64}, {63, 8, 136}, {64, 1, 256}, {65, 2, 768}, {127, 3, 8}, {1023, 2, 64}}) {
+        const size_t N = c.N, K = c.K, C = c.C;
+        const std::string what = strf("combine N %zu K %zu C %zu", N, K, C);
+        std::vector<int> slots = integers(N * K, 1 << 30), order(N * K);
+        std::iota(order.begin(), order.end(), 0); // any permutation
+        std::sort(order.begin(), order.end(), [&](int a, int b) { return slots[a] < slots[b]; });
+        slots = order;
+        const Array<int> slot(slots);
+        const Array<float> weight = normals<float>(N * K, 0.3, 0.5), dweight(N * K);
+        const Array<floatX> x = normals<floatX>(N * C), y = normals<floatX>(N * K * C), out(N * C);
+        const NormTest norm(N, C);
+        run(
+            what,
+            [&] { combine_layernorm_forward(out, norm.norm(), x, y, weight, slot, N, K, C, gpu.stream); },
+            out, norm.out, norm.mean, norm.rstd);
+        Numbers rout(N * C), rdy(N * K * C), rdweight(N * K);
+        reference::combine_forward(rout.data(), x.before().data(), y.before().data(), weight.before().data(),
+                                   slots.data(), N, K, C);
+        compare(what, out, rout, rounded);
+        norm.compare_from(what, out.after());
+
+        const Array<floatX> dout = normals<floatX>(N * C), dy(N * K * C);
+        run(
+            what, [&] { combine_backward(dy, dweight, dout, y, weight, slot, N, K, C, gpu.stream); }, dy,
+            dweight);
+        reference::combine_backward(rdy.data(), rdweight.data(), dout.before().data(), y.before().data(),
+                                    weight.before().data(), slots.data(), N, K, C);
+        compare(what + " dy", dy, rdy, rounded);
+        compare(what + " dweight", dweight, rdweight, fp32_sum);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Classifier
+
+// The first V numbers of each row.
+static Numbers without_padding(const Numbers& padded, size_t N, size_t V, size_t Vp) {
+    Numbers out;
+    for (size_t n = 0; n < N; n++) out.insert(out.end(), &padded[n * Vp], &padded[n * Vp] + V);
+    return out;
+}
+
+static void test_classifier(Gpu& gpu) {
+    struct Case {
+        size_t N, V;
+        double size; // of the logits
+    };
+    for (const Case& c : std::vector<Case>{{1, 32, 1},
+                                           {65, 32, 5},
+                                           {63, 257, 1},
+                                           {127, 33, 3},
+                                           {31, 1000, 30},
+                                           {5, 50257, 2},
+                                           {3, 50304, 8}}) {
+        const size_t N = c.N, V = c.V, Vp = round_up(V, 64);
+        const std::string what = strf("classifier N %zu V %zu", N, V);
+        Array<floatX> logits = normals<floatX>(N * Vp, c.size, 10);
+        for (size_t i = 0; i < N * Vp; i++)
+            if (i % Vp >= V) logits.initial[i] = floatX(NAN); // padding that nobody may count
+        const std::vector<int> target = integers(N, V);
+        const Array<int> targets(target);
+        const Array<float> losses(N);
+        Numbers rlosses(N), rlogits = without_padding(logits.before(), N, V, Vp);
+        run(
+            what, [&] { classifier(losses, logits, targets, 0, N, V, Vp, gpu.stream); }, losses, logits);
+        check(logits.untouched(), "%s: an evaluation keeps the logits", what.c_str());
+        const Numbers evaluated = losses.after();
+        const float scale = 0.125f / N;
+        run(
+            what, [&] { classifier(losses, logits, targets, scale, N, V, Vp, gpu.stream); }, losses, logits);
+        reference::classifier(rlosses.data(), rlogits.data(), target.data(), N, V, scale);
+        compare(what + " losses", losses, rlosses, fp32_sum);
+        check(losses.after() == evaluated, "%s: the same losses in training and evaluation", what.c_str());
+        compare(what + " dlogits", without_padding(logits.after(), N, V, Vp), rlogits, rounded);
+    }
+    // A NaN among the logits reaches its row's loss and no other.
+    const size_t N = 3, V = 257, Vp = 320;
+    Array<floatX> logits = normals<floatX>(N * Vp);
+    logits.initial[Vp + 200] = floatX(NAN);
+    logits.restore();
+    const Array<int> targets(std::vector<int>{0, 1, 256});
+    const Array<float> losses(N);
+    classifier(losses, logits, targets, 0, N, V, Vp, gpu.stream);
+    const Numbers l = losses.after();
+    check(l[0] == l[0] && l[1] != l[1] && l[2] == l[2]);
+}
+
+static void test_sum_losses(Gpu& gpu) {
+    for (const size_t N : token_counts) {
+        const Array<float> losses = normals<float>(N, 1, 3);
+        const Array<double> total(std::vector<double>{1.5});
+        run(
+            "sum_losses", [&] { sum_losses_kernel<<<1, 1024, 0, gpu.stream>>>(total, losses, 0.25, N); },
+            total);
+        const Numbers l = losses.before();
+        compare(strf("sum_losses N %zu", N), total, {1.5 + 0.25 * std::accumulate(l.begin(), l.end(), 0.0)},
+                1e-12);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Update
+
+static void test_gradient_norm(Gpu& gpu) {
+    for (const size_t count : {32, 1024, 32 * 1057, 1 << 21}) {
+        Array<float> gradients = normals<float>(count);
+        const Array<double> norm(1), partial(norm_blocks);
+        auto launch = [&] { gradient_norm(norm, partial, gradients, count, gpu.stream); };
+        run("gradient_norm", launch, norm, partial);
+        const Numbers g = gradients.before();
+        const double expected = std::sqrt(std::inner_product(g.begin(), g.end(), g.begin(), 0.0));
+        compare(strf("gradient_norm of %zu", count), norm, {expected}, 1e-6);
+        gradients.initial[count - 1] = NAN;
+        gradients.restore();
+        launch();
+        check(all_nan(norm.after()), "gradient_norm hides a NaN");
+    }
+}
+
+// The two bf16 numbers beside x, or x itself twice.
+static void neighbours(double x, double* below, double* above) {
+    const float f = float(x);
+    uint32_t bits;
+    memcpy(&bits, &f, 4);
+    auto value = [](uint32_t b) {
+        float v;
+        memcpy(&v, &b, 4);
+        return double(v);
+    };
+    const double inner = value(bits & 0xffff0000),
+                 outer = bits & 0xffff ? value((bits & 0xffff0000) + 0x10000) : inner;
+    *below = std::min(inner, outer), *above = std::max(inner, outer);
+}
+
+static void test_rounding(Gpu& gpu) {
+    const size_t count = 32 * 101;
+    const Array<float> master = normals<float>(count);
+    const Numbers w = master.before();
+    Array<floatX> weights(count);
+    const Array<floatX> again(count);
+    check(rounding_key(7, 0) == 0 && rounding_key(7, 1) != 0 && rounding_key(7, 1) != rounding_key(7, 2) &&
+          rounding_key(7, 1) != rounding_key(8, 1));
+    round_weights(weights, master, 0, count, gpu.stream);
+    for (size_t i = 0; i < count; i++) weights.initial[i] = floatX(master.initial[i]);
+    check(weights.untouched(), "the first weights are rounded to the nearest");
+    run(
+        "round_weights", [&] { round_weights(weights, master, rounding_key(7, 1), count, gpu.stream); },
+        weights);
+    round_weights(again, master, rounding_key(7, 2), count, gpu.stream);
+    if (!bf16) {
+        check(weights.after() == w && again.after() == w);
+        return;
+    }
+    check(weights.bits() != again.bits(), "another step rounds with other bits");
+    // One of the two neighbours always; each in proportion to how close it is: the errors of many steps, away
+    // from zero and in units of the distance between the neighbours, have mean 0 and a variance of at most
+    // 1/4, over all weights as over the steps of one.
+    const size_t steps = 64;
+    double sum = 0;
+    Numbers of_weight(count);
+    for (size_t t = 1; t <= steps; t++) {
+        round_weights(weights, master, rounding_key(7, t), count, gpu.stream);
+        const Numbers got = weights.after();
+        size_t wrong = 0;
+        for (size_t i = 0; i < count; i++) {
+            double below, above;
+            neighbours(w[i], &below, &above);
+            wrong += !(got[i] == below || got[i] == above);
+            if (above > below) of_weight[i] += (std::fabs(got[i]) - std::fabs(w[i])) / (above - below);
+        }
+        check(wrong == 0, "%zu weights rounded further than to a neighbour", wrong);
+    }
+    double worst = 0;
+    for (const double error : of_weight) sum += error, worst = std::max(worst, std::fabs(error));
+    const double deviation = 0.5 * std::sqrt(double(steps));
+    check(std::fabs(sum) < 5 * deviation * std::sqrt(double(count)), "rounding is biased: %g", sum);
+    check(worst < 6 * deviation, "a weight is rounded one way too often: %g", worst);
+
+    // What bf16 holds exactly stays, infinity too, and NaN stays NaN whatever its bits.
+    std::vector<float> special = {0.0f, -0.0f, 1.0f, -2.5f, INFINITY, -INFINITY, NAN, -NAN, 0.0f, 0.0f};
+    const uint32_t nan_of_gpus = 0x7fffffff, negative_nan = 0xffffffff;
+    memcpy(&special[8], &nan_of_gpus, 4), memcpy(&special[9], &negative_nan, 4);
+    const Array<float> exact(special);
+    const Array<floatX> kept(special.size());
+    for (uint64_t t = 1; t <= 20; t++) {
+        round_weights(kept, exact, rounding_key(7, t), special.size(), gpu.stream);
+        const Numbers got = kept.after();
+        size_t wrong = 0;
+        for (size_t i = 0; i < special.size(); i++)
+            wrong += !(got[i] == special[i] || (got[i] != got[i] && special[i] != special[i]));
+        check(wrong == 0, "%zu numbers that need no rounding changed", wrong);
+    }
+}
+
+static void test_update(Gpu& gpu) {
+    const size_t count = 32 * 37;
+    struct Case {
+        double norm, loss;
+        float clip;
+        uint64_t t;
+    };
+    for (const Case& c : std::vector<Case>{{5, 1, 1, 1},
+                                           {0.5, 1, 1, 2},
+                                           {5, 1, 0, 1000},
+                                           {NAN, 1, 1, 3},
+                                           {INFINITY, 1, 1, 3},
+                                           {1, NAN, 1, 3}}) {
+        const std::string what =
+            strf("update norm %g loss %g clip %g t %d", c.norm, c.loss, c.clip, int(c.t));
+        const Array<float> master = normals<float>(count), gradients = normals<float>(count, 0.01),
+                           m = normals<float>(count, 0.01), v = variances(count, 1e-4);
+        const Array<floatX> weights(count);
+        Array<uint8_t> decays(std::vector<uint8_t>(count / 32));
+        for (size_t i = 0; i < count / 32; i++) decays.initial[i] = i % 3 == 0;
+        decays.restore();
+        const Array<Totals> totals(std::vector<Totals>{{c.loss, 0.5, 7, c.norm}});
+        AdamW a;
+        a.lr = 1e-2f, a.clip = c.clip;
+        const double fix_1 = 1 / (1 - std::pow(0.9, double(c.t))),
+                     fix_2 = 1 / (1 - std::pow(0.95, double(c.t)));
+        const uint64_t key = rounding_key(3, c.t);
+        floatX* to = bf16 ? (floatX*)weights : (floatX*)(float*)master; // in fp32 they are the same
+        run(
+            what,
+            [&] {
+                update_kernel<<<blocks_for(count / 4, 256), 256, 0, gpu.stream>>>(
+                    to, (float4*)(float*)master, (const float4*)(float*)gradients, (float4*)(float*)m,
+                    (float4*)(float*)v, decays, totals, a, float(fix_1), float(fix_2), key, count / 4);
+            },
+            weights, master, m, v);
+        if (!std::isfinite(c.norm + c.loss)) {
+            check(weights.untouched() && master.untouched() && m.untouched() && v.untouched(),
+                  "%s changes something", what.c_str());
+            continue;
+        }
+        Numbers rw = master.before(), rm = m.before(), rv = v.before();
+        const Numbers g = gradients.before();
+        const double scale = c.clip > 0 && c.norm > c.clip ? c.clip / c.norm : 1;
+        for (size_t i = 0; i < count; i++) {
+            const double G = scale * g[i], decay = i / 32 % 3 == 0 ? 0.1 : 0;
+            rm[i] = 0.9 * rm[i] + 0.1 * G;
+            rv[i] = 0.95 * rv[i] + 0.05 * G * G;
+            rw[i] -= 1e-2 * (fix_1 * rm[i] / (std::sqrt(fix_2 * rv[i]) + 1e-8) + decay * rw[i]);
+        }
+        compare(what + " m", m, rm, 1e-6);
+        compare(what + " v", v, rv, 1e-6);
+        compare(what + " weights", master, rw, 1e-6);
+        if (!bf16) continue;
+        const Array<floatX> expected(count); // what a resumed run makes of the master weights
+        round_weights(expected, master, key, count, gpu.stream);
+        check(weights.bits() == expected.bits(), "%s: the bf16 weights", what.c_str());
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Matrix products
+
+static void test_multiply(Gpu& gpu) {
+    struct Case {
+        size_t M, N, K;
+        bool a_transposed, b_transposed, accumulate;
+        size_t out_stride = 0, a_stride = 0;
+    };
+    std::vector<Case> cases = {
+        {65, 257, 64, false, true, false, 320, 0},  // the head: logits,
+        {65, 64, 257, false, false, false, 0, 320}, // the gradient of its input,
+        {257, 64, 65, true, false, true, 0, 320},   // and of its weights
+    };
+    for (const bool a_transposed : {false, true})
+        for (const bool b_transposed : {false, true})
+            for (const bool accumulate : {false, true})
+                for (const size_t tokens :
+                     token_counts) // stand where a row need not be a multiple of 16 bytes
+                    cases.push_back({a_transposed ? 136 : tokens, 72,
+                                     a_transposed && !b_transposed ? tokens : 64, a_transposed, b_transposed,
+                                     accumulate});
+    for (const Case& c : cases) {
+        const std::string what =
+            strf("multiply %zu x %zu x %zu%s%s%s", c.M, c.N, c.K, c.a_transposed ? " a^T" : "",
+                 c.b_transposed ? " b^T" : "", c.accumulate ? " +=" : "");
+        const size_t a_rows = c.a_transposed ? c.K : c.M, a_columns = c.a_transposed ? c.M : c.K;
+        const size_t a_stride = c.a_stride ? c.a_stride : a_columns,
+                     stride = c.out_stride ? c.out_stride : c.N;
+        Array<floatX> a = normals<floatX>(a_rows * a_stride);
+        const Array<floatX> b = normals<floatX>(c.K * c.N), out(c.M * stride);
+        for (size_t i = 0; i < a_rows * a_stride; i++)
+            if (i % a_stride >= a_columns) a.initial[i] = floatX(NAN);
+        a.restore();
+        const Array<float> sum = normals<float>(c.M * c.N);
+        Product p{c.accumulate ? (void*)(float*)sum : (void*)(floatX*)out, a, b, c.M, c.N, c.K};
+        p.a_transposed = c.a_transposed, p.b_transposed = c.b_transposed, p.accumulate = c.accumulate;
+        p.a_stride = c.a_stride, p.out_stride = c.out_stride;
+        run(
+            what, [&] { multiply(gpu, p); }, out, sum);
+        Numbers expected = c.accumulate ? sum.before() : Numbers(c.M * c.N);
+        reference::multiply(expected.data(), without_padding(a.before(), a_rows, a_columns, a_stride).data(),
+                            b.before().data(), c.M, c.N, c.K, c.a_transposed, c.b_transposed, c.accumulate);
+        if (c.accumulate)
+            compare(what, sum, expected, fp32_sum);
+        else
+            compare(what, without_padding(out.after(), c.M, c.N, stride), expected, rounded);
+    }
+    const Array<floatX> none(8); // nothing to multiply: nothing is written
+    multiply(gpu, {(floatX*)none, none, none, 0, 8, 8});
+    multiply(gpu, {(floatX*)none, none, none, 1, 8, 0});
+    check(none.untouched());
+}
+
+static void test_linear(Gpu& gpu) {
+    for (const size_t N : token_counts) {
+        const size_t C = 136, OC = 256;
+        const std::string what = strf("linear N %zu", N);
+        const Array<floatX> x = normals<floatX>(N * C), weight = normals<floatX>(OC * C, 0.1),
+                            bias = normals<floatX>(OC), out(N * OC), dx(N * C),
+                            dout = normals<floatX>(N * OC);
+        run(
+            what, [&] { linear_forward(gpu, out, x, weight, bias, N, C, OC); }, out);
+        Numbers rout(N * OC), rdx(N * C);
+        reference::linear_forward(rout.data(), x.before().data(), weight.before().data(),
+                                  bias.before().data(), N, C, OC);
+        compare(what, out, rout, rounded);
+        const Array<float> dweight = normals<float>(OC * C), dbias = normals<float>(OC),
+                           partial(bias_chunks * OC);
+        const Array<int> all(std::vector<int>{0, int(N)});
+        run(
+            what, [&] { linear_backward(gpu, dx, dweight, dbias, partial, dout, x, weight, all, N, C, OC); },
+            dx, dweight, dbias, partial);
+        Numbers rdweight = dweight.before(), rdbias = dbias.before();
+        reference::linear_backward(rdx.data(), rdweight.data(), rdbias.data(), dout.before().data(),
+                                   x.before().data(), weight.before().data(), N, C, OC);
+        compare(what + " dx", dx, rdx, rounded);
+        compare(what + " dweight", dweight, rdweight, fp32_sum);
+        compare(what + " dbias", dbias, rdbias, fp32_sum);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Experts
+
+struct ExpertsCase {
+    size_t N, E, K, D, C;
+    const char* how; // the choice; "dense": one expert, W_dec transposed
+};
+
+// Returns whether there were fused epilogues to test.
+static bool test_experts(Gpu& gpu, const ExpertsCase& c, bool relu, bool fused) {
+    const bool dense = c.how == std::string("dense");
+    const size_t N = c.N, E = c.E, K = c.K, D = c.D, C = c.C, slots = N * K;
+    std::vector<int> begins(E + 1), slot(slots), token(slots);
+    reference::dispatch(begins.data(), slot.data(), token.data(), choices(N, E, K, c.how).data(), N, E, K);
+    const std::string what = strf("experts %s%s N %zu E %zu K %zu D %zu C %zu, %s", relu ? "relu" : "gelu",
+                                  fused ? " fused" : "", N, E, K, D, C, c.how);
+    const Array<floatX> w_enc = normals<floatX>(E * D * C, 1 / std::sqrt(double(C))),
+                        b_enc = normals<floatX>(E * D, 0.5), b_dec = normals<floatX>(E * C),
+                        w_dec = normals<floatX>(E * D * C, 1 / std::sqrt(double(D))),
+                        x = normals<floatX>(slots * C);
+    const Array<int> begin(begins);
+    const Array<floatX> h(relu ? 0 : slots * D), z(slots * D), y(slots * C);
+    const Array<uint8_t> mask(relu && fused ? slots * round_up(D, 128) / 8 : 0);
+    const Experts e = {E,     D,     C,     relu,          fused, w_enc, b_enc, w_dec,
+                       b_dec, dense, begin, begins.data(), h,     z,     mask};
+    if (fused && !fused_epilogues(gpu, e, std::max<size_t>(1, slots / E))) return false;
+
+    run(
+        what, [&] { experts_encode(gpu, e, x), experts_decode(gpu, e, y); }, h, z, mask, y);
+    const Numbers rw_enc = w_enc.before(), rb_enc = b_enc.before(), rb_dec = b_dec.before(), rx = x.before();
+    Numbers rw_dec = w_dec.before();
+    if (dense) // (C,D) in memory
+        for (size_t i = 0; i < D; i++)
+            for (size_t k = 0; k < C; k++) rw_dec[i * C + k] = w_dec.before()[k * D + i];
+    const reference::Experts re = {
+        E, D, C, relu, rw_enc.data(), rb_enc.data(), rw_dec.data(), rb_dec.data(), begins.data()};
+    Numbers rh(slots * D), rz(slots * D), ry(slots * C);
+    reference::experts_forward(ry.data(), rz.data(), rh.data(), rx.data(), re);
+    if (!relu) compare(what + " h", h, rh, rounded);
+    compare(what + " z", z, rz, relu || fused ? rounded : rounded_twice);
+    compare(what + " y", y, ry, rounded_twice);
+    if (relu && fused && D % 128 == 0) { // no bits but those of units
+        const Array<unsigned long long> active(std::vector<unsigned long long>{0});
+        run(
+            what, [&] { count_active(active, z, (const uint4*)e.mask, slots * D, gpu.stream); }, active);
+        const Numbers units = z.after();
+        check(active.result()[0] ==
+                  size_t(std::count_if(units.begin(), units.end(), [](double u) { return u > 0; })),
+              "%s: units that fired", what.c_str());
+    }
+
+    // Backward from the units as the kernels left them.
+    const Array<floatX> dy = normals<floatX>(slots * C), dx(slots * C), dh(slots * D), db(E * D);
+    const Array<float> dw_enc = normals<float>(E * D * C), db_enc = normals<float>(E * D),
+                       dw_dec = normals<float>(E * D * C), db_dec = normals<float>(E * C),
+                       partial(std::max(bias_chunks, E) * std::max(C, D));
+    run(
+        what, [&] { experts_backward(gpu, e, dx, dw_enc, db_enc, dw_dec, db_dec, dh, db, partial, dy, x); },
+        dx, dw_enc, db_enc, dw_dec, db_dec, dh, db, partial);
+    rz = z.after(), rh = relu ? rz : h.after();
+    Numbers rdx(slots * C), rdh(slots * D), rdw_enc = dw_enc.before(), rdb_enc = db_enc.before(),
+                                            rdw_dec = dw_dec.before(), rdb_dec = db_dec.before();
+    auto transpose = [&](Numbers& w) {
+        Numbers was = w;
+        for (size_t i = 0; i < D && dense; i++)
+            for (size_t k = 0; k < C; k++) w[i * C + k] = was[k * D + i];
+    };
+    transpose(rdw_dec);
+    reference::experts_backward(rdx.data(), rdw_enc.data(), rdb_enc.data(), rdw_dec.data(), rdb_dec.data(),
+                                rdh.data(), dy.before().data(), rx.data(), rz.data(), rh.data(), re);
+    Numbers got_dw_dec = dw_dec.after();
+    transpose(got_dw_dec);
+    compare(what + " dh", dh, rdh, fused ? rounded : rounded_twice);
+    compare(what + " dx", dx, rdx, rounded_twice);
+    compare(what + " dw_enc", dw_enc, rdw_enc, rounded_twice); // fp32, from dh
+    compare(what + " db_enc", db_enc, rdb_enc, rounded_twice); // likewise
+    compare(what + " dw_dec", got_dw_dec, rdw_dec, fp32_sum);
+    compare(what + " db_dec", db_dec, rdb_dec, fp32_sum);
+    return true;
+}
+
+static void test_all_experts(Gpu& gpu) {
+    const std::vector<ExpertsCase> cases = {
+        {1, 1, 1, 8, 8, "random"},       {31, 2, 1, 64, 64, "random"},  {63, 3, 3, 72, 136, "random"},
+        {64, 8, 2, 128, 64, "few"},      {65, 9, 1, 136, 64, "same"},   {127, 40, 2, 64, 8, "random"},
+        {1023, 8, 2, 256, 64, "random"}, {65, 1, 1, 256, 136, "dense"}, {1, 1, 1, 64, 64, "dense"},
+    };
+    size_t fused = 0;
+    for (const bool relu : {true, false})
+        for (const ExpertsCase& c : cases) {
+            test_experts(gpu, c, relu, false);
+            fused += test_experts(gpu, c, relu, true);
+        }
+    if (!getenv("EMU_CUBLASLT_EPILOGUES")) check(fused > 0, "no fused epilogue was tested");
+}
+
+int main() {
+    return run_main([] {
+        Gpu gpu;
+        auto timed = [](const char* what, auto test) {
+            const double begin = now_seconds();
+            test();
+            if (getenv("MOEX_TEST_VERBOSE")) printf("-- %s: %.1f s\n", what, now_seconds() - begin);
+        };
+        timed("sum_partials", [&] { test_sum_partials(gpu); });
+        timed("layernorm", [&] { test_layernorm(gpu); });
+        timed("layernorm_backward", [&] { test_layernorm_backward(gpu); });
+        timed("embedding", [&] { test_embedding(gpu); });
+        timed("bias_backward", [&] { test_bias_backward(gpu); });
+        timed("attention", [&] { test_attentions(gpu); });
+        timed("expert_statistics", [&] { test_expert_statistics(gpu); });
+        timed("router", [&] { test_router(gpu); });
+        timed("dispatch", [&] { test_dispatch(gpu); });
+        timed("gather", [&] { test_gather(gpu); });
+        timed("activation", [&] { test_activation(gpu); });
+        timed("combine", [&] { test_combine(gpu); });
+        timed("classifier", [&] { test_classifier(gpu); });
+        timed("sum_losses", [&] { test_sum_losses(gpu); });
+        timed("gradient_norm", [&] { test_gradient_norm(gpu); });
+        timed("rounding", [&] { test_rounding(gpu); });
+        timed("update", [&] { test_update(gpu); });
+        timed("multiply", [&] { test_multiply(gpu); });
+        timed("linear", [&] { test_linear(gpu); });
+        timed("experts", [&] { test_all_experts(gpu); });
+        return finish();
+    });
+}
