@@ -112,7 +112,8 @@ $(B)/emu/%.cpp: $(B)/translate $(CUDA_SOURCES)
 	$(B)/translate $(firstword $(wildcard $*.cu test/$*.cu)) $@
 
 EMU_BINARIES = $(addprefix $(B)/,$(EMULATED) $(foreach t,$(CUDA_TESTS),$(t)_emu $(t)_fp32_emu) test_emu)
-EMU_COMPILE  = $(COMPILE) $(if $(SAN),-g0,-O2 $(if $(filter test_%,$(@F)),,-g)) -fno-strict-aliasing -I dev/emu/include -I test \
+EMU_CXXFLAGS ?= $(if $(SAN),$(CXXFLAGS) -g0,$(subst -O3,-O2,$(CXXFLAGS)) $(if $(filter test_%,$(@F)),,-g))
+EMU_COMPILE  = $(CXX) $(FLAGS) $(EMU_CXXFLAGS) $(OPENMP) -MMD -MP -fno-strict-aliasing -I dev/emu/include -I test \
                -MF $@.d -MT $@ $(filter %.cpp %.o,$^) -o $@
 $(B)/%_fp32_emu: private FLAGS += -DPRECISION_FP32
 $(B)/%_fp32_emu: $(B)/emu/%.cpp Makefile
