@@ -2,7 +2,7 @@
 // active size (4 layers, 4 heads, C 128, T 256, B 4, V 96: the model llm.c's CPU trainer was timed on), the
 // matrix products behind them, and what skipping relu's zeros buys, each beside the machine's own measured
 // peak.
-//   bench_cpu [--steps N] [--what table|sparse|moe|dense]     moe, dense: one line of JSON for peers.sh
+//   bench_cpu [--steps N] [--what table|moe|dense]     moe, dense: one line of JSON for peers.sh
 #include "../cpu/model.h"
 #include "../lib/options.h"
 #include "../lib/terminal.h"
@@ -49,45 +49,60 @@ static double copy_bandwidth() {
     return best;
 }
 
-struct Timing {
-    double ms, tok_s, gflops, l0;
-};
+// One model and its training step. density > 0: the biases of the experts are shifted first so that about
+// this share of the units fires, as it would in a trained model.
+struct Row {
+    static constexpr size_t B = 4, T = 256, V = 96;
+    const char* what;
+    Model model;
+    std::vector<int32_t> x, y;
+    std::vector<double> ms;
+    uint64_t steps = 0;
 
-// One model's training step. density > 0: the biases of the experts are shifted first so that about this
-// share of the units fires, as it would in a trained model.
-static Timing time_step(const char* ffn, const char* act, double density, int64_t steps) {
-    const size_t B = 4, T = 256, V = 96;
-    Config c;
-    c.n_layer = 4, c.n_head = 4, c.n_embd = 128, c.block_size = T, c.vocab_size = V, c.ffn = ffn, c.act = act;
-    Model model(c, B, T);
-    init_parameters(c, model.table, model.weights.data, 1);
-    std::vector<int32_t> x(B * T), y(B * T);
-    for (size_t i = 0; i < B * T; i++)
-        x[i] = int32_t(random_u64(1, 2, i) % V), y[i] = (x[i] * 7 + 3) % int32_t(V);
-    auto shift = [&](real by) {
-        for (LayerParameters<real>& h : model.w.h) std::fill(h.b_enc, h.b_enc + c.n_expert * c.d_expert, by);
+    static Config config(const char* ffn, const char* act) {
+        Config c;
+        c.n_layer = 4, c.n_head = 4, c.n_embd = 128, c.block_size = T, c.vocab_size = V;
+        c.ffn = ffn, c.act = act;
+        return c;
+    }
+    Row(const char* what, const char* ffn, const char* act, double density)
+        : what(what), model(config(ffn, act), B, T), x(B * T), y(B * T) {
+        init_parameters(model.config, model.table, model.weights.data, 1);
+        for (size_t i = 0; i < B * T; i++)
+            x[i] = int32_t(random_u64(1, 2, i) % V), y[i] = (x[i] * 7 + 3) % int32_t(V);
+        real low = -4, high = 0;
+        for (int i = 0; i < 20 && density > 0; i++)
+            (share_with_bias((low + high) / 2) > density ? high : low) = (low + high) / 2;
+        for (int i = 0; i < 3; i++) step(); // the first steps grow the workspaces
+        ms.clear();
+    }
+    double share_with_bias(real b_enc) {
+        const Config& c = model.config;
+        for (LayerParameters<real>& h : model.w.h)
+            std::fill(h.b_enc, h.b_enc + c.n_expert * c.d_expert, b_enc);
         model.statistics_stale = true;
         forward(model, x.data(), y.data(), B, T);
         return mean_l0(model) / c.dense_width();
-    };
-    if (density > 0) {
-        real low = -4, high = 0;
-        for (int i = 0; i < 20; i++) (shift((low + high) / 2) > density ? high : low) = (low + high) / 2;
     }
-    std::vector<double> ms;
-    for (int64_t step = 0; step < steps + 3; step++) {
+    void step() {
         const double begin = now_seconds();
         zero_gradients(model);
         forward(model, x.data(), y.data(), B, T, 1);
         backward(model, real(1e-3));
         const double norm = gradient_norm(model);
-        // With a set density the weights stay: the step costs the same, the activity does not drift away.
-        update(model, {density > 0 ? 1e-12 : 1e-3}, uint64_t(step + 1), norm > 1 ? 1 / norm : 1);
-        if (step >= 3) ms.push_back(1e3 * (now_seconds() - begin)); // the first steps grow the workspaces
+        // The weights hardly move: a step costs the same, and the share of active units stays what it was.
+        update(model, {1e-12}, ++steps, norm > 1 ? 1 / norm : 1);
+        ms.push_back(1e3 * (now_seconds() - begin));
     }
-    const double m = median(ms);
-    return {m, 1e3 * B * T / m, flops_per_token(c, T) * B * T / m / 1e6, mean_l0(model)};
-}
+    double tok_s() const { return 1e3 * B * T / median(ms); }
+    double gflops() const { return flops_per_token(model.config, T) * tok_s() / 1e9; }
+    // How fast beside another row: median over the rounds of its time divided by ours, of the same round.
+    double speed_beside(const Row& other) const {
+        std::vector<double> ratios;
+        for (size_t i = 0; i < ms.size(); i++) ratios.push_back(other.ms[i] / ms[i]);
+        return median(ratios);
+    }
+};
 
 static void table(int64_t steps) {
     const int threads = omp_get_max_threads();
@@ -116,24 +131,23 @@ static void table(int64_t steps) {
         }
         printf("  %-30s %6.0f  (%2.0f%%)\n", s.what, median(rates), 100 * median(rates) / peak);
     }
-    printf("\ntraining step, 4 layers, 4 heads, C 128, T 256, B 4, V 96: median of %lld\n", (long long)steps);
-    printf("  %-34s %9s %9s %9s %7s %6s\n", "", "ms", "tok/s", "GFLOP/s", "peak", "l0");
-    struct Row {
-        const char *what, *ffn, *act;
-        double density;
-    };
-    for (const Row& r : {Row{"dense twin, gelu (GPT-2)", "dense", "gelu", 0},
-                         {"dense twin, relu", "dense", "relu", 0},
-                         {"MoE, gelu", "moe", "gelu", 0},
-                         {"MoE-X, half of the units fire", "moe", "relu", 0},
-                         {"MoE-X, 20% fire (as in the demo)", "moe", "relu", 0.20},
-                         {"MoE-X, 10% fire", "moe", "relu", 0.10},
-                         {"MoE-X, 4% fire", "moe", "relu", 0.04}}) {
-        const Timing t = time_step(r.ffn, r.act, r.density, steps);
-        printf("  %-34s %9.2f %9.0f %9.1f %6.0f%% %6.0f\n", r.what, t.ms, t.tok_s, t.gflops,
-               100 * t.gflops / peak, t.l0);
-        fflush(stdout);
-    }
+    // A machine's clock wanders. The rows take turns, one step each, so that they all meet the same machine.
+    printf("\ntraining step, 4 layers, 4 heads, C 128, T 256, B 4, V 96: median of %lld, the rows in turn;\n"
+           "the last column is the speed beside the dense twin's in the same turn\n",
+           (long long)steps);
+    printf("  %-34s %9s %9s %9s %7s %6s %9s\n", "", "ms", "tok/s", "GFLOP/s", "peak", "l0", "of dense");
+    Row rows[] = {{"dense twin, gelu (GPT-2)", "dense", "gelu", 0},
+                  {"dense twin, relu", "dense", "relu", 0},
+                  {"MoE, gelu", "moe", "gelu", 0},
+                  {"MoE-X, half of the units fire", "moe", "relu", 0},
+                  {"MoE-X, 20% fire (as in the demo)", "moe", "relu", 0.20},
+                  {"MoE-X, 10% fire", "moe", "relu", 0.10},
+                  {"MoE-X, 4% fire", "moe", "relu", 0.04}};
+    for (int64_t i = 0; i < steps; i++)
+        for (Row& row : rows) row.step();
+    for (const Row& row : rows)
+        printf("  %-34s %9.2f %9.0f %9.1f %6.0f%% %6.0f %9.3f\n", row.what, median(row.ms), row.tok_s(),
+               row.gflops(), 100 * row.gflops() / peak, mean_l0(row.model), row.speed_beside(rows[0]));
 }
 
 int main(int argc, char** argv) {
@@ -141,14 +155,15 @@ int main(int argc, char** argv) {
         int64_t steps = 60;
         std::string what = "table";
         Options options("bench_cpu", "Measures the reference on this machine.");
-        options.add(0, "steps", "N", &steps, 1, 100000, "steps to take the median of");
+        options.add(0, "steps", "N", &steps, 1, 100000, "steps of each model to take the median of");
         options.add(0, "what", &what, {"table", "moe", "dense"},
                     "all for people, or one model as a line of JSON");
         if (!options.parse(argc, argv)) return 0;
         if (what == "table") return table(steps), 0;
-        const Timing t = time_step(what.c_str(), what == "moe" ? "relu" : "gelu", 0, steps);
+        Row row("", what.c_str(), what == "moe" ? "relu" : "gelu", 0);
+        for (int64_t i = 0; i < steps; i++) row.step();
         printf("{\"what\": \"moex %s\", \"ms_median\": %.3f, \"tok_s\": %.0f, \"threads\": %d}\n",
-               what.c_str(), t.ms, t.tok_s, omp_get_max_threads());
+               what.c_str(), median(row.ms), row.tok_s(), omp_get_max_threads());
         return 0;
     });
 }

@@ -11,13 +11,12 @@ constexpr size_t attention_block = 64; // queries and keys per block, a multiple
 
 // Scratch of one thread: operands packed once per head, and blocks of S and dP.
 struct AttentionScratch {
-    real *a, *b[4], *block[2], *row[2];
+    real *b[4], *block[2], *row[2];
     AttentionScratch(size_t T, size_t HS) {
         static thread_local Workspace memory;
         const size_t bl = attention_block, rows = round_up(T, bl), columns = round_up(HS, NR);
-        const size_t a_size = round_up(bl, MR) * std::max(bl, HS), b_size = rows * columns;
-        real* p = memory.reserve(a_size + 4 * b_size + 2 * bl * bl + 2 * rows + 8 * bl);
-        a = p, p += a_size;
+        const size_t b_size = rows * columns;
+        real* p = memory.reserve(4 * b_size + 2 * bl * bl + 2 * rows + 8 * bl);
         for (real*& x : b) x = p, p += b_size;
         for (real*& x : block) x = p, p += bl * bl;
         for (real*& x : row) x = p, p += rows;
@@ -52,8 +51,7 @@ inline void attention_forward(real* out, real* lse, const real* qkv, size_t B, s
                 std::fill(sum, sum + block, real(0));
                 for (size_t j0 = 0; j0 <= i0; j0 += block) {
                     const size_t columns = std::min(block, T - j0);
-                    multiply_block(s, block, q.from(i0, 0), keys + j0 * HS, HS, scratch.a, rows, columns, HS,
-                                   false);
+                    multiply_block(s, block, q.from(i0, 0), keys + j0 * HS, HS, rows, columns, HS, false);
                     if (j0 == i0) mask_future(s, rows, columns, i0, j0, -INFINITY);
                     for (size_t i = 0; i < rows; i++) {
                         real* row = s + i * block;
@@ -68,8 +66,7 @@ inline void attention_forward(real* out, real* lse, const real* qkv, size_t B, s
                         sum[i] = sum[i] * fade + total;
                         most[i] = m;
                     }
-                    multiply_block(o, C, row_major(s, block), values + j0 * NR, T, scratch.a, rows, HS,
-                                   columns, j0 > 0);
+                    multiply_block(o, C, row_major(s, block), values + j0 * NR, T, rows, HS, columns, j0 > 0);
                 }
                 for (size_t i = 0; i < rows; i++) {
                     for (size_t d = 0; d < HS; d++) o[i * C + d] /= sum[i];
@@ -115,10 +112,8 @@ inline void attention_backward(real* dqkv, const real* dout, const real* out, co
                 pack_b(k_rows, k.from(j0, 0), keys, HS);
                 for (size_t i0 = j0; i0 < T; i0 += block) {
                     const size_t queries = std::min(block, T - i0);
-                    multiply_block(p, block, k.from(j0, 0), q_t + i0 * HS, HS, scratch.a, keys, queries, HS,
-                                   false);
-                    multiply_block(ds, block, v.from(j0, 0), o_t + i0 * HS, HS, scratch.a, keys, queries, HS,
-                                   false);
+                    multiply_block(p, block, k.from(j0, 0), q_t + i0 * HS, HS, keys, queries, HS, false);
+                    multiply_block(ds, block, v.from(j0, 0), o_t + i0 * HS, HS, keys, queries, HS, false);
                     const real* l = lse + (b * NH + h) * T + i0;
                     for (size_t j = 0; j < keys; j++) {
                         const size_t first = i0 == j0 ? j : 0; // queries before the key do not see it
@@ -130,12 +125,12 @@ inline void attention_backward(real* dqkv, const real* dout, const real* out, co
                             ds[j * block + i] = scale * pij * (ds[j * block + i] - delta[i0 + i]);
                         }
                     }
-                    multiply_block(dv + j0 * C3, C3, row_major(p, block), o_rows + i0 * NR, T, scratch.a,
-                                   keys, HS, queries, i0 > j0);
-                    multiply_block(dk + j0 * C3, C3, row_major(ds, block), q_rows + i0 * NR, T, scratch.a,
-                                   keys, HS, queries, i0 > j0);
-                    multiply_block(dq + i0 * C3, C3, row_major(ds, block).transposed(), k_rows, keys,
-                                   scratch.a, queries, HS, keys, j0 > 0);
+                    multiply_block(dv + j0 * C3, C3, row_major(p, block), o_rows + i0 * NR, T, keys, HS,
+                                   queries, i0 > j0);
+                    multiply_block(dk + j0 * C3, C3, row_major(ds, block), q_rows + i0 * NR, T, keys, HS,
+                                   queries, i0 > j0);
+                    multiply_block(dq + i0 * C3, C3, row_major(ds, block).transposed(), k_rows, keys, queries,
+                                   HS, keys, j0 > 0);
                 }
             }
         }

@@ -3,9 +3,11 @@
 // (the experts of a layer) in one parallel region.
 //
 // b is packed into panels of NR columns, so that the inner kernel streams it while it keeps an MR x NR tile
-// of the output in registers; a is read where it is when its rows are contiguous, and packed when it is a
-// transpose. Every output element is summed over k in the same order whatever the blocking of rows and
-// columns and whatever the number of threads: the bits do not depend on them.
+// of the output in registers; a is read where it is, since the kernel takes one number of it for every NR of
+// b, and only a transpose that is read many times is copied together. Each thread packs what it multiplies
+// with: no thread waits for another, and nothing has to come out of another core's cache. Every output
+// element is summed over k in the same order whatever the blocking of rows and columns and whatever the
+// number of threads: the bits do not depend on them.
 #pragma once
 #include "real.h"
 #include <algorithm>
@@ -17,19 +19,26 @@
 #include <vector>
 
 constexpr size_t MR = vector_registers == 32 ? 8 : 6, NV = 2, NR = NV * vector_length;
-constexpr size_t KC = 512;     // k in blocks of KC: MR rows of a stay in the first-level cache
-constexpr size_t MC = 96;      // rows of one work item (a multiple of MR)
-constexpr size_t NC = 16 * NR; // columns of one work item
+constexpr size_t KC = 512;    // k in blocks of KC: MR rows of a stay in the first-level cache
+constexpr size_t MC = 8 * MR; // rows in blocks of MC: KC x MC numbers of a transpose that was copied, and
+constexpr size_t NC = 8 * NR; // columns in blocks of NC: KC x NC of packed b, stay in the second
 
-// A matrix that is read: element (i, j) at data[i * row + j * column].
+// A matrix that is read: element (i, j) at data[i * row + j * column]; with an index, row i is row index[i]
+// of what is at data (and there is no transpose).
 struct Matrix {
     const real* data;
     size_t row, column;
-    real at(size_t i, size_t j) const { return data[i * row + j * column]; }
+    const int32_t* index = nullptr;
+    const real* line(size_t i) const { return data + (index ? size_t(index[i]) : i) * row; }
+    real at(size_t i, size_t j) const { return line(i)[j * column]; }
     Matrix transposed() const { return {data, column, row}; }
-    Matrix from(size_t i, size_t j) const { return {data + i * row + j * column, row, column}; }
+    Matrix from(size_t i, size_t j) const {
+        return {data + (index ? 0 : i * row) + j * column, row, column, index ? index + i : nullptr};
+    }
 };
-inline Matrix row_major(const real* data, size_t columns) { return {data, columns, 1}; }
+inline Matrix row_major(const real* data, size_t columns, const int32_t* index = nullptr) {
+    return {data, columns, 1, index};
+}
 
 inline size_t round_up(size_t x, size_t to) { return (x + to - 1) / to * to; }
 
@@ -66,12 +75,13 @@ struct Workspace {
 
 // A square of vector_length vectors, transposed in registers: in round S = 1, 2, 4, .. rows i and i + S
 // exchange the entries whose column has bit S the other way round.
-template <size_t S, size_t... lane> void exchange(vec& a, vec& b, std::index_sequence<lane...>) {
+template <size_t S, size_t... lane>
+[[gnu::always_inline]] inline void exchange(vec& a, vec& b, std::index_sequence<lane...>) {
     const vec first = __builtin_shufflevector(a, b, (lane & S ? vector_length + lane - S : lane)...);
     b = __builtin_shufflevector(a, b, (lane & S ? vector_length + lane : lane + S)...);
     a = first;
 }
-template <size_t S = 1> void transpose(vec* rows) {
+template <size_t S = 1> [[gnu::always_inline]] inline void transpose(vec* rows) {
     if constexpr (S < vector_length) {
 #pragma GCC unroll 16
         for (size_t i = 0; i < vector_length; i++)
@@ -80,71 +90,45 @@ template <size_t S = 1> void transpose(vec* rows) {
     }
 }
 
-// `width` consecutive "lanes" of a matrix, interleaved: packed[k * width + lane] for k < count, lanes beyond
-// `lanes` zero. lane_stride and k_stride say where element (lane, k) is.
-template <size_t width> void pack_panel(real* packed, const real* data, size_t lane_stride, size_t k_stride,
-                                        size_t lanes, size_t count) {
-    if (lane_stride == 1 && lanes == width) {
-        for (size_t k = 0; k < count; k++)
-            for (size_t lane = 0; lane < width; lane++) packed[k * width + lane] = data[k * k_stride + lane];
-        return;
-    }
-    size_t done = 0;
-    if constexpr (width % vector_length == 0) // whole squares, when each lane is contiguous
-        for (; k_stride == 1 && lanes == width && done + vector_length <= count; done += vector_length)
-            for (size_t lane = 0; lane < width; lane += vector_length) {
-                vec square[vector_length];
-#pragma GCC unroll 16
-                for (size_t i = 0; i < vector_length; i++)
-                    square[i] = *(const vec*)(data + (lane + i) * lane_stride + done);
-                transpose(square);
-#pragma GCC unroll 16
-                for (size_t i = 0; i < vector_length; i++)
-                    *(vec*)(packed + (done + i) * width + lane) = square[i];
-            }
-    for (size_t lane = 0; lane < width; lane++)
-        for (size_t k = done; k < count; k++)
-            packed[k * width + lane] = lane < lanes ? data[lane * lane_stride + k * k_stride] : real(0);
-}
-
-// a (rows, count) -> panels of MR rows, each (count, MR).
-inline void pack_a(real* packed, Matrix a, size_t rows, size_t count) {
-    for (size_t i = 0; i < rows; i += MR)
-        pack_panel<MR>(packed + i * count, a.data + i * a.row, a.row, a.column, std::min(MR, rows - i),
-                       count);
-}
-
-// b (count, columns) -> panels of NR columns, each (count, NR).
+// b (count, columns) -> panels of NR columns, each (count, NR), the columns beyond the last zero.
 inline void pack_b(real* packed, Matrix b, size_t count, size_t columns) {
-    for (size_t j = 0; j < columns; j += NR)
-        pack_panel<NR>(packed + j * count, b.data + j * b.column, b.column, b.row, std::min(NR, columns - j),
-                       count);
+    for (size_t j = 0; j < columns; j += NR, packed += count * NR) {
+        const size_t width = std::min(NR, columns - j);
+        const Matrix panel = b.from(0, j);
+        size_t k = 0;
+        if (panel.column == 1 && width == NR)
+            for (; k < count; k++) std::memcpy(packed + k * NR, panel.line(k), NR * sizeof(real));
+        else if (panel.row == 1 && width == NR) // a transpose: whole squares
+            for (; k + vector_length <= count; k += vector_length)
+                for (size_t lane = 0; lane < NR; lane += vector_length) {
+                    vec square[vector_length];
+#pragma GCC unroll 16
+                    for (size_t i = 0; i < vector_length; i++)
+                        square[i] = *(const vec*)(panel.data + (lane + i) * panel.column + k);
+                    transpose(square);
+#pragma GCC unroll 16
+                    for (size_t i = 0; i < vector_length; i++)
+                        *(vec*)(packed + (k + i) * NR + lane) = square[i];
+                }
+        for (; k < count; k++)
+            for (size_t lane = 0; lane < NR; lane++)
+                packed[k * NR + lane] = lane < width ? panel.at(k, lane) : real(0);
+    }
 }
 
 // out (rows, columns) = (accumulate ? out : bias or 0) + sum over k < count of a(i,k) b[k][j], rows <= MR,
-// columns
-// <= NR; b is a panel (count, NR). Rows beyond the last read the last one again and are dropped.
-inline void kernel(real* out, size_t out_row, const real* a, size_t a_row, size_t a_column, const real* b,
-                   size_t count, size_t rows, size_t columns, bool accumulate, const real* bias) {
-    vec acc[MR][NV];
+// columns <= NR; b is a panel (count, NR). Rows beyond the last read the last one again and are dropped. What
+// is at out comes last and is asked for first: it is on its way from memory while the sum runs.
+// (The parts of a come one by one: a struct on the stack costs the kernel more than a few of its rounds.)
+inline void kernel(real* out, size_t out_row, const real* a, size_t a_row, size_t a_column,
+                   const int32_t* a_index, const real* b, size_t count, size_t rows, size_t columns,
+                   bool accumulate, const real* bias) {
+    vec sum[MR][NV] = {};
     const real* row[MR];
-    alignas(64) real edge[MR * NR];
-    const bool whole = rows == MR && columns == NR;
-    for (size_t i = 0; i < MR; i++) row[i] = a + std::min(i, rows - 1) * a_row;
-    if (accumulate || bias) {
-        for (size_t i = 0; i < MR && !whole; i++)
-            for (size_t j = 0; j < NR; j++)
-                edge[i * NR + j] =
-                    i < rows && j < columns ? (accumulate ? out[i * out_row + j] : bias[j]) : real(0);
-        for (size_t i = 0; i < MR; i++)
-            for (size_t v = 0; v < NV; v++)
-                acc[i][v] = *(const vec*)((!whole       ? edge + i * NR
-                                           : accumulate ? out + i * out_row
-                                                        : bias) +
-                                          v * vector_length);
-    } else {
-        for (size_t i = 0; i < MR; i++)
-            for (size_t v = 0; v < NV; v++) acc[i][v] = vec{};
+    for (size_t i = 0; i < MR; i++) {
+        const size_t r = std::min(i, rows - 1);
+        row[i] = a + (a_index ? size_t(a_index[r]) : r) * a_row;
+        for (size_t j = 0; j < columns; j += 64 / sizeof(real)) __builtin_prefetch(out + r * out_row + j, 1);
     }
     for (size_t k = 0, at = 0; k < count; k++, at += a_column, b += NR) {
         vec bk[NV];
@@ -152,30 +136,38 @@ inline void kernel(real* out, size_t out_row, const real* a, size_t a_row, size_
 #pragma GCC unroll 16
         for (size_t i = 0; i < MR; i++)
 #pragma GCC unroll 4
-            for (size_t v = 0; v < NV; v++) acc[i][v] += row[i][at] * bk[v];
+            for (size_t v = 0; v < NV; v++) sum[i][v] += row[i][at] * bk[v];
     }
-    for (size_t i = 0; i < MR; i++)
-        for (size_t v = 0; v < NV; v++)
-            *(vec*)((whole ? out + i * out_row : edge + i * NR) + v * vector_length) = acc[i][v];
-    for (size_t i = 0; i < rows && !whole; i++)
-        for (size_t j = 0; j < columns; j++) out[i * out_row + j] = edge[i * NR + j];
+    if (rows == MR && columns == NR) {
+        for (size_t i = 0; i < MR; i++) {
+            real* to = out + i * out_row;
+            const real* start = accumulate ? to : bias;
+            for (size_t v = 0; v < NV; v++)
+                *(vec*)(to + v * vector_length) =
+                    start ? *(const vec*)(start + v * vector_length) + sum[i][v] : sum[i][v];
+        }
+    } else {
+        real edge[MR * NR];
+        std::memcpy(edge, sum, sizeof edge);
+        for (size_t i = 0; i < rows; i++)
+            for (size_t j = 0; j < columns; j++) {
+                real& to = out[i * out_row + j];
+                to = (accumulate ? to : bias ? bias[j] : 0) + edge[i * NR + j];
+            }
+    }
 }
 
 // out (rows, columns) (+)= a b for a block of rows of a and packed b. b_count is the k-length the panels of b
-// were packed with (b itself may point to a later k inside its panels). scratch: room for the rows of a,
-// packed.
-inline void multiply_block(real* out, size_t out_row, Matrix a, const real* b, size_t b_count, real* scratch,
-                           size_t rows, size_t columns, size_t count, bool accumulate,
-                           const real* bias = nullptr) {
-    const bool pack = a.column != 1; // a transpose: its k run down a column, far apart in memory
-    if (pack) pack_a(scratch, a, rows, count);
-    const real* from = pack ? scratch : a.data;
-    const size_t a_row = pack ? 1 : a.row, a_column = pack ? MR : 1, next_rows = pack ? count : a.row;
+// were packed with (b itself may point to a later k inside its panels).
+inline void multiply_block(real* out, size_t out_row, Matrix a, const real* b, size_t b_count, size_t rows,
+                           size_t columns, size_t count, bool accumulate, const real* bias = nullptr) {
     for (size_t j = 0; j < columns; j += NR)
-        for (size_t i = 0; i < rows; i += MR)
-            kernel(out + i * out_row + j, out_row, from + i * next_rows, a_row, a_column, b + j * b_count,
-                   count, std::min(MR, rows - i), std::min(NR, columns - j), accumulate,
+        for (size_t i = 0; i < rows; i += MR) {
+            const Matrix tile = a.from(i, 0);
+            kernel(out + i * out_row + j, out_row, tile.data, tile.row, tile.column, tile.index,
+                   b + j * b_count, count, std::min(MR, rows - i), std::min(NR, columns - j), accumulate,
                    bias ? bias + j : nullptr);
+        }
 }
 
 // out (M,N) = a (M,K) b (K,N) [+ bias (N)], or += with accumulate.
@@ -187,52 +179,68 @@ struct Product {
     const real* bias = nullptr;
 };
 
-// Work item q of a group whose member p has items(p) of them: sets p, returns the number of the item within
-// p.
+// The rows from i and up to NC columns from j of a product, by one thread.
+inline void multiply_part(const Product& g, size_t i, size_t j, size_t rows, size_t columns) {
+    static thread_local Workspace memory;
+    real *packed = memory.reserve(KC * NC + KC * MC), *together = packed + KC * NC;
+    for (size_t k = 0; k < g.K; k += KC) {
+        const size_t count = std::min(KC, g.K - k);
+        pack_b(packed, g.b.from(k, j), count, columns);
+        for (size_t r = i; r < i + rows; r += MC) {
+            const size_t n = std::min(MC, i + rows - r);
+            Matrix a = g.a.from(r, k);
+            if (a.column != 1 && a.row == 1 &&
+                columns == NC) { // a transpose whose k are far apart, read often
+                for (size_t l = 0; l < count; l++)
+                    std::memcpy(together + l * MC, a.data + l * a.column, n * sizeof(real));
+                a = {together, 1, MC};
+            }
+            multiply_block(g.out + r * g.N + j, g.N, a, packed, count, n, columns, count,
+                           g.accumulate || k > 0, g.bias ? g.bias + j : nullptr);
+        }
+    }
+}
+
+// Item q of a group whose member p has items(p) of them: sets p, returns the number of the item within p.
 template <class Items> size_t locate(size_t q, size_t* p, Items items) {
     for (*p = 0; q >= items(*p); ++*p) q -= items(*p);
     return q;
 }
 
-inline void multiply(const Product* products, size_t n_products) {
-    static Workspace memory;
-    auto panels = [&](size_t p) { return (products[p].N + NR - 1) / NR; };
-    auto column_blocks = [&](size_t p) { return (products[p].N + NC - 1) / NC; };
-    auto blocks = [&](size_t p) { return (products[p].M + MC - 1) / MC * column_blocks(p); };
-    auto packed_before = [&](size_t p) { // elements of the packed b of the products before p
-        size_t sum = 0;
-        for (size_t i = 0; i < p; i++) sum += panels(i) * NR * products[i].K;
-        return sum;
+// All products of a group. finished(p, i, j, rows, columns) is called for every part of an out when it is
+// done, by the thread that made it. Work is counted in tiles of MR rows and one block of columns. Each thread
+// takes as many as any other, one after the other: the b that it packs for them stays in its cache, and so do
+// the rows that it makes for the next product of a layer.
+template <class Finished> void multiply(const Product* products, size_t n_products, Finished finished) {
+    auto width = [&](size_t p) { // of a block: those of a product are about equally wide
+        const size_t blocks = (products[p].N + NC - 1) / NC;
+        return blocks > 1 ? round_up((products[p].N + blocks - 1) / blocks, NR) : NC;
     };
-    size_t n_panels = 0, n_blocks = 0;
-    for (size_t p = 0; p < n_products; p++) n_panels += panels(p), n_blocks += blocks(p);
-    real* packed = memory.reserve(packed_before(n_products));
-#pragma omp parallel
-    {
-        static thread_local Workspace scratch_memory;
-        real* scratch = scratch_memory.reserve(MC * KC);
-        // All of every b, its panels dealt out to the threads.
-#pragma omp for schedule(static)
-        for (size_t q = 0; q < n_panels; q++) {
+    auto row_tiles = [&](size_t p) { return (products[p].M + MR - 1) / MR; };
+    auto tiles = [&](size_t p) { return row_tiles(p) * ((products[p].N + width(p) - 1) / width(p)); };
+    size_t n_tiles = 0, work = 0;
+    for (size_t p = 0; p < n_products; p++) {
+        n_tiles += tiles(p);
+        work += products[p].M * products[p].N * products[p].K;
+    }
+    const size_t n_parts = work > 1 << 15 ? size_t(omp_get_max_threads()) : 1; // or not worth waking them
+#pragma omp parallel for schedule(static) if (n_parts > 1)
+    for (size_t part = 0; part < n_parts; part++) {
+        const size_t end = (part + 1) * n_tiles / n_parts;
+        for (size_t q = part * n_tiles / n_parts, taken; q < end; q += taken) {
             size_t p;
-            const size_t j = locate(q, &p, panels) * NR;
+            const size_t tile = locate(q, &p, tiles);
             const Product& g = products[p];
-            pack_b(packed + packed_before(p) + j * g.K, g.b.from(0, j), g.K, std::min(NR, g.N - j));
-        }
-        // Then blocks of MC rows and NC columns of every out.
-#pragma omp for schedule(dynamic, 1)
-        for (size_t q = 0; q < n_blocks; q++) {
-            size_t p;
-            const size_t block = locate(q, &p, blocks);
-            const Product& g = products[p];
-            const size_t i = block / column_blocks(p) * MC, j = block % column_blocks(p) * NC;
-            const real* b = packed + packed_before(p) + j * g.K;
-            for (size_t k = 0; k < g.K; k += KC)
-                multiply_block(g.out + i * g.N + j, g.N, g.a.from(i, k), b + k * NR, g.K, scratch,
-                               std::min(MC, g.M - i), std::min(NC, g.N - j), std::min(KC, g.K - k),
-                               g.accumulate || k > 0, g.bias ? g.bias + j : nullptr);
+            const size_t first = tile % row_tiles(p), i = first * MR, j = tile / row_tiles(p) * width(p);
+            taken = std::min(row_tiles(p) - first, end - q);
+            const size_t rows = std::min(taken * MR, g.M - i), columns = std::min(width(p), g.N - j);
+            multiply_part(g, i, j, rows, columns);
+            finished(p, i, j, rows, columns);
         }
     }
 }
 
+inline void multiply(const Product* products, size_t n_products) {
+    multiply(products, n_products, [](size_t, size_t, size_t, size_t, size_t) {});
+}
 inline void multiply(const Product& product) { multiply(&product, 1); }

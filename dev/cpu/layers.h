@@ -147,41 +147,49 @@ inline real gelu_slope(real h) {
     return real(0.5) * (1 + t) + real(0.5) * h * (1 - t * t) * gelu_scale * (1 + 3 * gelu_cubic * h * h);
 }
 
-// out, h (count): out may be h itself
-inline void activation_forward(real* out, const real* h, size_t count, bool relu) {
-    const size_t block = 4096;
-#pragma omp parallel for schedule(static) if (count > 4 * block)
-    for (size_t j = 0; j < count; j += block) {
-        const size_t end = std::min(j + block, count);
-        if (relu)
-            for (size_t i = j; i < end; i++)
-                out[i] = h[i] > 0 ? h[i] : h[i] == h[i] ? 0 : h[i]; // NaN stays NaN
-        else
+// On a few numbers, by one thread: out = act(h). out may be h itself. Returns how many are positive: the
+// units that fired.
+inline size_t activate(real* out, const real* h, size_t count, bool relu) {
+    if (relu)
+        for (size_t i = 0; i < count; i++)
+            out[i] = h[i] > 0 ? h[i] : h[i] == h[i] ? 0 : h[i]; // NaN stays NaN
+    else
 #pragma omp simd
-            for (size_t i = j; i < end; i++) out[i] = gelu(h[i]);
-    }
+        for (size_t i = 0; i < count; i++) out[i] = gelu(h[i]);
+    uint32_t active = 0;
+    for (size_t i = 0; i < count; i++) active += out[i] > 0;
+    return active;
 }
 
-// How many of z (count) are positive: the units that fired.
+// dh = dout * act'(h). dh may be dout itself. For relu, h may be its output: both are positive together.
+inline void activate_backward(real* dh, const real* dout, const real* h, size_t count, bool relu) {
+    if (relu)
+        for (size_t i = 0; i < count; i++) dh[i] = h[i] > 0 ? dout[i] : 0;
+    else
+#pragma omp simd
+        for (size_t i = 0; i < count; i++) dh[i] = dout[i] * gelu_slope(h[i]);
+}
+
+// The same on whole arrays.
+constexpr size_t activation_block = 4096;
+
+inline void activation_forward(real* out, const real* h, size_t count, bool relu) {
+#pragma omp parallel for schedule(static) if (count > 4 * activation_block)
+    for (size_t j = 0; j < count; j += activation_block)
+        activate(out + j, h + j, std::min(activation_block, count - j), relu);
+}
+inline void activation_backward(real* dh, const real* dout, const real* h, size_t count, bool relu) {
+#pragma omp parallel for schedule(static) if (count > 4 * activation_block)
+    for (size_t j = 0; j < count; j += activation_block)
+        activate_backward(dh + j, dout + j, h + j, std::min(activation_block, count - j), relu);
+}
+
+// How many of z (count) are positive.
 inline size_t count_active(const real* z, size_t count) {
     size_t active = 0;
 #pragma omp parallel for simd schedule(static) reduction(+ : active) if (count > 16384)
     for (size_t i = 0; i < count; i++) active += z[i] > 0;
     return active;
-}
-
-// dh = dout * act'(h), in place when dh is dout. For relu, h may be its output: both are positive together.
-inline void activation_backward(real* dh, const real* dout, const real* h, size_t count, bool relu) {
-    const size_t block = 4096;
-#pragma omp parallel for schedule(static) if (count > 4 * block)
-    for (size_t j = 0; j < count; j += block) {
-        const size_t end = std::min(j + block, count);
-        if (relu)
-            for (size_t i = j; i < end; i++) dh[i] = h[i] > 0 ? dout[i] : 0;
-        else
-#pragma omp simd
-            for (size_t i = j; i < end; i++) dh[i] = dout[i] * gelu_slope(h[i]);
-    }
 }
 
 // ---------------------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ struct Activations {
     real *ln_f, *ln_f_mean, *ln_f_rstd; // (N,C) (N) (N)
     real *logits, *losses;              // (N,V), in the backward pass its gradient; (N)
     // scratch, used by one layer at a time
-    real *proj, *slots_x;                // (N,C); (N*K,C) gathered inputs
+    real* proj;                          // (N,C)
     real *dresidual, *dln, *datt, *dqkv; // (N,C) (N,C) (N,C) (N,3C)
     real *dh, *dy, *dslots;              // as h; (N*K,C) (N*K,C)
     real *dg, *dmu, *dvar, *dweight;     // (N,E) x3, (N,K)
@@ -90,7 +90,7 @@ void for_each_activation(const Config& c, size_t B, size_t T, Activations& a, Vi
     visit(a.dresidual, N * C), visit(a.dln, N * C), visit(a.datt, N * C), visit(a.dqkv, N * 3 * C);
     visit(a.dh, N * K * D);
     if (!c.moe()) return;
-    visit(a.slots_x, N * K * C), visit(a.dy, N * K * C), visit(a.dslots, N * K * C);
+    visit(a.dy, N * K * C), visit(a.dslots, N * K * C);
     visit(a.dg, N * E), visit(a.dmu, N * E), visit(a.dvar, N * E), visit(a.dweight, N * K);
     visit(a.dm, E * C), visit(a.dv, E * C), visit(a.dmb, E), visit(a.dvb, E);
 }
@@ -156,7 +156,8 @@ inline Experts layer_experts(Model& model, size_t l) {
             model.a.h[l].begin,
             model.products.data(),
             model.parts.data(),
-            model.skip};
+            model.skip,
+            model.a.h[l].token};
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -200,8 +201,7 @@ inline double forward_logits(Model& model, const int32_t* tokens, size_t B, size
             choice_forward(h.choice, h.weight, h.g, N, E, K);
             dispatch(h.begin, h.slot, h.token, h.choice, N, E, K);
             aux += balance_forward(h.p, h.mean_p, h.g, h.begin, N, E, K);
-            gather(a.slots_x, h.ln_2, h.token, N * K, C);
-            h.active = experts_forward(h.y, h.z, h.h, a.slots_x, layer_experts(model, l));
+            h.active = experts_forward(h.y, h.z, h.h, h.ln_2, layer_experts(model, l));
             combine_forward(h.out, h.mid, h.y, h.weight, h.slot, N, K, C);
         } else {
             linear_forward(h.h, h.ln_2, w.fc_weight, w.fc_bias, N, C, W);
@@ -260,9 +260,8 @@ inline void backward(Model& model, real aux_scale) { // aux_scale: gradient_scal
         const real* x = l ? a.h[l - 1].out : a.embedded;
         if (c.moe()) {
             combine_backward(a.dy, a.dweight, a.dresidual, h.y, h.weight, h.slot, N, K, C);
-            gather(a.slots_x, h.ln_2, h.token, N * K, C);
-            experts_backward(a.dslots, dw.w_enc, dw.b_enc, dw.w_dec, dw.b_dec, a.dh, a.dy, a.slots_x, h.z,
-                             h.h, h.active, layer_experts(model, l));
+            experts_backward(a.dslots, dw.w_enc, dw.b_enc, dw.w_dec, dw.b_dec, a.dh, a.dy, h.ln_2, h.z, h.h,
+                             h.active, layer_experts(model, l));
             gather_backward(a.dln, a.dslots, h.slot, N, K, C);
             balance_backward(a.dg, h.p, h.begin, aux_scale, N, E, K);
             choice_backward(a.dg, a.dweight, h.weight, h.choice, N, E, K);

@@ -64,21 +64,18 @@ inline void expert_statistics_backward(real* dw_enc, real* db_enc, const real* d
 inline void router_forward(real* g, real* mu, real* sd, const real* x, const real* m, const real* v,
                            const real* mb, const real* vb, size_t N, size_t E, size_t C) {
     const real root_half = real(0.70710678118654752440);
-#pragma omp parallel for schedule(static) if (N > 1)
-    for (size_t n = 0; n < N; n++)
-        for (size_t j = 0; j < E; j++) {
-            const real *row = x + n * C, *mj = m + j * C, *vj = v + j * C;
-            real mean = 0, variance = 0;
-#pragma omp simd reduction(+ : mean, variance)
-            for (size_t c = 0; c < C; c++) {
-                mean += mj[c] * row[c];
-                variance += vj[c] * (row[c] * row[c]);
-            }
-            const size_t nj = n * E + j;
-            mu[nj] = mean + mb[j];
-            sd[nj] = std::sqrt(variance + vb[j] + real(1e-12));
-            g[nj] = -std::erf(root_half * mu[nj] / sd[nj]);
-        }
+    static Workspace memory;
+    real* xx = memory.reserve(N * C);
+#pragma omp parallel for simd schedule(static) if (N > 1)
+    for (size_t i = 0; i < N * C; i++) xx[i] = x[i] * x[i];
+    const Product moments[] = {{mu, row_major(x, C), row_major(m, C).transposed(), N, E, C, false, mb},
+                               {sd, row_major(xx, C), row_major(v, C).transposed(), N, E, C, false, vb}};
+    multiply(moments, 2);
+#pragma omp parallel for simd schedule(static) if (N > 1)
+    for (size_t nj = 0; nj < N * E; nj++) {
+        sd[nj] = std::sqrt(sd[nj] + real(1e-12)); // until here the variance
+        g[nj] = -fast_erf(root_half * mu[nj] / sd[nj]);
+    }
 }
 
 // With phi = exp(-mu^2 / (2 sd^2)) sqrt(2/pi), from d erf(u)/du = 2/sqrt(pi) exp(-u^2):
@@ -198,7 +195,7 @@ inline void dispatch(int32_t* begin, int32_t* slot, int32_t* token, const int32_
     begin[0] = 0;
 }
 
-// out (N*K,C): the row of x (N,C) of each slot's token
+// out (N*K,C): the row of x (N,C) of each slot's token. (The experts below read x through `token` instead.)
 inline void gather(real* out, const real* x, const int32_t* token, size_t slots, size_t C) {
 #pragma omp parallel for schedule(static)
     for (size_t s = 0; s < slots; s++) std::copy(x + token[s] * C, x + (token[s] + 1) * C, out + s * C);
@@ -207,12 +204,11 @@ inline void gather(real* out, const real* x, const int32_t* token, size_t slots,
 // ---------------------------------------------------------------------------------------------------------
 // Experts: on its own slots, expert j computes
 //   h = x W_enc[j]^T + b_enc[j]      z = act(h)      y = z W_dec[j] + b_dec[j]
-//
 // After relu most of z is zero. Where few enough units fire, the products that z is part of skip the zeros.
 
 // The share of active units up to which skipping wins, as measured (dev/bench/NOTES.md): 0 never, 1 always.
 struct SkipBelow {
-    double forward = 0.15, slots = 0.15, units = 0.20;
+    double forward = 0.17, slots = 0.12, units = 0.12;
 };
 
 struct Experts {
@@ -223,6 +219,7 @@ struct Experts {
     Product* products;                         // scratch (E)
     ExpertPart* parts;                         // scratch (E)
     SkipBelow skip;
+    const int32_t* token = nullptr; // (N*K): x is read at the row of each slot's token; null: x is by slot
 
     size_t slots() const { return begin[E]; }
 
@@ -238,29 +235,34 @@ struct Experts {
     template <class Make> void each(Make make) const { multiply(products, describe(products, make)); }
 };
 
-// z h (N*K,D), h may be z for relu; y (N*K,C); x (N*K,C) gathered. Returns how many units fired.
+// z h (N*K,D), h may be z for relu; y (N*K,C); x (N,C). Returns how many units fired.
 inline size_t experts_forward(real* y, real* z, real* h, const real* x, const Experts& e) {
     const size_t D = e.D, C = e.C;
-    e.each([&](size_t j, size_t s, size_t n) -> Product {
-        return {h + s * D, row_major(x + s * C, C), row_major(e.w_enc + j * D * C, C).transposed(), n, D, C,
-                false,     e.b_enc + j * D};
+    const size_t n_products = e.describe(e.products, [&](size_t j, size_t s, size_t n) -> Product {
+        const Matrix xs = row_major(x, C, e.token).from(s, 0), w = row_major(e.w_enc + j * D * C, C);
+        return {h + s * D, xs, w.transposed(), n, D, C, false, e.b_enc + j * D};
     });
-    activation_forward(z, h, e.slots() * D, e.relu);
-    const size_t active = count_active(z, e.slots() * D);
+    size_t active = 0;
+    multiply(e.products, n_products, [&](size_t p, size_t i, size_t j, size_t rows, size_t columns) {
+        const size_t first = e.products[p].out - h + i * D + j;
+        size_t fired = 0;
+        for (size_t r = 0; r < rows; r++)
+            fired += activate(z + first + r * D, h + first + r * D, columns, e.relu);
+#pragma omp atomic
+        active += fired;
+    });
     if (e.relu && active <= e.skip.forward * e.slots() * D) {
-        for (size_t j = 0; j < e.E; j++)
-            for (size_t s = e.begin[j]; s < size_t(e.begin[j + 1]); s++)
-                std::copy(e.b_dec + j * C, e.b_dec + (j + 1) * C, y + s * C);
         skipping_decode(e.parts, e.describe(e.parts, [&](size_t j, size_t s, size_t n) {
             ExpertPart part{};
             part.n = n, part.D = D, part.C = C;
-            part.z = z + s * D, part.w_dec = e.w_dec + j * D * C, part.y = y + s * C;
+            part.z = z + s * D, part.y = y + s * C;
+            part.w_dec = e.w_dec + j * D * C, part.b_dec = e.b_dec + j * C;
             return part;
         }));
     } else {
         e.each([&](size_t j, size_t s, size_t n) -> Product {
-            return {y + s * C, row_major(z + s * D, D), row_major(e.w_dec + j * D * C, C), n, C, D,
-                    false,     e.b_dec + j * C};
+            const Matrix zs = row_major(z + s * D, D), w = row_major(e.w_dec + j * D * C, C);
+            return {y + s * C, zs, w, n, C, D, false, e.b_dec + j * C};
         });
     }
     return active;
@@ -268,27 +270,33 @@ inline size_t experts_forward(real* y, real* z, real* h, const real* x, const Ex
 
 // From dy: dz = dy W_dec^T,  dW_dec += z^T dy,  db_dec += sum dy,  dh = dz act'(h),
 //          dx = dh W_enc,   dW_enc += dh^T x,  db_enc += sum dh.
-// dh (N*K,D) scratch; active: what experts_forward returned
+// dx dy (N*K,C) by slot; x (N,C); dh (N*K,D) scratch; active: what experts_forward returned
 inline void experts_backward(real* dx, real* dw_enc, real* db_enc, real* dw_dec, real* db_dec, real* dh,
                              const real* dy, const real* x, const real* z, const real* h, size_t active,
                              const Experts& e) {
     const size_t D = e.D, C = e.C;
     const double share = e.relu ? double(active) / (e.slots() * D) : INFINITY; // gelu has no zeros to skip
-    const size_t n_parts = e.describe(e.parts, [&](size_t j, size_t s, size_t n) -> ExpertPart {
-        return {
-            n,         D,          C,          z + s * D,  e.w_enc + j * D * C, e.w_dec + j * D * C, nullptr,
-            x + s * C, dy + s * C, dh + s * D, dx + s * C, dw_enc + j * D * C,  dw_dec + j * D * C};
+    const size_t n_parts = e.describe(e.parts, [&](size_t j, size_t s, size_t n) {
+        ExpertPart part{};
+        part.n = n, part.D = D, part.C = C;
+        part.z = z + s * D, part.dh = dh + s * D, part.dx = dx + s * C, part.dy = dy + s * C;
+        part.x = row_major(x, C, e.token).from(s, 0);
+        part.w_enc = e.w_enc + j * D * C, part.w_dec = e.w_dec + j * D * C;
+        part.dw_enc = dw_enc + j * D * C, part.dw_dec = dw_dec + j * D * C;
+        return part;
     });
     if (share <= e.skip.slots) {
-        std::fill(dx, dx + e.slots() * C, real(0));
         skipping_slots(e.parts, n_parts);
     } else {
-        e.each([&](size_t j, size_t s, size_t n) -> Product {
-            return {
-                dh + s * D, row_major(dy + s * C, C), row_major(e.w_dec + j * D * C, C).transposed(), n, D,
-                C};
+        const size_t n_products = e.describe(e.products, [&](size_t j, size_t s, size_t n) -> Product {
+            const Matrix dys = row_major(dy + s * C, C), w = row_major(e.w_dec + j * D * C, C);
+            return {dh + s * D, dys, w.transposed(), n, D, C};
         });
-        activation_backward(dh, dh, h, e.slots() * D, e.relu);
+        multiply(e.products, n_products, [&](size_t p, size_t i, size_t j, size_t rows, size_t columns) {
+            const size_t first = e.products[p].out - dh + i * D + j;
+            for (size_t at = first; at < first + rows * D; at += D)
+                activate_backward(dh + at, dh + at, h + at, columns, e.relu);
+        });
         e.each([&](size_t j, size_t s, size_t n) -> Product {
             return {dx + s * C, row_major(dh + s * D, D), row_major(e.w_enc + j * D * C, C), n, C, D};
         });
@@ -297,22 +305,12 @@ inline void experts_backward(real* dx, real* dw_enc, real* db_enc, real* dw_dec,
         skipping_units(e.parts, n_parts);
     } else {
         e.each([&](size_t j, size_t s, size_t n) -> Product {
-            return {dw_dec + j * D * C,
-                    row_major(z + s * D, D).transposed(),
-                    row_major(dy + s * C, C),
-                    D,
-                    C,
-                    n,
-                    true};
+            const Matrix zs = row_major(z + s * D, D), dys = row_major(dy + s * C, C);
+            return {dw_dec + j * D * C, zs.transposed(), dys, D, C, n, true};
         });
         e.each([&](size_t j, size_t s, size_t n) -> Product {
-            return {dw_enc + j * D * C,
-                    row_major(dh + s * D, D).transposed(),
-                    row_major(x + s * C, C),
-                    D,
-                    C,
-                    n,
-                    true};
+            const Matrix dhs = row_major(dh + s * D, D), xs = row_major(x, C, e.token).from(s, 0);
+            return {dw_enc + j * D * C, dhs.transposed(), xs, D, C, n, true};
         });
     }
     add_column_sums(db_dec, dy, e.begin, e.E, C);

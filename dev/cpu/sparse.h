@@ -2,8 +2,8 @@
 // six products (all but the encoder's) most of the work is multiplication by zero. Here, for one expert with
 // n slots, D units and C channels, only the rows that count are moved:
 //
-//   skipping_decode   y_s   += sum over units u that fire in slot s of  z_su W_dec_u
-//   skipping_slots    dh_su  = dy_s . W_dec_u where u fires, else 0;   dx_s += sum of dh_su W_enc_u
+//   skipping_decode   y_s    = b_dec + sum over units u that fire in slot s of  z_su W_dec_u
+//   skipping_slots    dh_su  = dy_s . W_dec_u where u fires, else 0;   dx_s = sum of dh_su W_enc_u
 //   skipping_units    dW_dec_u += sum over slots s where u fires of  z_su dy_s;   dW_enc_u += sum of dh_su
 //   x_s
 //
@@ -104,9 +104,11 @@ struct ExpertPart {
     size_t n, D, C;
     const real* z;             // (n,D)
     const real *w_enc, *w_dec; // (D,C)
-    real* y;                   // forward: (n,C), holds b_dec
-    const real *x, *dy;        // backward: (n,C)
-    real *dh, *dx;             // backward: (n,D), (n,C); dx holds 0
+    const real* b_dec;         // (C)
+    real* y;                   // forward: (n,C)
+    Matrix x;                  // backward: (n,C), rows by an index or not
+    const real* dy;            // backward: (n,C)
+    real *dh, *dx;             // backward: (n,D), (n,C)
     real *dw_enc, *dw_dec;     // backward: (D,C)
 };
 
@@ -144,6 +146,7 @@ template <class Each> void for_each_list(const ExpertPart* parts, size_t n_parts
 
 inline void skipping_decode(const ExpertPart* parts, size_t n_parts) {
     for_each_list(parts, n_parts, true, [](const ExpertPart& e, ActiveList& units, size_t s, size_t k) {
+        if (k == 0) std::copy(e.b_dec, e.b_dec + e.C, e.y + s * e.C);
         take_values(units, row_major(e.z + k, e.D), s);
         add_rows(e.y + s * e.C, units, e.w_dec + k * e.C, e.C);
     });
@@ -155,6 +158,7 @@ inline void skipping_slots(const ExpertPart* parts, size_t n_parts) {
         real* dh = e.dh + s * e.D;
         std::fill(dh + k, dh + std::min(e.D, k + chunk_of(e)), real(0));
         for (size_t i = 0; i < units.count; i++) dh[k + size_t(units.index[i])] = units.value[i];
+        if (k == 0) std::fill(e.dx + s * e.C, e.dx + (s + 1) * e.C, real(0));
         add_rows(e.dx + s * e.C, units, e.w_enc + k * e.C, e.C);
     });
 }
@@ -164,6 +168,8 @@ inline void skipping_units(const ExpertPart* parts, size_t n_parts) {
         take_values(slots, row_major(e.z + k * e.D, e.D).transposed(), u);
         add_rows(e.dw_dec + u * e.C, slots, e.dy + k * e.C, e.C);
         take_values(slots, row_major(e.dh + k * e.D, e.D).transposed(), u);
-        add_rows(e.dw_enc + u * e.C, slots, e.x + k * e.C, e.C);
+        const Matrix x = e.x.from(k, 0);
+        for (size_t i = 0; i < slots.count && x.index; i++) slots.index[i] = x.index[slots.index[i]];
+        add_rows(e.dw_enc + u * e.C, slots, x.data, e.C);
     });
 }
