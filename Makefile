@@ -54,7 +54,7 @@ help:
 	@echo "make test-gpu      the tests of the CUDA programs on the GPU, then compute-sanitizer"
 	@echo "make train_moex_emu  the CUDA trainer on the CPU, to step through a kernel in gdb (also sample_emu)"
 	@echo "make test-torch    the reference against an independent PyTorch twin (needs python3 with torch, numpy)"
-	@echo "make bench         speed of the reference beside the machine's peak, and beside PyTorch when it is there"
+	@echo "make bench         speed of the reference beside the machine's peak, and beside PyTorch when it is there (GPU: dev/bench/gpu.sh)"
 	@echo "make fuzz          fuzz the readers of hostile files (needs clang++; FUZZ_SECONDS=600 each)"
 	@echo "make clean         remove build/"
 
@@ -83,11 +83,11 @@ $(BINARIES): Makefile
 # The CUDA programs: by nvcc for the GPU, and by dev/emu and the C++ compiler for the CPU. What ptxas says of
 # registers and spills is kept beside the binary; test/test_ptxas.sh reads it.
 
-CUDA_SOURCES = train_moex.cu sample.cu $(wildcard test/*.cu)
+CUDA_SOURCES = train_moex.cu sample.cu dev/bench/bench_gpu.cu $(wildcard test/*.cu)
 CUDA_TESTS   = test_kernels test_cuda test_sample
 NVCC_FLAGS   = -std=c++20 -O3 --expt-relaxed-constexpr -lineinfo -t 0 -Xptxas -v \
                $(foreach a,$(GPU_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) -Xcompiler -Wall,-Wextra$(if $(OPENMP),$(comma)-fopenmp)
-NVCC_COMPILE = @mkdir -p $(@D); echo "$(NVCC) -> $@"; $(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d -MT $@ $(filter %.cu %.o,$^) -lcublasLt -o $@ \
+NVCC_COMPILE = @mkdir -p $(@D); echo "$(NVCC) -> $@"; $(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d -MT $@ $(firstword $(filter %.cu,$^)) $(filter %.o,$^) -lcublasLt -o $@ \
                > $@.ptxas 2>&1 || { grep -v 'ptxas info\|bytes stack' $@.ptxas >&2; exit 1; }
 
 $(B)/train_moex $(B)/sample: $(B)/%: %.cu Makefile
@@ -101,6 +101,12 @@ $(addprefix $(B)/gpu/,$(addsuffix _fp32,$(CUDA_TESTS))): private NVCC_FLAGS += -
 $(addprefix $(B)/gpu/,$(addsuffix _fp32,$(CUDA_TESTS))): $(B)/gpu/%_fp32: test/%.cu $(B)/reference.o Makefile
 	$(NVCC_COMPILE)
 
+$(B)/bench_gpu: dev/bench/bench_gpu.cu Makefile
+	$(NVCC_COMPILE)
+$(B)/bench_gpu_fp32: private NVCC_FLAGS += -DPRECISION_FP32
+$(B)/bench_gpu_fp32: dev/bench/bench_gpu.cu Makefile
+	$(NVCC_COMPILE)
+
 $(B)/reference.o: test/reference.cpp Makefile
 	@mkdir -p $(B)
 	$(COMPILE) -DMOEX_DOUBLE -MF $(B)/reference.d -c $< -o $@
@@ -109,9 +115,9 @@ $(B)/translate: dev/emu/translate.cpp Makefile
 	$(COMPILE) $< -o $@
 $(B)/emu/%.cpp: $(B)/translate $(CUDA_SOURCES)
 	@mkdir -p $(B)/emu
-	$(B)/translate $(firstword $(wildcard $*.cu test/$*.cu)) $@
+	$(B)/translate $(firstword $(wildcard $*.cu test/$*.cu dev/bench/$*.cu)) $@
 
-EMU_BINARIES = $(addprefix $(B)/,$(EMULATED) $(foreach t,$(CUDA_TESTS),$(t)_emu $(t)_fp32_emu) test_emu)
+EMU_BINARIES = $(addprefix $(B)/,$(EMULATED) $(foreach t,$(CUDA_TESTS),$(t)_emu $(t)_fp32_emu) test_emu bench_gpu_emu)
 EMU_CXXFLAGS ?= $(if $(SAN),$(CXXFLAGS) -g0,$(subst -O3,-O2,$(CXXFLAGS)) $(if $(filter test_%,$(@F)),,-g))
 EMU_COMPILE  = $(CXX) $(FLAGS) $(EMU_CXXFLAGS) $(OPENMP) -MMD -MP -fno-strict-aliasing -I dev/emu/include -I test \
                -MF $@.d -MT $@ $(filter %.cpp %.o,$^) -o $@
@@ -124,7 +130,7 @@ $(B)/test_emu: $(B)/emu/test_emu.cpp Makefile
 	$(EMU_COMPILE)
 $(foreach t,$(CUDA_TESTS),$(B)/$(t)_emu $(B)/$(t)_fp32_emu): $(B)/reference.o
 .SECONDARY: $(addprefix $(B)/emu/,$(addsuffix .cpp,train_moex sample test_emu $(CUDA_TESTS)))
--include $(addsuffix .d,$(EMU_BINARIES) $(addprefix $(B)/,train_moex sample train_moex_fp32 sample_fp32)) $(B)/reference.d $(B)/translate.d
+-include $(addsuffix .d,$(EMU_BINARIES) $(addprefix $(B)/,train_moex sample train_moex_fp32 sample_fp32 bench_gpu bench_gpu_fp32) $(addprefix $(B)/gpu/,$(CUDA_TESTS) $(addsuffix _fp32,$(CUDA_TESTS)))) $(B)/reference.d $(B)/translate.d
 
 # ---------------------------------------------------------------------------------------------------------
 # The demo: two commands' worth of everything, on a machine with g++ and make and nothing else.
@@ -167,9 +173,9 @@ CUDA_TEST_RUNS = $(foreach t,$(CUDA_TEST_BINARIES),"$(t) $(ARGUMENTS_$(patsubst 
 else
 CUDA_TEST_BINARIES = $(EMU_BINARIES) $(addprefix $(B)/,$(GPU_PROGRAMS))
 CUDA_TEST_RUNS = "$(B)/test_emu" $(foreach t,$(CUDA_TESTS),$(foreach p,_emu _fp32_emu,"$(B)/$(t)$(p) $(ARGUMENTS_$(t))")) \
-    "EMU_ORDER=random:1 $(B)/test_kernels_emu" \
-    "$(B)/test_programs $(B) train_moex_emu sample_emu inputs help usage printed log checkpoints not_finite bad_models exchange gpu" \
-    "$(B)/test_programs $(B) train_moex_fp32_emu sample_fp32_emu inputs variants upcycle exchange" \
+    "EMU_ORDER=random:1 $(B)/test_kernels_emu" "test/test_bench_gpu.sh $(B)/bench_gpu_emu" \
+    "$(B)/test_programs $(B) train_moex_emu sample_emu inputs help usage printed log checkpoints not_finite bad_models exchange gpu board" \
+    "$(B)/test_programs $(B) train_moex_fp32_emu sample_fp32_emu inputs variants upcycle exchange sampling board trace" \
     "test/test_ptxas.sh $(addprefix $(B)/,$(addsuffix .ptxas,$(GPU_PROGRAMS)))"
 endif
 
@@ -181,7 +187,7 @@ BOTH = $(1) $(addsuffix _fp32,$(1))
 test-gpu: $(addprefix $(B)/gpu/,$(call BOTH,$(CUDA_TESTS))) $(addprefix $(B)/,$(PROGRAMS) test_programs $(call BOTH,train_moex sample))
 	@nvidia-smi >/dev/null 2>&1 || { echo "moex: make test-gpu needs an NVIDIA GPU and its driver; make test runs these tests on the CPU" >&2; exit 1; }
 	@test/run.sh $(foreach t,$(call BOTH,$(CUDA_TESTS)),"$(B)/gpu/$(t) $(ARGUMENTS_$(t:_fp32=))") \
-	    "$(B)/test_programs $(B) train_moex sample inputs help usage printed log checkpoints not_finite bad_models exchange gpu" \
+	    "$(B)/test_programs $(B) train_moex sample inputs help usage printed log checkpoints not_finite bad_models exchange gpu board" \
 	    "$(B)/test_programs $(B) train_moex_fp32 sample_fp32 inputs variants upcycle kill exchange" \
 	    "test/test_ptxas.sh $(B)/train_moex.ptxas $(B)/sample.ptxas" "test/test_sanitizer.sh $(B)"
 

@@ -2980,7 +2980,7 @@ inline std::vector<std::pair<const char*, double>> memory_of(const Run& run, con
 inline std::string use_gpu(size_t* free) {
     int devices = 0;
     if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0)
-        fail("no CUDA GPU was found: train_moex_cpu trains on the CPU");
+        fail("no CUDA GPU was found: train_moex_cpu and sample_cpu need none");
     cudaDeviceProp properties;
     size_t total = 0;
     cuda_check(cudaSetDevice(0));

@@ -1,4 +1,5 @@
-// sample_cpu: samples from a checkpoint with the reference model, one token at a time.
+// sample_cpu: samples from a checkpoint with the reference model, one prompt after the other, one token at a
+// time.
 #include "../lib/sample_run.h"
 #include "decode.h"
 
@@ -26,14 +27,21 @@ int main(int argc, char** argv) {
         Options options("sample_cpu", "Samples text or a game of chess from a MoE-X checkpoint, on the CPU.");
         flags.declare(options);
         if (!options.parse(argc, argv)) return 0;
+        const std::vector<std::string> prompts = flags.texts();
         flags.ckpt = find_checkpoint(flags.ckpt);
         const SafeTensorsFile file(flags.ckpt);
         Model model(read_config(file));
         read_block(file, model.table, "", model.weights.data);
         Decoder decoder(model);
-        Engine engine = {[&](int32_t token) { return decoder.step(token), decoder.logits.data(); },
-                         [&] { decoder.refresh(); }, [&] { return trace(decoder); }};
-        sample(flags, model.config, engine);
+        Engine engine;
+        engine.restart = [&](size_t, const int32_t* tokens, size_t n) {
+            if (decoder.position) decoder.refresh();
+            for (size_t i = 0; i < n; i++) decoder.step(tokens[i]);
+        };
+        engine.step = [&](const std::vector<int32_t>& tokens) { decoder.step(tokens[0]); };
+        engine.logits = [&](size_t) { return decoder.logits.data(); };
+        engine.trace = [&](size_t) { return trace(decoder); };
+        sample(flags, prompts, model.config, engine);
         return 0;
     });
 }

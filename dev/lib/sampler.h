@@ -11,7 +11,9 @@ struct Sampler {
     int64_t top_k = 0;      // keep the k most probable, 0: all
     double top_p = 1;       // keep the most probable that together reach p
 
-    // u in [0,1): the place on the cumulative distribution, tokens in falling order of probability.
+    // u in [0,1): the place on the cumulative distribution, tokens in falling order of probability where some
+    // are cut off, else in the order of their ids, for sorting a large vocabulary takes longer than a GPU's
+    // step.
     template <class Real> int32_t choose(const Real* logits, size_t V, double u) {
         order.resize(V);
         for (size_t v = 0; v < V; v++) order[v] = int32_t(v);
@@ -20,11 +22,13 @@ struct Sampler {
         };
         if (temperature <= 0) return *std::min_element(order.begin(), order.end(), before);
         size_t kept = top_k > 0 ? std::min(size_t(top_k), V) : V;
-        std::partial_sort(order.begin(), order.begin() + kept, order.end(), before);
+        if (kept < V || top_p < 1)
+            std::partial_sort(order.begin(), order.begin() + kept, order.end(), before);
+        const Real most = *std::max_element(logits, logits + V);
         weight.resize(kept);
         double sum = 0;
         for (size_t i = 0; i < kept; i++)
-            sum += weight[i] = std::exp((logits[order[i]] - logits[order[0]]) / temperature);
+            sum += weight[i] = std::exp((logits[order[i]] - most) / temperature);
         if (top_p < 1) { // the shortest head that reaches p, at least one token
             double head = 0;
             size_t i = 0;
@@ -34,8 +38,7 @@ struct Sampler {
         double place = u * sum;
         for (size_t i = 0; i < kept; i++)
             if ((place -= weight[i]) < 0) return order[i];
-        while (kept > 1 && weight[kept - 1] == 0)
-            kept--; // rounding left a rest: not to a token of probability 0
+        while (kept > 1 && weight[kept - 1] == 0) kept--; // rounding left a rest: not to one of probability 0
         return order[kept - 1];
     }
 

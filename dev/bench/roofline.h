@@ -1,0 +1,184 @@
+// The roofline: what every launcher of train_moex.cu must move and compute in a training step, and how long a
+// card needs for it at least. Takes a config and a batch; gives, in the order of the step, the bytes and
+// FLOPs of each launcher with their formulas. bench_gpu divides its timings by these numbers, and `bench_gpu
+// --count` prints them for an H100, no GPU needed: there is no second count.
+//
+// Bytes: each array once for each kernel that reads it and once for each that writes it, as if a kernel's
+// second look at a number always hit the cache. FLOPs: those of the mathematics, two for a multiply-add;
+// attention at its causal half, its backward as five products of the forward's two (the kernels do seven).
+#pragma once
+#include "../lib/parameters.h"
+#include <algorithm>
+#include <cmath>
+
+// The rates of a card, per second. Those below are NVIDIA's data sheet, and for mma.sync, the instruction
+// that our attention is made of, the 62.9% of it that Luo et al. (arXiv 2402.13499) report: leads, to be
+// compared with measurements.
+struct Card {
+    double bandwidth, matrix, mma, vector; // bytes; FLOP of library products, of mma.sync, of fp32 arithmetic
+    double multiprocessors, launch;        // seconds from the end of a short kernel to the end of the next
+};
+inline Card h100_datasheet(bool fp32) {
+    const double vector = 67e12, matrix = fp32 ? vector : 989e12;
+    return {3.35e12, matrix, fp32 ? vector : 0.629 * matrix, vector, 132, 2.5e-6};
+}
+
+struct MatrixProduct {
+    double count, M, N, K;
+};
+
+struct Work {
+    const char *name, *part, *phase; // launcher; what it belongs to; forward, backward or update
+    size_t times, kernels;           // calls in a step of one micro-batch; kernels that a call starts
+    double bytes = 0, flops = 0;     // of one call
+    const char *bytes_formula = "", *flops_formula = "";
+    std::vector<MatrixProduct> products = {}; // when the FLOPs are theirs
+    bool tensor = false;                      // the FLOPs are done by the tensor cores (in the bf16 build)
+    double efficiency = 0.8; // share of the FLOP rate to be expected of such a kernel; products: see below
+    double idle = 0;         // seconds that the GPU is expected to stand still
+};
+
+// The letters of the formulas: x bytes of an activation (2 in bf16); S slots, N*K; W = K*D units of a token;
+// R rows that were chosen, of W_enc and W_dec, E*D (dense: W); P parameters. The rest as in train_moex.cu.
+inline std::vector<Work> work_of_step(const Config& c, size_t B, size_t T_, double x, bool fused) {
+    const double N = double(B) * T_, T = T_, C = c.n_embd, NH = c.n_head, V = c.vocab_size;
+    const double E = c.moe() ? c.n_expert : 1, K = c.moe() ? c.n_expert_active : 1,
+                 D = c.moe() ? c.d_expert : c.dense_width();
+    const double S = N * K, R = E * D, P = double(block_elements(tensor_table(c)));
+    const double mask = S * D / 8;
+    const size_t L = c.n_layer, experts = size_t(E), unfused = fused ? 0 : 1;
+    std::vector<Work> list;
+    const char* phase = "forward";
+    auto add = [&](const char* name, const char* part, size_t times, size_t kernels, double bytes,
+                   const char* bytes_formula) -> Work& {
+        list.push_back({name, part, phase, times, kernels, bytes, 0, bytes_formula});
+        return list.back();
+    };
+    auto multiplies = [](Work& work, const char* formula, std::vector<MatrixProduct> products) {
+        for (const MatrixProduct& p : products) work.flops += 2 * p.count * p.M * p.N * p.K;
+        work.flops_formula = formula, work.products = std::move(products), work.tensor = true;
+    };
+    auto computes = [](Work& work, const char* formula, double flops, double efficiency) {
+        work.flops_formula = formula, work.flops = flops, work.efficiency = efficiency;
+    };
+
+    add("zero_gradients", "update", 1, 1, 4 * P, "4P");
+    if (c.moe())
+        computes(add("expert_statistics_forward", "router", L, 2, x * R * C + 8 * E * C, "xRC + 8EC"), "4RC",
+                 4 * R * C, 0.5);
+    add("embedding_layernorm_forward", "embedding", 1, 1,
+        x * (std::min(N, V) + std::min(N, T) + 2 * N) * C + 8 * N, "x(min(N,V) + T + 2N)C + 8N");
+    multiplies(add("linear_forward c_attn", "linear", L, 1, x * (4 * N * C + 3 * C * C), "x(4NC + 3CC)"),
+               "6NCC", {{1, N, 3 * C, C}});
+    Work& attention = add("attention_forward", "attention", L, 1, x * 4 * N * C + 4 * N * NH, "4xNC + 4N NH");
+    computes(attention, "2NC(T+1)", 2 * N * C * (T + 1), 0.35);
+    attention.tensor = true;
+    multiplies(add("linear_forward c_proj", "linear", L, 1, x * (2 * N * C + C * C), "x(2NC + CC)"), "2NCC",
+               {{1, N, C, C}});
+    add("residual_layernorm_forward ln_2", "LayerNorm", L, 1, 4 * x * N * C + 8 * N, "4xNC + 8N");
+    if (c.moe()) {
+        computes(add("router_forward", "router", L, 2, x * N * C + 8 * E * C + 12 * N * E + 8 * S,
+                     "xNC + 8EC + 12NE + 8S"),
+                 "4NEC", 4 * N * E * C, 0.35);
+        add("dispatch", "router", L, 3, 16 * S + 16 * E * S / 256, "16S + ES/16");
+        add("balance_forward", "router", L, 1, 8 * E, "8E");
+        add("gather", "gather", L, 1, x * (N + S) * C + 4 * S, "x(N + S)C + 4S");
+        add("wait for the counts", "router", L, 0, 4 * E, "4E, to the host").idle = 15e-6;
+    }
+    multiplies(add("experts_encode", "experts", L, experts + unfused,
+                   x * (S * C + R * C + S * D) + (fused ? mask : 2 * x * S * D),
+                   fused ? "x(SC + RC + SD) + SD/8" : "x(SC + RC + 3SD)"),
+               "2NWC", {{E, S / E, D, C}});
+    multiplies(add("experts_decode", "experts", L, experts, x * (S * D + R * C + S * C), "x(SD + RC + SC)"),
+               "2NWC", {{E, S / E, C, D}});
+    if (c.moe())
+        add("combine_layernorm_forward", "gather", L, 1, x * (3 * N + S) * C + 8 * N + 8 * S,
+            "x(3N + S)C + 8N + 8S");
+    else
+        add("residual_layernorm_forward", "LayerNorm", L, 1, 4 * x * N * C + 8 * N, "4xNC + 8N");
+    add("count_active", "experts", L, 1, fused ? mask : x * S * D, fused ? "SD/8" : "xSD");
+    multiplies(add("head", "classifier", 1, 1, x * (N * C + V * C + N * V), "x(NC + VC + NV)"), "2NVC",
+               {{1, N, V, C}});
+    add("classifier", "classifier", 1, 1, 2 * x * N * V + 8 * N, "2xNV + 8N");
+    add("sum_losses", "classifier", 1, 1, 4 * N, "4N");
+
+    phase = "backward";
+    multiplies(add("head to ln_f", "classifier", 1, 1, x * (N * V + V * C + N * C), "x(NV + VC + NC)"),
+               "2NVC", {{1, N, C, V}});
+    multiplies(add("head to wte", "classifier", 1, 1, x * (N * V + N * C) + 8 * V * C, "x(NV + NC) + 8VC"),
+               "2NVC", {{1, V, C, N}});
+    const double norm_bytes = 4 * x * N * C + 8 * N + 2 * 264 * 8 * C;
+    const char* norm_formula = "4xNC + 8N + 4224C";
+    add("layernorm_backward ln_f", "LayerNorm", 1, 4, norm_bytes + x * N * C, "5xNC + 8N + 4224C");
+    if (c.moe()) {
+        add("combine_backward", "gather", L, 1, x * (N + 2 * S) * C + 12 * S, "x(N + 2S)C + 12S");
+        add("gather again", "gather", L, 1, x * (N + S) * C + 4 * S, "x(N + S)C + 4S");
+    }
+    multiplies(add("experts_backward", "experts", L, 4 * experts + 3 + 2 * unfused,
+                   x * (5 * S * C + 4 * S * D + 2 * R * C) + 16 * R * C +
+                       (fused ? mask : 4 * x * S * D), // act' reads dh and z, writes dh; the bias reads dh
+                   fused ? "x(5SC + 4SD + 2RC) + 16RC + SD/8" : "x(5SC + 8SD + 2RC) + 16RC"),
+               "8NWC", {{E, S / E, D, C}, {E, S / E, C, D}, {2 * E, D, C, S / E}});
+    if (c.moe())
+        computes(add("router_backward", "router", L, 6,
+                     x * (3 * N + S) * C + 28 * N * E + 64 * 16 * E * C + 12 * S,
+                     "x(3N + S)C + 28NE + 1024EC + 12S"),
+                 "8NEC", 8 * N * E * C, 0.35);
+    add("layernorm_backward ln_2", "LayerNorm", L, 3, norm_bytes, norm_formula);
+    multiplies(
+        add("linear_backward c_proj", "linear", L, 4, 5 * x * N * C + (x + 8) * C * C, "5xNC + (x + 8)CC"),
+        "4NCC", {{1, N, C, C}, {1, C, C, N}});
+    Work& attention_back =
+        add("attention_backward", "attention", L, 3, 13 * x * N * C + 20 * N * NH, "13xNC + 20N NH");
+    computes(attention_back, "5NC(T+1)", 5 * N * C * (T + 1), 0.2);
+    attention_back.tensor = true;
+    multiplies(add("linear_backward c_attn", "linear", L, 4, 11 * x * N * C + (3 * x + 24) * C * C,
+                   "11xNC + (3x + 24)CC"),
+               "12NCC", {{1, N, C, 3 * C}, {1, 3 * C, C, N}});
+    add("layernorm_backward ln_1", "LayerNorm", L, 3, norm_bytes, norm_formula);
+    add("embedding_backward", "embedding", 1, 3, 2 * x * N * C + N * C / 4 + 8 * (std::min(N, V) + T) * C,
+        "2xNC + NC/4 + 8(min(N,V) + T)C");
+
+    phase = "update";
+    if (c.moe()) add("expert_statistics_backward", "router", L, 1, (x + 8) * R * C, "(x + 8)RC");
+    add("gradient_norm", "update", 1, 2, 4 * P, "4P");
+    add("update", "update", 1, 1, (x < 4 ? 28 + x : 28) * P, x < 4 ? "(28 + x)P" : "28P");
+    return list;
+}
+
+// Seconds of one call at least, and what sets them.
+inline double rate_of(const Work& w, const Card& card) {
+    return !w.tensor ? card.vector : w.products.empty() ? card.mma : card.matrix;
+}
+inline double floor_seconds(const Work& w, const Card& card) {
+    return std::max(w.bytes / card.bandwidth, w.flops / rate_of(w, card));
+}
+inline const char* bound_of(const Work& w, const Card& card) {
+    if (floor_seconds(w, card) < card.launch / 2) return "launch";
+    if (w.bytes / card.bandwidth >= floor_seconds(w, card)) return "memory";
+    return !w.tensor ? "fp32" : w.products.empty() ? "mma" : "matrix";
+}
+
+// A guess at a product's time: tiles, one on each multiprocessor at a time, of 128 x 256 at 80% of the matrix
+// rate or of 128 x 128 at 65%; K cut into up to 32 parts where there are too few tiles to go round.
+inline double product_seconds(const MatrixProduct& p, const Card& card) {
+    double best = INFINITY;
+    for (const auto& [width, efficiency] : {std::pair{256.0, 0.8}, {128.0, 0.65}})
+        for (double parts = 1; parts == 1 || (parts <= 32 && p.K / parts >= 64); parts *= 2) {
+            const double tiles = std::ceil(p.M / 128) * std::ceil(p.N / width) * parts;
+            const double waves = std::ceil(tiles / card.multiprocessors);
+            const double flops = waves * card.multiprocessors * 2 * 128 * width * p.K / parts;
+            best = std::min(best, flops / (efficiency * card.matrix) + (parts > 1 ? card.launch : 0));
+        }
+    return p.count * (best + card.launch);
+}
+
+// Seconds to be expected of one call, before it has been measured. Memory is expected at 80% of its rate.
+inline double expected_seconds(const Work& w, const Card& card) {
+    const double overhead = double(w.kernels) * card.launch;
+    const double memory = w.bytes / card.bandwidth / 0.8 + overhead;
+    double arithmetic = 0;
+    for (const MatrixProduct& p : w.products) arithmetic += product_seconds(p, card);
+    if (w.products.empty()) arithmetic = w.flops / rate_of(w, card) / w.efficiency + overhead;
+    return std::max(memory, arithmetic) + w.idle;
+}
