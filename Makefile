@@ -49,7 +49,7 @@ found:
 help:
 	@echo "make               build $(PROGRAMS)"
 	@echo "                   and with the CUDA toolkit train_moex sample (PRECISION=FP32: train_moex_fp32 sample_fp32)"
-	@echo "make demo          play chess games, train a small MoE-X on them, sample, evaluate (about 6 minutes)"
+	@echo "make demo          play chess games, train a small MoE-X on them, sample, evaluate (about 5 minutes)"
 	@echo "make test          all tests (SAN=1: under the sanitizers)"
 	@echo "make test-gpu      the tests of the CUDA programs on the GPU, then compute-sanitizer"
 	@echo "make train_moex_emu  the CUDA trainer on the CPU, to step through a kernel in gdb (also sample_emu)"

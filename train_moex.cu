@@ -2120,7 +2120,7 @@ struct Gpu {
     cudaStream_t stream = nullptr;
     cublasLtHandle_t blas = nullptr;
     void* workspace = nullptr;
-    size_t workspace_bytes = 32 << 20; // what NVIDIA recommends for Hopper
+    static constexpr size_t workspace_bytes = 32 << 20; // what NVIDIA recommends for Hopper
     // The algorithm of every kind of product met so far; none where cuBLASLt knows none.
     std::map<std::vector<size_t>, std::optional<cublasLtMatmulAlgo_t>> algorithms;
 
@@ -2552,6 +2552,7 @@ struct Model {
     TokenPlaces places{};
     BatchBuffer buffers[2];
     size_t next_buffer = 0;
+    std::vector<int> token_end;    // (V+1) scratch of upload_batch
     int* host_begin = nullptr;     // (L,E+1) pinned: what the GPU found in begin
     Totals* host_totals = nullptr; // pinned
     cudaEvent_t begin_copied = nullptr;
@@ -2599,6 +2600,7 @@ struct Model {
             h.dstatistics.mb = take(4 * E), h.dstatistics.vb = take(4 * E);
         }
         batch = Block<int>(batch_ints(B * T));
+        token_end.resize(config.vocab_size + 1);
         for (BatchBuffer& b : buffers) {
             cuda_check(cudaMallocHost(&b.host, batch.count * sizeof(int)));
             cuda_check(cudaEventCreate(&b.copied));
@@ -2660,7 +2662,8 @@ inline void upload_batch(Model& model, const int32_t* tokens, const int32_t* tar
     model.tokens = gpu_tokens, model.targets = targets ? gpu_targets : nullptr;
     if (with_places) {
         // A counting sort of the places by token.
-        std::vector<int> end(model.config.vocab_size + 1);
+        std::vector<int>& end = model.token_end;
+        std::fill(end.begin(), end.end(), 0);
         for (size_t n = 0; n < N; n++) end[tokens[n] + 1]++;
         auto [order, gpu_order] = place(N);
         auto [chunk_begin, gpu_chunk_begin] = place(N + 1);
@@ -2961,13 +2964,14 @@ inline std::vector<std::pair<const char*, double>> memory_of(const Run& run, con
     const Shape shape = {run.config, run.B, run.T, int(run.flags.recompute), true, true};
     const double activations = double(activation_bytes(shape)),
                  others = double(Model::batch_ints(run.B * run.T)) * 4 +
-                          double(run.config.n_layer * statistics_elements(run.config)) * 4;
+                          double(run.config.n_layer * statistics_elements(run.config)) * 4 +
+                          Gpu::workspace_bytes;
     std::vector<std::pair<const char*, double>> families = {{"weights", count * bytes}};
     if (bytes < 4) families.push_back({"fp32 weights", count * 4});
     families.push_back({"gradients", count * 4});
     families.push_back({"optimizer moments", count * 8});
     families.push_back({"activations", activations});
-    families.push_back({"batches, statistics", others});
+    families.push_back({"batches, workspace", others});
     double needed = 0;
     for (const auto& family : families) needed += family.second;
     if (needed > double(free))

@@ -17,6 +17,7 @@
 //     emu/machine.h  blocks, threads, shared memory        emu/device.h   what device code calls
 //     emu/ptx.h      mma, ldmatrix, cp.async, ...          cuda_runtime.h the host's side (this file)
 //     cuda_bf16.h    bfloat16                              cublasLt.h     matrix products with epilogues
+//     nccl.h         collectives between threads
 //
 // Strict where hardware is silent. The program stops with kernel, block and thread for: a barrier that some
 // thread of the block does not reach, or reaches at another line; a warp operation whose mask names a lane
