@@ -1328,7 +1328,7 @@ static void test_sampler() {
 
     // Probabilities 4/16, 8/16, 1/16, 1/16, 2/16 at temperature 1: in falling order the ids 1 0 4 2 3.
     const float logits[] = {std::log(4.0f), std::log(8.0f), 0, 0, std::log(2.0f)};
-    const double sum_to[] = {8, 12, 14, 15, 16};
+    const double falling[] = {8, 12, 14, 15, 16}, by_id[] = {4, 12, 13, 14, 16}; // sums of sixteenths
     const int32_t order[] = {1, 0, 4, 2, 3};
     auto choose = [&](double temperature, int64_t k, double p, double u) {
         sampler.temperature = temperature, sampler.top_k = k, sampler.top_p = p;
@@ -1339,12 +1339,14 @@ static void test_sampler() {
         for (int i = 0; i < 4096; i++) ids.insert(choose(temperature, k, p, i / 4096.0));
         return std::vector<int32_t>(ids.begin(), ids.end());
     };
+    // Each has its place on the distribution: by id when none is cut off, else in falling order.
     for (int i = 0; i < 5; i++) {
-        const double low = i ? sum_to[i - 1] / 16 : 0;
-        check(choose(1, 0, 1, low + 1e-6) == order[i] && choose(1, 0, 1, sum_to[i] / 16 - 1e-6) == order[i],
-              "place %d", i);
+        for (const double edge : {i ? by_id[i - 1] / 16 + 1e-6 : 0, by_id[i] / 16 - 1e-6})
+            check(choose(1, 0, 1, edge) == i && choose(1, 5, 1, edge) == i, "place %d", i);
+        for (const double edge : {i ? falling[i - 1] / 16 + 1e-6 : 0, falling[i] / 16 - 1e-6})
+            check(choose(1, 0, 0.9999999, edge) == order[i], "place %d in falling order", i);
     }
-    check(choose(1, 0, 1, 0) == 1 && choose(1, 0, 1, below_one) == 3);
+    check(choose(1, 0, 1, below_one) == 4 && choose(1, 0, 0.9999999, below_one) == 3);
     check(choose(1, 2, 1, 0) == 1 && choose(1, 2, 1, below_one) == 0);
     check_list("all", kept(1, 0, 1), {0, 1, 2, 3, 4});
     check_list("top-k 1", kept(1, 1, 1), {1});
