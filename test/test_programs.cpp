@@ -492,7 +492,7 @@ static void test_variants() {
         {"gelu", "--act gelu", "--train few.bin", "step 24/60", left_out},
         {"relu_topk", "--router topk", "--train 'text/train*.bin'", "checkpoint", trained}, // a stream
         {"gpt2", "--ffn dense --act gelu", "--train few.bin --total-tokens 256", "step 30/60", trained},
-        {"dense_relu", "--ffn dense", "--train 'text/train*.bin' --total-tokens 256", "--- sample", trained},
+        {"dense_relu", "--ffn dense", "--train 'text/train*.bin' --total-tokens 256", "--- sample"},
     };
     const int steps = 60;
     const bool emulated = train.find("_emu") != string::npos;
