@@ -480,35 +480,26 @@ static Result stopped(const string& command, const string& dir, const string& wh
 }
 
 static void test_variants() {
-    // What is tried of a variant with the emulated CUDA trainer, which takes a hundred times as long for a
-    // step.
-    enum Emulated { in_full, trained, left_out };
     const struct {
         const char *name, *flags, *data, *when; // when: what is printed before the first stop
-        Emulated emulated = in_full;
     } variants[] = {
         {"moex", "", "--train few.bin --total-tokens 256", "step 0/60"}, // accumulation; 8 of 18 rows a step
-        {"switch", "--act gelu --router topk", "--train few.bin --total-tokens 384", "step  1/60", trained},
-        {"gelu", "--act gelu", "--train few.bin", "step 24/60", left_out},
-        {"relu_topk", "--router topk", "--train 'text/train*.bin'", "checkpoint", trained}, // a stream
-        {"gpt2", "--ffn dense --act gelu", "--train few.bin --total-tokens 256", "step 30/60", trained},
+        {"switch", "--act gelu --router topk", "--train few.bin --total-tokens 384", "step  1/60"},
+        {"gelu", "--act gelu", "--train few.bin", "step 24/60"},
+        {"relu_topk", "--router topk", "--train 'text/train*.bin'", "checkpoint"}, // a stream
+        {"gpt2", "--ffn dense --act gelu", "--train few.bin --total-tokens 256", "step 30/60"},
         {"dense_relu", "--ffn dense", "--train 'text/train*.bin' --total-tokens 256", "--- sample"},
     };
     const int steps = 60;
-    const bool emulated = train.find("_emu") != string::npos;
     for (const auto& v : variants) {
-        if (emulated && v.emulated == left_out) continue;
         const string name = v.name, whole = name + "/whole", parts = name + "/it's in parts";
         const bool text = strstr(v.data, "text/");
         const string command = train + tiny + v.flags + " " + v.data + " --val " +
                                (text ? "'text/val*.bin'" : "'chess/val*.bin'") +
                                " -m 2 --val-every 10 --lr 3e-3" + " --sample-every 25 --steps " +
                                std::to_string(steps) + " --checkpoint-every 25 ";
-        const bool short_of_time = emulated && v.emulated == trained;
-        works(command + "--out '" + whole + "'" +
-              (short_of_time ? " --total-tokens 128 --val-every 30 --sample-every 0" : ""));
+        works(command + "--out '" + whole + "'");
         check(last_in_log(whole, "loss") < last_in_log(whole, "loss", 1) - 0.3, "%s learns", v.name);
-        if (short_of_time) continue;
 
         // Stopped in the middle twice, by the two signals, and continued with the very command that it
         // prints.
