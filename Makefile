@@ -3,6 +3,9 @@
 # to build/, every run to runs/.
 
 SHELL    := /bin/bash
+ifeq ($(filter -j%,$(MAKEFLAGS)),) # as many at a time as there are cores, unless told
+MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 2)
+endif
 CXXFLAGS ?= -O3 -march=native
 FLAGS    := -std=c++20 -fno-math-errno -Wall -Wextra
 space    := $(subst ,, )
@@ -174,7 +177,7 @@ else
 CUDA_TEST_BINARIES = $(EMU_BINARIES) $(addprefix $(B)/,$(GPU_PROGRAMS))
 CUDA_TEST_RUNS = "$(B)/test_emu" $(foreach t,$(CUDA_TESTS),$(foreach p,_emu _fp32_emu,"$(B)/$(t)$(p) $(ARGUMENTS_$(t))")) \
     "EMU_ORDER=random:1 $(B)/test_kernels_emu" "test/test_bench_gpu.sh $(B)/bench_gpu_emu" \
-    "$(B)/test_programs $(B) train_moex_emu sample_emu inputs help usage printed log checkpoints not_finite bad_models exchange gpu board" \
+    "$(B)/test_programs $(B) train_moex_emu sample_emu inputs help usage printed log checkpoints variants not_finite bad_models exchange gpu board" \
     "$(B)/test_programs $(B) train_moex_fp32_emu sample_fp32_emu inputs variants exchange sampling board trace" \
     "test/test_ptxas.sh $(addprefix $(B)/,$(addsuffix .ptxas,$(GPU_PROGRAMS)))"
 endif
@@ -187,7 +190,7 @@ BOTH = $(1) $(addsuffix _fp32,$(1))
 test-gpu: $(addprefix $(B)/gpu/,$(call BOTH,$(CUDA_TESTS))) $(addprefix $(B)/,$(PROGRAMS) test_programs $(call BOTH,train_moex sample))
 	@nvidia-smi >/dev/null 2>&1 || { echo "moex: make test-gpu needs an NVIDIA GPU and its driver; make test runs these tests on the CPU" >&2; exit 1; }
 	@test/run.sh $(foreach t,$(call BOTH,$(CUDA_TESTS)),"$(B)/gpu/$(t) $(ARGUMENTS_$(t:_fp32=))") \
-	    "$(B)/test_programs $(B) train_moex sample inputs help usage printed log checkpoints not_finite bad_models exchange gpu board" \
+	    "$(B)/test_programs $(B) train_moex sample inputs help usage printed log checkpoints variants not_finite bad_models exchange gpu board" \
 	    "$(B)/test_programs $(B) train_moex_fp32 sample_fp32 inputs variants upcycle kill exchange" \
 	    "test/test_ptxas.sh $(B)/train_moex.ptxas $(B)/sample.ptxas" "test/test_sanitizer.sh $(B)"
 

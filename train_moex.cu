@@ -21,6 +21,7 @@
 // to. Every sum has one order, so two runs give the same bits: partial sums go to memory and are then added
 // up in turn, and only integers are counted with atomics.
 #include "dev/lib/train_run.h"
+#include <array>
 #include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -2122,7 +2123,7 @@ struct Gpu {
     void* workspace = nullptr;
     static constexpr size_t workspace_bytes = 32 << 20; // what NVIDIA recommends for Hopper
     // The algorithm of every kind of product met so far; none where cuBLASLt knows none.
-    std::map<std::vector<size_t>, std::optional<cublasLtMatmulAlgo_t>> algorithms;
+    std::map<std::array<size_t, 9>, std::optional<cublasLtMatmulAlgo_t>> algorithms;
 
     Gpu() {
         cuda_check(cudaStreamCreate(&stream));
@@ -2137,13 +2138,13 @@ struct Gpu {
     }
 };
 
-// cuBLASLt's description of a product.
+// cuBLASLt's description of a product, made on the stack: nothing is allocated for a product.
 struct Description {
-    cublasLtMatmulDesc_t operation = nullptr;
-    cublasLtMatrixLayout_t a = nullptr, b = nullptr, out = nullptr;
+    cublasLtMatmulDescOpaque_t operation;
+    cublasLtMatrixLayoutOpaque_t a, b, out;
 
     explicit Description(const Product& p) {
-        cublas_check(cublasLtMatmulDescCreate(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+        cublas_check(cublasLtMatmulDescInit(&operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
         const cublasOperation_t transpose = CUBLAS_OP_T, plain = CUBLAS_OP_N;
         set(CUBLASLT_MATMUL_DESC_TRANSA, p.b_transposed ? transpose : plain);
         set(CUBLASLT_MATMUL_DESC_TRANSB, p.a_transposed ? transpose : plain);
@@ -2159,20 +2160,15 @@ struct Description {
         layout(&a, floatX_type, p.K, p.M, a_stride, p.a_transposed);
         layout(&out, p.accumulate ? CUDA_R_32F : floatX_type, p.N, p.M, out_stride, false);
     }
-    Description(const Description&) = delete;
-    ~Description() {
-        cublasLtMatrixLayoutDestroy(a), cublasLtMatrixLayoutDestroy(b), cublasLtMatrixLayoutDestroy(out);
-        cublasLtMatmulDescDestroy(operation);
-    }
 
   private:
     template <class T> void set(cublasLtMatmulDescAttributes_t attribute, T value) {
-        cublas_check(cublasLtMatmulDescSetAttribute(operation, attribute, &value, sizeof value));
+        cublas_check(cublasLtMatmulDescSetAttribute(&operation, attribute, &value, sizeof value));
     }
-    static void layout(cublasLtMatrixLayout_t* to, cudaDataType_t type, size_t rows, size_t columns,
+    static void layout(cublasLtMatrixLayout_t to, cudaDataType_t type, size_t rows, size_t columns,
                        size_t stride, bool transposed) {
         if (transposed) std::swap(rows, columns);
-        cublas_check(cublasLtMatrixLayoutCreate(to, type, rows, columns, int64_t(stride)));
+        cublas_check(cublasLtMatrixLayoutInit(to, type, rows, columns, int64_t(stride)));
     }
 };
 
@@ -2184,13 +2180,13 @@ inline std::optional<cublasLtMatmulAlgo_t> choose_algorithm(Gpu& gpu, const Prod
         while (x / step > 8) step *= 2;
         return round_up(x, step);
     };
-    const std::vector<size_t> kind = {about(p.M),     about(p.N),     about(p.K),
-                                      p.a_transposed, p.b_transposed, p.accumulate,
-                                      p.out_stride,   p.a_stride,     size_t(p.epilogue)};
+    const std::array<size_t, 9> kind = {about(p.M),     about(p.N),     about(p.K),
+                                        p.a_transposed, p.b_transposed, p.accumulate,
+                                        p.out_stride,   p.a_stride,     size_t(p.epilogue)};
     const auto found = gpu.algorithms.find(kind);
     if (found != gpu.algorithms.end()) return found->second;
 
-    const Description d(p);
+    Description d(p);
     cublasLtMatmulPreference_t preference;
     cublas_check(cublasLtMatmulPreferenceCreate(&preference));
     cublas_check(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
@@ -2203,8 +2199,8 @@ inline std::optional<cublasLtMatmulAlgo_t> choose_algorithm(Gpu& gpu, const Prod
     }
     cublasLtMatmulHeuristicResult_t result;
     int results = 0;
-    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(gpu.blas, d.operation, d.b, d.a, d.out,
-                                                                 d.out, preference, 1, &result, &results);
+    const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(gpu.blas, &d.operation, &d.b, &d.a, &d.out,
+                                                                 &d.out, preference, 1, &result, &results);
     cublasLtMatmulPreferenceDestroy(preference);
     std::optional<cublasLtMatmulAlgo_t> algorithm;
     if (status == CUBLAS_STATUS_SUCCESS && results > 0) algorithm = result.algo;
@@ -2218,10 +2214,10 @@ inline void multiply(Gpu& gpu, const Product& p) {
     if (!algorithm)
         fail("cuBLASLt knows no algorithm for a product of %zu x %zu x %zu, epilogue %d", p.M, p.N, p.K,
              int(p.epilogue));
-    const Description d(p);
+    Description d(p);
     const float alpha = 1, beta = p.accumulate ? 1 : 0;
-    cublas_check(cublasLtMatmul(gpu.blas, d.operation, &alpha, p.b, d.b, p.a, d.a, &beta, p.out, d.out, p.out,
-                                d.out, &*algorithm, gpu.workspace, gpu.workspace_bytes, gpu.stream));
+    cublas_check(cublasLtMatmul(gpu.blas, &d.operation, &alpha, p.b, &d.b, p.a, &d.a, &beta, p.out, &d.out,
+                                p.out, &d.out, &*algorithm, gpu.workspace, gpu.workspace_bytes, gpu.stream));
 }
 
 // out (N,OC) = x (N,C) weight (OC,C)^T + bias (OC)

@@ -204,6 +204,21 @@ static void check_against_itself(const Setting& s, const char* name) {
     }
 }
 
+// A step takes no GPU memory: all of it was there before the first.
+static void check_memory() {
+    const Setting s = setting_of(cases[0], 3, 9, false);
+    Model model(s.c, s.B, s.T);
+    load_weights(model, s.weights.data(), 0, 1);
+    size_t before = 0, after = 0, total = 0;
+    one_step(model, s); // cuBLASLt and the kernels' code may want some when first used
+    cuda_check(cudaMemGetInfo(&before, &total));
+    one_step(model, s);
+    update(model, {}, 1, 1);
+    batch_loss(model, s.tokens.data(), s.targets.data(), s.B, s.T);
+    cuda_check(cudaMemGetInfo(&after, &total));
+    check(before == after && before > 0, "%zu bytes were free, then %zu", before, after);
+}
+
 // A step whose gradient is not finite leaves weights and moments as they were.
 static void check_not_finite() {
     Setting s = setting_of(cases[0], 3, 9, false);
@@ -247,6 +262,7 @@ int main() {
         for (const Case& v : {cases[0], cases[5]})
             check_against_reference(untied_setting(v, false), (std::string(v.name) + ", undecided").c_str(),
                                     relu_tolerance);
+        check_memory();
         check_not_finite();
         setenv("EMU_CUBLASLT_EPILOGUES", "bias", 1); // the kernels that stand in for missing epilogues
         for (const Case& v : {cases[0], cases[1], cases[5]})

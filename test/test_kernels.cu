@@ -389,6 +389,7 @@ static void test_attentions(Gpu& gpu) {
     test_attention(gpu, 3, 40, 3, 32, false);
     test_attention(gpu, 1, 1023, 1, 32, false);
     test_attention(gpu, 1, 1023, 1, 64, false);
+    test_attention(gpu, 1, 1023, 1, 128, false);
     test_attention(gpu, 1, 300, 1, 128, false);
     check_error(attention_forward(nullptr, nullptr, nullptr, 1, 8, 1024, 2, gpu.stream),
                 "heads of 512 channels");

@@ -189,6 +189,9 @@ static void same_run_at(int line, const string& a, const string& b, int step) {
 }
 #define same_run(a, b, step) same_run_at(__LINE__, a, b, step)
 
+// Whether the trainer keeps bf16 weights beside the fp32 ones of its checkpoints.
+static bool in_bf16() { return train != cpu_train && train.find("fp32") == string::npos; }
+
 // A small run on the chess rows: 4 x 32 tokens a step.
 static const string tiny = " --layers 2 --heads 2 --embd 16 --experts 4 --d-expert 16 --seq 32 --batch 4 ";
 static const string chess_data = " --train 'chess/train*.bin' --val 'chess/val*.bin' ";
@@ -525,7 +528,8 @@ static void test_variants() {
         check(sampled.size() > 1, "%s samples", v.name);
         works(command + "--out " + name + "/on --init " + model_file(whole, steps) +
               " --steps 1 --sample-every 0");
-        check_near(last_in_log(name + "/on", "val_loss", 0), last_in_log(whole, "val_loss"), 1e-6);
+        check_near(last_in_log(name + "/on", "val_loss", 0), last_in_log(whole, "val_loss"),
+                   in_bf16() ? 5e-3 : 1e-6); // weights rounded at random, then to the nearest
     }
 }
 
@@ -1230,7 +1234,7 @@ static void test_legal_moves() {
 
 // A run that one program began the other goes on with, both ways; what comes out is close, in fp32 very.
 static void test_exchange() {
-    const double tolerance = train.find("fp32") != string::npos ? 2e-5 : 1e-2;
+    const double tolerance = in_bf16() ? 1e-2 : 2e-5;
     for (const bool from_cpu : {true, false}) {
         const string dir = from_cpu ? "from_cpu" : "from_gpu", program = train;
         const string more = " --total-tokens 256 --checkpoint-every 6 --val-every 6 ";

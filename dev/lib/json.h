@@ -2,7 +2,7 @@
 // allow is refused, and so is what makes a document ambiguous or costly: a name twice in one object, text
 // that is not UTF-8, a number beyond the range of double, nesting deeper than json_max_depth, more values
 // than json_max_values. Used for the header of a checkpoint and for the lines of log.jsonl. Writing needs no
-// tree: json_quote() and json_number() give the pieces, the caller joins them.
+// tree: json_quote() and json_number() give the pieces, JsonWriter the commas and brackets between them.
 #pragma once
 #include "error.h"
 #include <algorithm>
@@ -13,6 +13,7 @@
 #include <cstring>
 #include <set>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 constexpr size_t json_max_depth = 64;       // the reader calls itself once per level
@@ -275,3 +276,54 @@ inline std::string json_number(double x) {
     char text[32];
     return std::string(text, std::to_chars(text, text + sizeof text, x).ptr);
 }
+
+// A document written from front to back:
+//   JsonWriter out;   out.open('{').key("loss").value(0.7).key("load").values(load).close();   out.text
+// Numbers are rounded to `digits` significant ones where the reader will not look further.
+struct JsonWriter {
+    std::string text;
+
+    JsonWriter& open(char bracket) { // '{' or '['
+        begin();
+        text += bracket;
+        ends += bracket == '{' ? '}' : ']';
+        return *this;
+    }
+    JsonWriter& close() {
+        text += ends.back();
+        ends.pop_back();
+        return *this;
+    }
+    JsonWriter& key(const std::string& name) {
+        begin();
+        text += json_quote(name) + ":";
+        return *this;
+    }
+    JsonWriter& value(const std::string& x) { return put(json_quote(x)); }
+    JsonWriter& value(const char* x) { return put(json_quote(x)); }
+    JsonWriter& value(bool x) { return put(x ? "true" : "false"); }
+    JsonWriter& value(double x, int digits = 6) { return put(json_number(rounded(x, digits))); }
+    template <class Int>
+    requires std::is_integral_v<Int> JsonWriter& value(Int x) { return put(std::to_string(x)); }
+    template <class List> JsonWriter& values(const List& list) { // an array of anything above
+        open('[');
+        for (const auto& x : list) value(x);
+        return close();
+    }
+    template <class T> JsonWriter& member(const std::string& name, const T& x) { return key(name).value(x); }
+
+  private:
+    std::string ends; // the brackets that are still open, as they will be closed
+
+    void begin() { // a comma, unless something opens or a name stands before
+        if (!text.empty() && !strchr("{[:", text.back())) text += ',';
+    }
+    JsonWriter& put(const std::string& piece) {
+        begin();
+        text += piece;
+        return *this;
+    }
+    static double rounded(double x, int digits) {
+        return std::isfinite(x) ? strtod(strf("%.*g", digits, x).c_str(), nullptr) : x;
+    }
+};

@@ -122,10 +122,15 @@ typedef struct cublasLtMatrixLayoutOpaque_t {
     int64_t batch_offset;
 } * cublasLtMatrixLayout_t;
 
+inline cublasStatus_t cublasLtMatrixLayoutInit(cublasLtMatrixLayout_t layout, cudaDataType type,
+                                               uint64_t rows, uint64_t cols, int64_t ld) {
+    *layout = {uint32_t(type), CUBLASLT_ORDER_COL, rows, cols, ld, 1, 0};
+    return CUBLAS_STATUS_SUCCESS;
+}
 inline cublasStatus_t cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t* layout, cudaDataType type,
                                                  uint64_t rows, uint64_t cols, int64_t ld) {
-    *layout = new cublasLtMatrixLayoutOpaque_t{uint32_t(type), CUBLASLT_ORDER_COL, rows, cols, ld, 1, 0};
-    return CUBLAS_STATUS_SUCCESS;
+    *layout = new cublasLtMatrixLayoutOpaque_t;
+    return cublasLtMatrixLayoutInit(*layout, type, rows, cols, ld);
 }
 inline cublasStatus_t cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t layout) {
     return delete layout, CUBLAS_STATUS_SUCCESS;
@@ -177,12 +182,16 @@ typedef struct cublasLtMatmulDescOpaque_t {
     int32_t aux_type, bias_type; // -1: as D
 } * cublasLtMatmulDesc_t;
 
+inline cublasStatus_t cublasLtMatmulDescInit(cublasLtMatmulDesc_t desc, cublasComputeType_t compute,
+                                             cudaDataType scale) {
+    *desc = {compute, scale, 0, CUBLAS_OP_N, CUBLAS_OP_N, CUBLASLT_EPILOGUE_DEFAULT, nullptr, 0,
+             nullptr, 0,     0, -1,          -1};
+    return CUBLAS_STATUS_SUCCESS;
+}
 inline cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t* desc, cublasComputeType_t compute,
                                                cudaDataType scale) {
-    *desc = new cublasLtMatmulDescOpaque_t{
-        compute, scale, 0, CUBLAS_OP_N, CUBLAS_OP_N, CUBLASLT_EPILOGUE_DEFAULT, nullptr, 0,
-        nullptr, 0,     0, -1,          -1};
-    return CUBLAS_STATUS_SUCCESS;
+    *desc = new cublasLtMatmulDescOpaque_t;
+    return cublasLtMatmulDescInit(*desc, compute, scale);
 }
 inline cublasStatus_t cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t desc) {
     return delete desc, CUBLAS_STATUS_SUCCESS;
