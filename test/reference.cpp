@@ -109,4 +109,31 @@ Results train(const Config& config, const std::vector<float>& weights, const std
     return r;
 }
 
+std::vector<LayerUnits> units(const Config& config, const std::vector<float>& weights,
+                              const std::vector<int32_t>& tokens, size_t B, size_t T) {
+    const size_t N = B * T, E = config.moe() ? config.n_expert : 1,
+                 K = config.moe() ? config.n_expert_active : 1;
+    const size_t D = config.moe() ? config.d_expert : config.dense_width();
+    cpu::Model model(config, B, T, false);
+    std::copy(weights.begin(), weights.end(), model.weights.data);
+    cpu::forward_logits(model, tokens.data(), B, T);
+    std::vector<LayerUnits> layers;
+    for (const cpu::LayerActivations& h : model.a.h) {
+        LayerUnits u;
+        u.x.assign(h.ln_2, h.ln_2 + N * config.n_embd);
+        u.mega.resize(N * E * D);
+        if (config.moe()) u.g.assign(h.g, h.g + N * E);
+        for (size_t n = 0; n < N; n++)
+            for (size_t k = 0; k < K; k++)
+                for (size_t i = 0; i < D; i++) {
+                    const size_t expert = config.moe() ? h.choice[n * K + k] : 0;
+                    const size_t slot = config.moe() ? h.slot[n * K + k] : n;
+                    u.mega[(n * E + expert) * D + i] =
+                        (config.moe() ? h.weight[n * K + k] : 1) * h.z[slot * D + i];
+                }
+        layers.push_back(std::move(u));
+    }
+    return layers;
+}
+
 } // namespace reference

@@ -103,4 +103,11 @@ Results train(const Config& config, const std::vector<float>& weights, const std
               const std::vector<int32_t>& targets, size_t micros, size_t B, size_t T, size_t steps, double lr,
               double aux_weight, double clip, double weight_decay);
 
+// What the feed-forward layers do with a batch: (L) of each.
+struct LayerUnits {
+    std::vector<double> x, mega, g; // (N,C) input; (N,units) w_j z_j, zero where not chosen; (N,E) moe only
+};
+std::vector<LayerUnits> units(const Config& config, const std::vector<float>& weights,
+                              const std::vector<int32_t>& tokens, size_t B, size_t T);
+
 } // namespace reference

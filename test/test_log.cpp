@@ -27,6 +27,19 @@ std::string resumed(const std::string& text, uint64_t step) {
     return read_all();
 }
 
+void test_writer() {
+    JsonWriter out;
+    out.open('{').member("a \"b\"", "x\n").member("n", 3).member("big", UINT64_MAX).member("yes", true);
+    out.key("list").values(std::vector<double>{0.1234567, NAN, -2, 1e300}).key("none").open('[').close();
+    out.key("rows").open('[').values(std::vector<int>{1, 2}).open('{').member("z", "").close().close();
+    out.key("exact").value(0.123456789012, 12).close();
+    check(out.text == "{\"a \\\"b\\\"\":\"x\\u000a\",\"n\":3,\"big\":18446744073709551615,\"yes\":true,"
+                      "\"list\":[0.123457,null,-2,1e+300],\"none\":[],\"rows\":[[1,2],{\"z\":\"\"}],"
+                      "\"exact\":0.123456789012}",
+          "%s", out.text.c_str());
+    check(parse_json(out.text, "own text").find("rows")->items[1].find("z")->text.empty());
+}
+
 void test_lines() {
     {
         Log log(folder);
@@ -148,6 +161,7 @@ int main() {
         folder = std::string(temporary ? temporary : "/tmp") + "/test_log.XXXXXX";
         if (!mkdtemp(folder.data())) fail("%s: cannot be created: %s", folder.c_str(), strerror(errno));
         path = folder + "/log.jsonl";
+        test_writer();
         test_lines();
         test_resume();
         test_disk_full();

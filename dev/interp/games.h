@@ -1,7 +1,7 @@
 // Games of chess as the tools of this folder measure on: as characters, from the first, one game each, cut to
-// the same length. They are read from PGN, from game text (`;1.e4 e5 2.Nf3`, one per line) or from the rows of
-// chess-32 shards. A game that is too short, or whose moves are not legal, is counted and left out; so is one
-// that has been seen before.
+// the same length. They are read from PGN, from game text (`;1.e4 e5 2.Nf3`, one per line) or from the rows
+// of chess-32 shards. A game that is too short, or whose moves are not legal, is counted and left out; so is
+// one that has been seen before.
 //
 // A dot stands between a move's number and the move, so at the dot of move n it is White's turn, and 2(n-1)
 // plies have been played. The board metrics look at a game's first 20 dots (the field's choice: Karvonen et
@@ -13,8 +13,8 @@
 #include <unordered_set>
 
 struct GameSet {
-    std::string source;             // where they are from, for messages
-    std::vector<std::string> texts; // the first `characters` characters of each
+    std::string source;              // where they are from, for messages
+    std::vector<std::string> texts;  // the first `characters` characters of each
     size_t characters = 0, dots = 0; // every text has so many characters and at least so many dots
     size_t read = 0, shorter = 0, illegal = 0, repeated = 0; // games seen; of them left out
 
@@ -66,7 +66,8 @@ inline GameSet read_games(const std::string& path, size_t characters, size_t dot
         for (const Shard& shard : open_shards(path)) {
             const char* name = shard.file.path.c_str();
             if (shard.header.tokenizer != TOKENIZER_CHESS)
-                fail("%s: its tokens are %s, expected chess-32", name, tokenizer_name(shard.header.tokenizer));
+                fail("%s: its tokens are %s, expected chess-32", name,
+                     tokenizer_name(shard.header.tokenizer));
             if (shard.header.row == 0) fail("%s: a stream, expected rows that begin with a game", name);
             std::string row(std::min(shard.header.row, characters + 1), ' ');
             for (size_t at = 0; at < shard.header.tokens; at += shard.header.row) {
@@ -84,7 +85,8 @@ inline GameSet read_games(const std::string& path, size_t characters, size_t dot
         const char *at = (const char*)text.data, *end = at + text.size;
         while (at < end) {
             const char* newline = std::find(at, end, '\n');
-            if (newline > at && !add(std::string(at, newline - (newline[-1] == '\r')))) break;
+            const char* last = newline > at && newline[-1] == '\r' ? newline - 1 : newline;
+            if (last > at && !add(std::string(at, last))) break;
             at = newline + (newline < end);
         }
     } else {
@@ -93,7 +95,7 @@ inline GameSet read_games(const std::string& path, size_t characters, size_t dot
         chess::PgnReader reader(
             [&](char* to, size_t n) {
                 n = std::min(n, pgn.size - done);
-                memcpy(to, pgn.data + done, n);
+                std::copy(pgn.data + done, pgn.data + done + n, to);
                 return done += n, n;
             },
             path);
@@ -102,7 +104,8 @@ inline GameSet read_games(const std::string& path, size_t characters, size_t dot
         reader.fail_if_none();
     }
     if (set.texts.empty())
-        fail("%s: none of its %zu games has %zu characters with %zu legal moves of White (%zu are shorter, %zu not legal)",
+        fail("%s: none of its %zu games has %zu characters with %zu legal moves of White (%zu are shorter, "
+             "%zu not legal)",
              path.c_str(), set.read, characters, dots, set.shorter, set.illegal);
     return set;
 }

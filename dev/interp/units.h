@@ -1,20 +1,19 @@
 // The units of a model at work. A Reader runs a model over batches of tokens and shows, layer by layer, what
-// happened inside: the same for the CPU's reference and for the CUDA program. Units of a layer are numbered
-// as the rows of its mega-decoder: unit i of expert j is j*D + i; a dense layer has one expert.
+// happened inside; units_cpu.h makes one of the CPU's reference, units_cuda.h of the CUDA program. Units of a
+// layer are numbered as the rows of its mega-decoder: unit i of expert j is j*D + i; a dense layer has one
+// expert.
 #pragma once
-#include "../cpu/model.h"
 #include "../lib/checkpoint.h"
 #include "../lib/terminal.h"
 #include "games.h"
 #include <functional>
-#include <memory>
 
 // What one layer did with the last batch of N = B*T tokens. Valid until the next batch.
 struct LayerUnits {
-    size_t E, K, D;      // dense: 1, 1 and its width
-    const float* x;      // (N,C) the layer's input, after ln_2
-    const float* z;      // (N*K,D) units after the activation, by slot
-    const float* weight; // (N,K) gate weights; dense: null, all are 1
+    size_t E, K, D;               // dense: 1, 1 and its width
+    const float* x;               // (N,C) the layer's input, after ln_2
+    const float* z;               // (N*K,D) units after the activation, by slot
+    const float* weight;          // (N,K) gate weights; dense: null, all are 1
     const int32_t *choice, *slot; // (N,K) experts in falling order of score, and the row of z; dense: null
     const float *g, *mu, *sd;     // (N,E) router; mu and sd null for topk, all three for dense
 
@@ -33,42 +32,17 @@ struct LayerUnits {
 struct Reader {
     Config config;
     std::vector<Tensor> table;
-    size_t max_B = 0, max_T = 0;                                            // of a batch
-    std::function<float*()> weights;                                        // the fp32 block, on the host
-    std::function<void()> changed;                                          // call it after writing there
-    std::function<void(const int32_t* tokens, size_t B, size_t T)> read;    // tokens (B,T)
-    std::function<LayerUnits(size_t layer)> layer;                          // of the batch just read
-    std::function<const float*()> logits;                                   // (N,V) of the batch just read
+    size_t max_B = 0, max_T = 0;                                         // of a batch
+    std::function<float*()> weights;                                     // the fp32 block, on the host
+    std::function<void()> changed;                                       // call it after writing there
+    std::function<void(const int32_t* tokens, size_t B, size_t T)> read; // tokens (B,T)
+    std::function<LayerUnits(size_t layer)> layer;                       // of the batch just read
+    std::function<const float*()> logits;                                // (N,V) of the batch just read
 
     size_t units() const { // of a layer
         return config.moe() ? config.n_expert * config.d_expert : config.dense_width();
     }
 };
-
-#ifndef MOEX_DOUBLE
-// A reader on the CPU, for batches of up to B x T tokens, its weights all zero.
-inline Reader cpu_reader(const Config& config, size_t B, size_t T) {
-    const auto model = std::make_shared<Model>(config, B, T, false);
-    Reader reader;
-    reader.config = config, reader.table = model->table;
-    reader.max_B = B, reader.max_T = T;
-    reader.weights = [=] { return model->weights.data; };
-    reader.changed = [=] { model->statistics_stale = true; };
-    reader.read = [=](const int32_t* tokens, size_t b, size_t t) { forward_logits(*model, tokens, b, t); };
-    reader.logits = [=] { return model->a.logits; };
-    reader.layer = [=](size_t l) {
-        const Config& c = model->config;
-        const LayerActivations& h = model->a.h[l];
-        if (!c.moe())
-            return LayerUnits{1,       1,       c.dense_width(), h.ln_2,  h.z,    nullptr,
-                              nullptr, nullptr, nullptr,         nullptr, nullptr};
-        return LayerUnits{c.n_expert, c.n_expert_active, c.d_expert, h.ln_2, h.z,
-                          h.weight,   h.choice,          h.slot,     h.g,    c.topk() ? nullptr : h.mu,
-                          c.topk() ? nullptr : h.sd};
-    };
-    return reader;
-}
-#endif
 
 // Weights from a checkpoint of the reader's config, or the untrained ones that a seed gives.
 inline void load_weights(Reader& reader, const SafeTensorsFile& file) {
@@ -82,7 +56,8 @@ inline void untrained_weights(Reader& reader, uint64_t seed) {
 
 // Runs the games in batches; visit(first game, games) after each, with the reader holding all their
 // characters.
-template <class Visit> void read_batches(Reader& reader, const GameSet& games, const char* label, Visit visit) {
+template <class Visit>
+void read_batches(Reader& reader, const GameSet& games, const char* label, Visit visit) {
     const size_t T = games.characters;
     if (T > reader.max_T)
         fail("the model reads %zu characters at most, expected the %zu of each game of %s", reader.max_T, T,

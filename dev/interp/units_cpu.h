@@ -1,0 +1,36 @@
+// A Reader (units.h) that runs the CPU's reference.
+#pragma once
+#include "../cpu/model.h"
+#include "units.h"
+#include <memory>
+
+// For batches of up to B x T tokens, its weights all zero.
+inline Reader cpu_reader(const Config& config, size_t B, size_t T) {
+    const auto model = std::make_shared<Model>(config, B, T, false);
+    Reader reader;
+    reader.config = config, reader.table = model->table;
+    reader.max_B = B, reader.max_T = T;
+    reader.weights = [=] { return model->weights.data; };
+    reader.changed = [=] { model->statistics_stale = true; };
+    reader.read = [=](const int32_t* tokens, size_t b, size_t t) { forward_logits(*model, tokens, b, t); };
+    reader.logits = [=] { return model->a.logits; };
+    reader.layer = [=](size_t l) {
+        const Config& c = model->config;
+        const LayerActivations& h = model->a.h[l];
+        if (!c.moe())
+            return LayerUnits{1,       1,       c.dense_width(), h.ln_2,  h.z,    nullptr,
+                              nullptr, nullptr, nullptr,         nullptr, nullptr};
+        return LayerUnits{c.n_expert,
+                          c.n_expert_active,
+                          c.d_expert,
+                          h.ln_2,
+                          h.z,
+                          h.weight,
+                          h.choice,
+                          h.slot,
+                          h.g,
+                          c.topk() ? nullptr : h.mu,
+                          c.topk() ? nullptr : h.sd};
+    };
+    return reader;
+}
