@@ -6,13 +6,9 @@
 #include "../dev/cpu/model.h"
 #include "../dev/lib/checkpoint.h"
 #include "../dev/lib/terminal.h"
-#include "check.h"
+#include "process.h"
 #include <csignal>
-#include <filesystem>
-#include <fstream>
 #include <regex>
-#include <sstream>
-#include <sys/wait.h>
 
 namespace fs = std::filesystem;
 using std::string, std::vector;
@@ -21,115 +17,8 @@ static string train, sampler, evaluator, make_text, make_chess; // the programs,
 static string cpu_train;                                        // the reference, which may be `train` itself
 
 // ---------------------------------------------------------------------------------------------------------
-// Processes
-
-struct Result {
-    int status = -1, signal = 0; // status -1: ended by the signal
-    string out, err;
-};
-
-// A shell command that runs while we look at what it prints. Its end is waited for in finish().
-struct Process {
-    pid_t pid;
-    string out;
-
-    explicit Process(const string& command) {
-        static int count = 0;
-        error_path = strf("stderr.%d", count++);
-        int ends[2];
-        if (pipe2(ends, O_CLOEXEC) != 0) fail("pipe: %s", strerror(errno));
-        fflush(stdout);
-        pid = fork();
-        if (pid == 0) {
-            const int errors = open(error_path.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666);
-            dup2(ends[1], 1), dup2(errors, 2);
-            alarm(240); // a program that hangs fails its test
-            execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
-            _exit(127);
-        }
-        close(ends[1]);
-        from = ends[0];
-    }
-    Process(const Process&) = delete;
-
-    // Reads until the text has been printed; false when the process ends without it.
-    bool wait_for(const string& text) {
-        while (out.find(text) == string::npos)
-            if (!read_some()) return false;
-        return true;
-    }
-    Result finish() {
-        while (read_some()) {
-        }
-        close(from);
-        int status;
-        waitpid(pid, &status, 0);
-        Result r;
-        if (WIFEXITED(status))
-            r.status = WEXITSTATUS(status);
-        else
-            r.signal = WTERMSIG(status);
-        std::stringstream text;
-        text << std::ifstream(error_path).rdbuf();
-        unlink(error_path.c_str());
-        r.out = out, r.err = text.str();
-        return r;
-    }
-
-  private:
-    int from;
-    string error_path;
-
-    bool read_some() {
-        char buffer[4096];
-        const ssize_t n = read(from, buffer, sizeof buffer);
-        if (n > 0) out.append(buffer, size_t(n));
-        return n > 0;
-    }
-};
-
-static Result run(const string& command) { return Process("exec " + command).finish(); }
-
-static string tail_of(const string& text) {
-    return text.size() > 400 ? text.substr(text.size() - 400) : text;
-}
-
-// Runs a command that has to work.
-static Result works_at(int line, const string& command) {
-    const Result r = run(command);
-    check_at(r.status == 0, __FILE__, line,
-             strf("%s\n  ended with status %d, signal %d: %s", command.c_str(), r.status, r.signal,
-                  tail_of(r.err).c_str()));
-    return r;
-}
-#define works(command) works_at(__LINE__, command)
-
-// Runs a command that has to end with the status and one line `moex: ..` that contains all the parts.
-static void refuses_at(int line, const string& command, int status, const vector<string>& parts) {
-    const Result r = run(command);
-    bool good = r.status == status && r.err.rfind("moex: ", 0) == 0 && r.err.find('\n') == r.err.size() - 1;
-    string wanted;
-    for (const string& part : parts) {
-        good = good && r.err.find(part) != string::npos;
-        wanted += " \"" + part + "\"";
-    }
-    check_at(good, __FILE__, line,
-             strf("%s\n  status %d, signal %d, stderr: %s  expected status %d and one line with%s",
-                  command.c_str(), r.status, r.signal, tail_of(r.err).c_str(), status, wanted.c_str()));
-}
-#define refuses(command, status, ...) refuses_at(__LINE__, command, status, {__VA_ARGS__})
-
-// ---------------------------------------------------------------------------------------------------------
 // Files
 
-static string read_file(const string& path) {
-    std::stringstream text;
-    text << std::ifstream(path, std::ios::binary).rdbuf();
-    return text.str();
-}
-static void write_file(const string& path, const string& bytes) {
-    std::ofstream(path, std::ios::binary) << bytes;
-}
 static string replaced(string text, const string& from, const string& to) {
     const size_t at = text.find(from);
     if (!check(at != string::npos, "\"%s\" to be replaced", from.c_str())) return text;
