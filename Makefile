@@ -34,15 +34,19 @@ GPU_ARCH ?= $(or $(subst .,,$(shell nvidia-smi --query-gpu=compute_cap --format=
 PRECISION ?= BF16
 SUFFIX    = $(if $(filter FP32,$(PRECISION)),_fp32)
 
-PROGRAMS  = train_moex_cpu sample_cpu evaluate make_chess make_text
-GPU_PROGRAMS = $(if $(NVCC),train_moex$(SUFFIX) sample$(SUFFIX))
-EMULATED  = train_moex_emu train_moex_fp32_emu sample_emu sample_fp32_emu
-TESTS     = test_chess test_make_chess test_data test_safetensors test_log test_lib test_model test_gradients test_programs
-BENCHES   = bench_cpu perft
+INTERP    = evaluate bsp sparsity router features report
+PROGRAMS  = train_moex_cpu sample_cpu $(INTERP) make_chess make_text
+GPU_PROGRAMS = $(if $(NVCC),$(addsuffix $(SUFFIX),train_moex sample bsp_gpu))
+EMULATED  = train_moex_emu train_moex_fp32_emu sample_emu sample_fp32_emu bsp_gpu_emu bsp_gpu_fp32_emu
+TESTS     = test_chess test_make_chess test_data test_safetensors test_log test_lib test_model test_gradients test_programs \
+            test_games test_boards test_bsp test_sparsity test_features test_report test_interp
+BENCHES   = bench_cpu bench_bsp perft
 
-.PHONY: all help found demo test test-torch test-gpu bench fuzz clean $(PROGRAMS) $(GPU_PROGRAMS) $(EMULATED)
-all: found $(PROGRAMS) $(GPU_PROGRAMS)
-$(PROGRAMS) $(GPU_PROGRAMS) $(EMULATED): %: $(B)/%
+BY_NAME   = $(filter-out report,$(PROGRAMS)) $(GPU_PROGRAMS) $(EMULATED) # make report writes one
+
+.PHONY: all help found demo report test test-torch test-gpu bench fuzz clean $(BY_NAME)
+all: found $(addprefix $(B)/,$(PROGRAMS) $(GPU_PROGRAMS))
+$(BY_NAME): %: $(B)/%
 
 found:
 	@echo "compiler   $$($(CXX) --version | head -1)"
@@ -51,8 +55,9 @@ found:
 
 help:
 	@echo "make               build $(PROGRAMS)"
-	@echo "                   and with the CUDA toolkit train_moex sample (PRECISION=FP32: train_moex_fp32 sample_fp32)"
+	@echo "                   and with the CUDA toolkit train_moex sample bsp_gpu (PRECISION=FP32: in fp32, their names end in _fp32)"
 	@echo "make demo          play chess games, train a small MoE-X on them, sample, evaluate (about 5 minutes)"
+	@echo "make report        an HTML page on a run: RUN=runs/demo, GAMES=games.pgn for a chess model, DATA='val*.bin' for text"
 	@echo "make test          all tests (SAN=1: under the sanitizers)"
 	@echo "make test-gpu      the tests of the CUDA programs on the GPU, then compute-sanitizer"
 	@echo "make train_moex_emu  the CUDA trainer on the CPU, to step through a kernel in gdb (also sample_emu)"
@@ -66,11 +71,10 @@ help:
 
 $(B)/train_moex_cpu: dev/cpu/train_moex.cpp
 $(B)/sample_cpu:     dev/cpu/sample.cpp
-$(B)/evaluate:       dev/interp/evaluate.cpp
 $(B)/make_chess:     data/make_chess.cpp
 $(B)/make_text:      data/make_text.cpp
-$(B)/bench_cpu:      dev/bench/bench_cpu.cpp
-$(B)/perft:          dev/bench/perft.cpp
+$(addprefix $(B)/,$(INTERP)): $(B)/%: dev/interp/%.cpp
+$(addprefix $(B)/,$(BENCHES)): $(B)/%: dev/bench/%.cpp
 $(addprefix $(B)/,$(TESTS) dump_reference): $(B)/%: test/%.cpp
 
 # These compute in double.
@@ -86,28 +90,24 @@ $(BINARIES): Makefile
 # The CUDA programs: by nvcc for the GPU, and by dev/emu and the C++ compiler for the CPU. What ptxas says of
 # registers and spills is kept beside the binary; test/test_ptxas.sh reads it.
 
-CUDA_SOURCES = train_moex.cu sample.cu dev/bench/bench_gpu.cu $(wildcard test/*.cu)
-CUDA_TESTS   = test_kernels test_cuda test_sample
+CUDA_SOURCES = train_moex.cu sample.cu dev/interp/bsp_gpu.cu dev/bench/bench_gpu.cu $(wildcard test/*.cu)
+CUDA_TESTS   = test_kernels test_cuda test_sample test_units
 NVCC_FLAGS   = -std=c++20 -O3 --expt-relaxed-constexpr -lineinfo -t 0 -Xptxas -v \
                $(foreach a,$(GPU_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) -Xcompiler -Wall,-Wextra$(if $(OPENMP),$(comma)-fopenmp)
 NVCC_COMPILE = @mkdir -p $(@D); echo "$(NVCC) -> $@"; $(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d -MT $@ $(firstword $(filter %.cu,$^)) $(filter %.o,$^) -lcublasLt -o $@ \
                > $@.ptxas 2>&1 || { grep -v 'ptxas info\|bytes stack' $@.ptxas >&2; exit 1; }
 
-$(B)/train_moex $(B)/sample: $(B)/%: %.cu Makefile
+vpath %.cu . dev/interp dev/bench
+CUDA_PROGRAMS = train_moex sample bsp_gpu bench_gpu
+$(addprefix $(B)/,$(CUDA_PROGRAMS)): $(B)/%: %.cu Makefile
 	$(NVCC_COMPILE)
-$(B)/train_moex_fp32 $(B)/sample_fp32: private NVCC_FLAGS += -DPRECISION_FP32
-$(B)/train_moex_fp32 $(B)/sample_fp32: $(B)/%_fp32: %.cu Makefile
+$(addprefix $(B)/,$(addsuffix _fp32,$(CUDA_PROGRAMS))): private NVCC_FLAGS += -DPRECISION_FP32
+$(addprefix $(B)/,$(addsuffix _fp32,$(CUDA_PROGRAMS))): $(B)/%_fp32: %.cu Makefile
 	$(NVCC_COMPILE)
 $(addprefix $(B)/gpu/,$(CUDA_TESTS)): $(B)/gpu/%: test/%.cu $(B)/reference.o Makefile
 	$(NVCC_COMPILE)
 $(addprefix $(B)/gpu/,$(addsuffix _fp32,$(CUDA_TESTS))): private NVCC_FLAGS += -DPRECISION_FP32
 $(addprefix $(B)/gpu/,$(addsuffix _fp32,$(CUDA_TESTS))): $(B)/gpu/%_fp32: test/%.cu $(B)/reference.o Makefile
-	$(NVCC_COMPILE)
-
-$(B)/bench_gpu: dev/bench/bench_gpu.cu Makefile
-	$(NVCC_COMPILE)
-$(B)/bench_gpu_fp32: private NVCC_FLAGS += -DPRECISION_FP32
-$(B)/bench_gpu_fp32: dev/bench/bench_gpu.cu Makefile
 	$(NVCC_COMPILE)
 
 $(B)/reference.o: test/reference.cpp Makefile
@@ -118,7 +118,7 @@ $(B)/translate: dev/emu/translate.cpp Makefile
 	$(COMPILE) $< -o $@
 $(B)/emu/%.cpp: $(B)/translate $(CUDA_SOURCES)
 	@mkdir -p $(B)/emu
-	$(B)/translate $(firstword $(wildcard $*.cu test/$*.cu dev/bench/$*.cu)) $@
+	$(B)/translate $(firstword $(wildcard $*.cu test/$*.cu dev/interp/$*.cu dev/bench/$*.cu)) $@
 
 EMU_BINARIES = $(addprefix $(B)/,$(EMULATED) $(foreach t,$(CUDA_TESTS),$(t)_emu $(t)_fp32_emu) test_emu bench_gpu_emu)
 EMU_CXXFLAGS ?= $(if $(SAN),$(CXXFLAGS) -g0,$(subst -O3,-O2,$(CXXFLAGS)) $(if $(filter test_%,$(@F)),,-g))
@@ -132,8 +132,8 @@ $(B)/%_emu: $(B)/emu/%.cpp Makefile
 $(B)/test_emu: $(B)/emu/test_emu.cpp Makefile
 	$(EMU_COMPILE)
 $(foreach t,$(CUDA_TESTS),$(B)/$(t)_emu $(B)/$(t)_fp32_emu): $(B)/reference.o
-.SECONDARY: $(addprefix $(B)/emu/,$(addsuffix .cpp,train_moex sample test_emu $(CUDA_TESTS)))
--include $(addsuffix .d,$(EMU_BINARIES) $(addprefix $(B)/,train_moex sample train_moex_fp32 sample_fp32 bench_gpu bench_gpu_fp32) $(addprefix $(B)/gpu/,$(CUDA_TESTS) $(addsuffix _fp32,$(CUDA_TESTS)))) $(B)/reference.d $(B)/translate.d
+.SECONDARY: $(addprefix $(B)/emu/,$(addsuffix .cpp,$(CUDA_PROGRAMS) test_emu $(CUDA_TESTS)))
+-include $(addsuffix .d,$(EMU_BINARIES) $(addprefix $(B)/,$(CUDA_PROGRAMS) $(addsuffix _fp32,$(CUDA_PROGRAMS))) $(addprefix $(B)/gpu/,$(CUDA_TESTS) $(addsuffix _fp32,$(CUDA_TESTS)))) $(B)/reference.d $(B)/translate.d
 
 # ---------------------------------------------------------------------------------------------------------
 # The demo: two commands' worth of everything, on a machine with g++ and make and nothing else.
@@ -142,8 +142,9 @@ DEMO_DIR   ?= runs/demo
 DEMO_GAMES ?= 43000
 DEMO_STEPS ?= 9500
 DEMO_SEED  ?= 1
+DEMO_FRESH ?= 2400# games played anew, to ask its units about
 
-demo: $(PROGRAMS)
+demo: $(addprefix $(B)/,$(PROGRAMS))
 	@rm -rf $(DEMO_DIR)
 	@echo; echo "== 1. Playing $(DEMO_GAMES) games of chess to learn from"
 	@$(B)/make_chess --games $(DEMO_GAMES) --row 257 --seed $(DEMO_SEED) --out $(DEMO_DIR)/data
@@ -154,11 +155,20 @@ demo: $(PROGRAMS)
 	@$(B)/evaluate --ckpt $(DEMO_DIR) --val '$(DEMO_DIR)/data/val_*.bin'
 	@echo; echo "== 4. A game it plays by itself"
 	@$(B)/sample_cpu --ckpt $(DEMO_DIR) --tokens 254 --temperature 0.3 --seed $(DEMO_SEED) --board
-	@echo; echo "== 5. Where things are"
-	@echo "games       $(DEMO_DIR)/data"
+	@echo; echo "== 5. What its units mean, on $(DEMO_FRESH) new games: half to choose a unit's property on, half to try it on"
+	@$(B)/make_chess --games $(DEMO_FRESH) --row 257 --seed $$(($(DEMO_SEED) + 1000)) --train-text $(DEMO_DIR)/games.txt --out $(DEMO_DIR)/fresh > /dev/null
+	@$(B)/report --run $(DEMO_DIR) --games $(DEMO_DIR)/games.txt
+	@echo; echo "== 6. Where things are"
+	@echo "report      $(DEMO_DIR)/report.html (open it in a browser)"
+	@echo "games       $(DEMO_DIR)/data, $(DEMO_DIR)/games.txt"
 	@echo "model       $$(ls $(DEMO_DIR)/model_*.safetensors | tail -1)"
 	@echo "log         $(DEMO_DIR)/log.jsonl"
 	@echo "see inside  $(B)/sample_cpu --ckpt $(DEMO_DIR) --prompt ';1.e4 e5 2.' --tokens 3 --trace"
+
+# The page on a run: what has not been measured yet is, on GAMES or, for text, on DATA.
+RUN ?= $(DEMO_DIR)
+report: $(B)/report
+	@$(B)/report --run $(RUN) $(if $(GAMES),--games '$(GAMES)') $(if $(DATA),--data '$(DATA)')
 
 # ---------------------------------------------------------------------------------------------------------
 # Tests
@@ -166,6 +176,7 @@ demo: $(PROGRAMS)
 ARGUMENTS_test_data       = $(B)/make_text
 ARGUMENTS_test_make_chess = $(B)/make_chess
 ARGUMENTS_test_programs   = $(B)
+ARGUMENTS_test_interp     = $(B)
 
 # The CUDA programs on the CPU: the emulator, every kernel, the model and the sampler in either precision, and the
 # program from the command line, whose checkpoints the CPU programs read and go on with.
@@ -179,7 +190,7 @@ CUDA_TEST_RUNS = "$(B)/test_emu" $(foreach t,$(CUDA_TESTS),$(foreach p,_emu _fp3
     "EMU_ORDER=random:1 $(B)/test_kernels_emu" "test/test_bench_gpu.sh $(B)/bench_gpu_emu" \
     "$(B)/test_programs $(B) train_moex_emu sample_emu inputs help usage printed log checkpoints variants not_finite bad_models exchange gpu board" \
     "$(B)/test_programs $(B) train_moex_fp32_emu sample_fp32_emu inputs variants exchange sampling board trace" \
-    "test/test_ptxas.sh $(addprefix $(B)/,$(addsuffix .ptxas,$(GPU_PROGRAMS)))"
+    "$(B)/test_interp $(B) bsp_gpu_fp32_emu" "test/test_ptxas.sh $(addprefix $(B)/,$(addsuffix .ptxas,$(GPU_PROGRAMS)))"
 endif
 
 test: $(addprefix $(B)/,$(TESTS) $(PROGRAMS)) $(CUDA_TEST_BINARIES)
@@ -187,7 +198,7 @@ test: $(addprefix $(B)/,$(TESTS) $(PROGRAMS)) $(CUDA_TEST_BINARIES)
 
 # The same tests on the GPU.
 BOTH = $(1) $(addsuffix _fp32,$(1))
-test-gpu: $(addprefix $(B)/gpu/,$(call BOTH,$(CUDA_TESTS))) $(addprefix $(B)/,$(PROGRAMS) test_programs $(call BOTH,train_moex sample))
+test-gpu: $(addprefix $(B)/gpu/,$(call BOTH,$(CUDA_TESTS))) $(addprefix $(B)/,$(PROGRAMS) test_programs test_interp bsp_gpu_fp32 $(call BOTH,train_moex sample))
 	@nvidia-smi >/dev/null 2>&1 || { echo "moex: make test-gpu needs an NVIDIA GPU and its driver; make test runs these tests on the CPU" >&2; exit 1; }
 	@test/run.sh $(foreach t,$(call BOTH,$(CUDA_TESTS)),"$(B)/gpu/$(t) $(ARGUMENTS_$(t:_fp32=))") \
 	    "$(B)/test_programs $(B) train_moex sample inputs help usage printed log checkpoints variants not_finite bad_models exchange gpu board" \

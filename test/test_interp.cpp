@@ -44,9 +44,11 @@ static void test_help() {
         const string help = works(program(name) + " --help").out;
         for (const char* flag : {"usage: ", "--ckpt", "--json", "-h, --help"})
             check(help.find(flag) != string::npos, "%s --help names %s", name, flag);
-        refuses(program(name), 2, "is missing");
+        refuses(program(name), 2, "see --help");
         refuses(program(name) + " --nonsense", 2, "nonsense");
-        refuses(program(name) + " --ckpt absent --games games.txt", 1, "absent");
+        const bool games = help.find("--games") != string::npos;
+        refuses(program(name) + " --ckpt absent" + (games ? " --games" : " --data") + " games.txt", 1,
+                "absent");
     }
     check(works(program("report") + " --help").out.find("--run") != string::npos);
 }
@@ -75,7 +77,7 @@ static void test_measures() {
         check(json_file(run + "/interp/features.json").find("units")->items.size() > 0);
         works(program("report") + " --run " + run);
         const string page = read_file(run + "/report.html");
-        check(page.find("<!doctype html>") == 0 && page.find("</html>") != string::npos &&
+        check(strncasecmp(page.c_str(), "<!doctype html>", 15) == 0 && page.find("</html>") != string::npos &&
               page.size() < 5u << 20);
     }
     works(program("sparsity") + " --ckpt words --data 'text/val*.bin' --rows 20");
@@ -108,7 +110,7 @@ static void test_repeatable() {
 static void test_refusals() {
     const string games = " --games games.txt";
     for (const char* name : {"bsp", "features"})
-        refuses(program(name) + " --ckpt words" + games, 1, "words", "expected chess-32");
+        refuses(program(name) + " --ckpt words" + games, 1, "words", "chess-32");
     write_file("short.txt", ";1.e4 e5 2.Nf3\n");
     refuses(program("bsp") + " --ckpt moe --games short.txt", 1, "short.txt", "none of its 1 games");
     refuses(program("bsp") + " --ckpt moe --games absent.pgn", 1, "absent.pgn");
@@ -116,7 +118,7 @@ static void test_refusals() {
     refuses(program("bsp") + games, 2, "--ckpt");
     refuses(program("bsp") + " --activations games.txt --test-activations games.txt" + games, 1, "games.txt");
     refuses(program("sparsity") + " --ckpt moe --data 'text/val*.bin'", 1, "text/val");
-    refuses(program("features") + " --ckpt moe" + games + " --unit 7/0/0", 2, "--unit");
+    refuses(program("features") + " --ckpt moe" + games + " --unit 7/0/0", 1, "--unit");
     refuses(program("report") + " --run absent", 1, "absent");
     write_file("moe_cut.safetensors", read_file(model_path("moe", 20)).substr(0, 5000));
     for (const char* name : {"bsp", "features"})

@@ -1,0 +1,879 @@
+// Tests of detect.h, text_labels.h and features.h: what a unit detects, on planted units whose answer is
+// known and against slow versions that count one place after the other; and the program, end to end, on
+// models made by hand and at random.
+#include "../dev/interp/features.h"
+#include "../dev/interp/units_cpu.h"
+#include "check.h"
+#include <cctype>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+namespace fs = std::filesystem;
+using std::string, std::vector;
+
+// ---------------------------------------------------------------------------------------------------------
+// Planted units
+
+constexpr size_t games = 150, per_game = 20, places = games * per_game, n_cells = 9, n_units = 10;
+
+// One set of games: what holds (cells,places) and what the units do (units,places).
+struct Planted {
+    vector<vector<bool>> holds{n_cells, vector<bool>(places)};
+    vector<vector<float>> value{n_units, vector<float>(places)};
+
+    explicit Planted(uint64_t seed) {
+        Random random{seed};
+        for (size_t g = 0; g < games; g++) {
+            const size_t turn = 7 + random.below(7); // of this game: what holds before it
+            const bool whole = random.uniform() < 0.5;
+            for (size_t d = 0; d < per_game; d++) {
+                const size_t n = g * per_game + d;
+                holds[0][n] = d < turn;
+                holds[1][n] = random.uniform() < 0.3;
+                holds[2][n] = whole;
+                holds[3][n] = holds[1][n];  // equals cell 1
+                holds[4][n] = true;         // always
+                holds[6][n] = n % 400 == 3; // 8 times
+                holds[7][n] = random.uniform() < 0.06;
+                holds[8][n] = n >= 9; // false 9 times
+
+                value[0][n] = holds[1][n] ? 2 : 0;                                   // cell 1
+                value[1][n] = holds[2][n] ? 0 : float(0.5 + random.uniform());       // not cell 2
+                value[2][n] = random.uniform() < 0.2 ? float(random.uniform()) : 0;  // noise
+                value[3][n] = d < 10;                                                // counts moves
+                value[4][n] = holds[0][n] ? float(0.9 + 0.1 * random.uniform()) : 0; // cell 0
+                value[5][n] = holds[7][n] ? 10 : random.uniform() < 0.3 ? 4 : -1;    // cell 7, strongly
+                value[6][n] = 1;                                                     // always on
+                value[8][n] = (random.uniform() < 0.8) == holds[1][n];               // cell 1, roughly
+                value[9][n] = holds[2][n] && random.uniform() < 0.2;                 // cell 2, seldom
+            }
+        }
+    }
+    BoardLabels labels() const {
+        BoardLabels out{places, (places + 63) / 64, {}};
+        out.bits.assign(n_cells * out.words, 0);
+        for (size_t c = 0; c < n_cells; c++)
+            for (size_t n = 0; n < places; n++)
+                if (holds[c][n]) out.bits[c * out.words + n / 64] |= uint64_t(1) << n % 64;
+        return out;
+    }
+    UnitFires fires(const vector<float>& max) const {
+        TokenValues values(places);
+        for (size_t n = 0; n < places; n++)
+            for (uint32_t u = 0; u < n_units; u++)
+                if (value[u][n] > 0) values[n].push_back({u, value[u][n]});
+        return unit_fires(values, max);
+    }
+};
+
+struct PlantedSplit {
+    Planted train{11}, test{12};
+    Evidence e;
+    LayerFires fires;
+
+    PlantedSplit() {
+        vector<Property> properties;
+        for (size_t c = 0; c < n_cells; c++)
+            properties.push_back({"cell", {strf("cell %zu holds", c), strf("cell %zu fails", c)}});
+        e = make_evidence(properties, train.labels(), games, test.labels(), games);
+        fires.units = n_units;
+        for (const vector<float>& v : train.value) {
+            const float max = *std::max_element(v.begin(), v.end());
+            fires.max.push_back(max > 0 ? max : INFINITY);
+        }
+        fires.rate.assign(n_units, 0.5);
+        fires.train = train.fires(fires.max), fires.test = test.fires(fires.max);
+    }
+    // Cells of the properties that were kept.
+    size_t cell(size_t property) const { return size_t(e.properties[property].words[0][5] - '0'); }
+};
+
+static Counts slow_counts(const Planted& p, const LayerFires& fires, size_t unit, size_t t, size_t cell,
+                          bool negated, const Order* order = nullptr, const vector<size_t>& times = {}) {
+    Counts counts = {0, 0, 0, 0};
+    for (size_t n = 0; n < places; n++) {
+        const double weight = times.empty() ? 1 : double(times[n / per_game]);
+        const bool on = p.value[unit][n] > float(t) / 10.0f * fires.max[unit],
+                   holds = p.holds[cell][order ? (*order)[n] : n] != negated;
+        counts.n += weight, counts.on += weight * on, counts.positives += weight * holds,
+            counts.tp += weight * (on && holds);
+    }
+    return counts;
+}
+
+static void test_counts() {
+    // By hand: 10 places, on at 4, holds at 5, both at 3.
+    const Counts c = {10, 4, 5, 3};
+    check_near(c.precision(), 0.75, 1e-15);
+    check_near(c.recall(), 0.6, 1e-15);
+    check_near(c.f1(), 2 * 0.75 * 0.6 / 1.35, 1e-15);
+    check_near(c.base(), 0.5, 1e-15);
+    check_near(c.floor(), 2.0 / 3, 1e-15);
+    check_near(c.mcc(), (3 * 4 - 1 * 2) / std::sqrt(4.0 * 5 * 5 * 6), 1e-15); // (TP TN - FP FN) / ..
+    const Counts not_c = c.negated();
+    check(not_c.on == 4 && not_c.positives == 5 && not_c.tp == 1 && not_c.n == 10);
+    check_near(not_c.mcc(), -c.mcc(), 1e-15);
+    const Counts always = {10, 10, 5, 5}, never = {10, 0, 5, 0};
+    check_near(always.f1(), always.floor(), 1e-15);
+    check(always.mcc() == 0 && never.mcc() == 0 && never.f1() == 0 && std::isnan(never.precision()));
+}
+
+static void test_evidence(const PlantedSplit& s) {
+    vector<size_t> kept;
+    for (size_t p = 0; p < s.e.properties.size(); p++) kept.push_back(s.cell(p));
+    check((kept == vector<size_t>{0, 1, 2, 7}), "%zu properties are kept", kept.size());
+    check(s.e.train.games == games && s.e.test.per_game == per_game && s.e.test.size() == places);
+    for (size_t p = 0; p < kept.size(); p++) {
+        bool same = true;
+        for (size_t n = 0; n < places; n++)
+            same &= s.e.train.labels.at(p, n) == s.train.holds[kept[p]][n] &&
+                    s.e.test.labels.at(p, n) == s.test.holds[kept[p]][n];
+        check(same, "labels of property %zu", p);
+    }
+}
+
+static void test_choose(const PlantedSplit& s) {
+    vector<uint32_t> scratch;
+    const Order order = permuted_order(games, per_game, 5);
+    for (size_t unit = 0; unit < n_units; unit++)
+        for (const Order* o : {(const Order*)nullptr, &order}) {
+            Choice best;
+            for (size_t t = 0; t < n_thresholds; t++)
+                for (size_t p = 0; p < s.e.properties.size(); p++) {
+                    const Counts c = slow_counts(s.train, s.fires, unit, t, s.cell(p), false, o);
+                    if (c.on >= 10 && std::fabs(c.mcc()) > best.score)
+                        best = {p, t, c.mcc() < 0, std::fabs(c.mcc())};
+                }
+            const Choices found = choose(s.fires.train, unit, s.e, o, scratch);
+            check(found.best.property == best.property && found.best.threshold == best.threshold &&
+                      found.best.negated == best.negated,
+                  "unit %zu: property %zu at %zu, expected %zu at %zu", unit, found.best.property,
+                  found.best.threshold, best.property, best.threshold);
+            check_near(found.best.score, best.score, 1e-12);
+            check(!found.square.any());
+            if (!best.any()) continue;
+            const Counts c = count(s.fires.test, unit, found.best, s.e.test, o),
+                         slow = slow_counts(s.test, s.fires, unit, best.threshold, s.cell(best.property),
+                                            best.negated, o);
+            check(c.n == slow.n && c.on == slow.on && c.positives == slow.positives && c.tp == slow.tp,
+                  "unit %zu on the test games", unit);
+        }
+    // Squares are told from the rest, and are the best of their own.
+    Evidence e = s.e;
+    e.properties[0].board_function = 0, e.properties[1].board_function = board_function("check_state");
+    const Choices found = choose(s.fires.train, 8, e, nullptr, scratch);
+    check(s.cell(found.best.property) == 1 && found.square.any() && found.square.property == 0);
+}
+
+static void test_labellings(const PlantedSplit& s) {
+    const Labellings labels = make_labellings(s.e, 3), untrue = false_labellings(labels, s.e, 3);
+    check(!labels.truth.of_train() && !labels.truth.of_test());
+    check(untrue.truth.test == labels.same_move.test && untrue.same_move.test != labels.same_move.test);
+    bool other_game = true, same_place = true;
+    for (const Order* order : {&labels.same_move.train, &labels.same_move.test, &untrue.same_move.test})
+        for (size_t n = 0; n < places; n++) {
+            other_game &= (*order)[n] / per_game != n / per_game;
+            same_place &= (*order)[n] % per_game == n % per_game;
+        }
+    check(other_game && same_place);
+    vector<bool> seen(places);
+    for (const uint32_t n : labels.permuted.test) seen[n] = true;
+    check(std::count(seen.begin(), seen.end(), true) == long(places));
+}
+
+static void test_found(const PlantedSplit& s) {
+    const Labellings labels = make_labellings(s.e, 3);
+    const Resamples resamples = make_resamples(games, 3);
+    const vector<Finding> found = find_all(s.fires, s.e, labels, resamples);
+    const auto expect = [&](size_t unit, bool is_found, size_t cell, bool negated) {
+        const Finding& f = found[unit];
+        check(f.found == is_found, "unit %zu: clearance %g, F1 %g to %g", unit, f.clearance, f.f1.low,
+              f.f1.high);
+        if (f.real.choice.any())
+            check(s.cell(f.real.choice.property) == cell && f.real.choice.negated == negated,
+                  "unit %zu: cell %zu", unit, s.cell(f.real.choice.property));
+    };
+    expect(0, true, 1, false);
+    expect(1, true, 2, true);
+    check(!found[2].found);
+    expect(3, false, 0, false); // a clock tells a lot about cell 0, and no more than that of another game
+    check(found[3].real.counts.f1() > 0.8 && found[3].same_move.counts.f1() > 0.8);
+    expect(4, true, 0, false);
+    expect(5, true, 7, false);
+    check(!found[6].found && !found[7].found && !found[6].real.choice.any() && !found[7].real.choice.any());
+    expect(8, true, 1, false);
+    expect(9, false, 2, false); // right whenever it is on, and worse than a unit that is always on
+    check(found[9].real.counts.precision() == 1 && found[9].real.counts.f1() < found[9].real.counts.floor());
+    for (const size_t unit : {0, 1, 4, 5}) {
+        check(found[unit].real.counts.f1() == 1 && found[unit].f1.low == 1 &&
+              found[unit].precision.high == 1);
+        check(std::fabs(found[unit].permuted.counts.mcc()) < 0.1);
+    }
+    check(found[5].real.choice.threshold == 4, "threshold %zu", found[5].real.choice.threshold);
+    check(found[4].same_move.counts.f1() > 0.7 && found[4].same_move.counts.f1() < 0.95);
+
+    // With the labels of other games nothing is found, whatever the unit is.
+    size_t untrue = 0;
+    for (const Finding& f : find_all(s.fires, s.e, false_labellings(labels, s.e, 3), resamples))
+        untrue += f.found;
+    check(untrue == 0, "%zu units", untrue);
+
+    // Intervals and clearance of unit 8, from resamples drawn and counted the slow way.
+    const Finding& f = found[8];
+    vector<double> precision, f1, mcc, margins[6];
+    for (size_t r = 0; r < bootstrap_resamples; r++) {
+        Random random{3, random_stream("bootstrap") + r};
+        vector<size_t> times(games);
+        for (size_t g = 0; g < games; g++) times[random.below(games)]++;
+        const auto counts = [&](const Held& held, const Order* order) {
+            return slow_counts(s.test, s.fires, 8, held.choice.threshold, s.cell(held.choice.property),
+                               held.choice.negated, order, times);
+        };
+        const Counts c = counts(f.real, nullptr);
+        precision.push_back(c.precision()), f1.push_back(c.f1()), mcc.push_back(c.mcc());
+        size_t i = 0;
+        for (const Counts& control :
+             {counts(f.permuted, &labels.permuted.test), counts(f.same_move, &labels.same_move.test),
+              counts(f.real, &labels.same_move.test)}) {
+            margins[i++].push_back(c.f1() - control.f1());
+            margins[i++].push_back(c.mcc() - control.mcc());
+        }
+    }
+    const auto low = [](vector<double> x) { return std::sort(x.begin(), x.end()), quantile(x, 0.025); };
+    const auto high = [](vector<double> x) { return std::sort(x.begin(), x.end()), quantile(x, 0.975); };
+    check_near(f.precision.low, low(precision), 1e-12);
+    check_near(f.f1.low, low(f1), 1e-12);
+    check_near(f.f1.high, high(f1), 1e-12);
+    check_near(f.mcc.low, low(mcc), 1e-12);
+    double clearance = INFINITY;
+    for (const vector<double>& margin : margins) {
+        double mean = 0, square = 0;
+        for (const double x : margin) mean += x / double(margin.size());
+        for (const double x : margin) square += (x - mean) * (x - mean) / double(margin.size());
+        clearance = std::min(clearance, mean / std::sqrt(square));
+    }
+    check_near(f.clearance, clearance, 1e-6 * clearance);
+    check(f.f1.low < f.real.counts.f1() && f.real.counts.f1() < f.f1.high);
+
+    // One game is no sample of games.
+    Evidence one = s.e;
+    one.test.games = 1, one.test.per_game = places;
+    vector<uint32_t> scratch;
+    check(!find(s.fires, 0, one, make_labellings(one, 3), make_resamples(1, 3), scratch).found);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Properties of text
+
+static TokenRows rows_of(const string& text, size_t T) {
+    TokenRows rows;
+    rows.source = "test", rows.T = T, rows.rows = text.size() / T;
+    for (size_t i = 0; i < rows.size(); i++) rows.tokens.push_back((unsigned char)text[i]);
+    return rows;
+}
+
+static string random_text(size_t n, uint64_t seed) {
+    static const char* const words[] = {"the",   "rook",   "takes", "a", "Pawn", "in",   "1923", "SHE",
+                                        "said:", "\"go\"", "x",     "7", "café", "then", "e",    "(odd)"};
+    Random random{seed};
+    string text;
+    while (text.size() < n) text += string(words[random.below(16)]) + (random.uniform() < 0.2 ? "\n" : " ");
+    text.resize(n);
+    return text;
+}
+
+static void test_text_labels() {
+    const size_t T = 50;
+    const string text = random_text(6000, 1);
+    const TokenRows rows = rows_of(text, T);
+    const TextProperties p = text_properties(rows, TOKENIZER_BYTES, "");
+    const BoardLabels labels = label_text(rows, p);
+    check(labels.tokens == 6000 && labels.bits.size() == p.list.size() * labels.words);
+
+    // Every property of a token or an ending, by its words.
+    size_t tokens = 0, endings = 0, wrong = 0;
+    for (size_t i = 0; i < p.first_class; i++) {
+        const string& words = p.list[i].words;
+        const string name = words.substr(words.find('\'') + 1, words.rfind('\'') - words.find('\'') - 1);
+        const bool ending = words.find("the text ends in") == 0;
+        const int offset = words.find("the next token") == 0     ? 1
+                           : words.find("the token before") == 0 ? -1
+                                                                 : 0;
+        (ending ? endings : tokens)++;
+        size_t seen = 0;
+        for (size_t n = 0; n < text.size(); n++) {
+            const size_t t = n % T;
+            bool holds;
+            if (ending) {
+                holds = false;
+                for (size_t length = 2; length <= 3; length++)
+                    holds |= t + 1 >= length && shown(text.substr(n + 1 - length, length)) == name;
+            } else {
+                const std::ptrdiff_t at = std::ptrdiff_t(t) + offset;
+                holds = at >= 0 && at < std::ptrdiff_t(T) && shown(text.substr(n + offset, 1)) == name;
+            }
+            wrong += holds != labels.at(i, n);
+            seen += labels.at(i, n);
+        }
+        check(seen >= least_seen, "%s: %zu times", words.c_str(), seen);
+    }
+    check(wrong == 0, "%zu labels of tokens and endings are wrong", wrong);
+    check(tokens > 60 && endings > 60, "%zu tokens, %zu endings", tokens, endings);
+
+    // Places and classes, as the C library sees them.
+    wrong = 0;
+    const auto letter = [](char c) { return isalpha((unsigned char)c) != 0; };
+    for (size_t n = 0; n < text.size(); n++) {
+        const size_t t = n % T;
+        const char here = text[n], left = t ? text[n - 1] : 0, right = t + 1 < T ? text[n + 1] : 0;
+        const string line = text.substr(n - t, t + 1);
+        const size_t begin = line.rfind('\n') == string::npos ? 0 : line.rfind('\n');
+        const bool expected[] = {letter(here) && letter(left),
+                                 letter(here) && !letter(left),
+                                 letter(here) && t + 1 < T && !letter(right),
+                                 isdigit((unsigned char)here) && isdigit((unsigned char)left),
+                                 left == '\n',
+                                 isupper((unsigned char)here) && isupper((unsigned char)left),
+                                 std::count(line.begin() + long(begin), line.end(), '"') % 2 == 1};
+        for (size_t i = 0; i < n_places; i++) wrong += expected[i] != labels.at(p.first_place + i, n);
+        wrong += labels.at(p.first_class + 0, n) != (islower((unsigned char)here) != 0);
+        wrong += labels.at(p.first_class + 2, n) != (isdigit((unsigned char)here) != 0);
+        wrong += labels.at(p.first_class + 7 + 3, n) != (right == ' ');
+        wrong += labels.at(p.first_class + 14 + 1, n) != (isupper((unsigned char)left) != 0);
+    }
+    check(wrong == 0, "%zu labels of places and classes are wrong", wrong);
+
+    // Tokens of several bytes, as GPT-2 has them.
+    TextProperties q;
+    q.vocabulary = {"", " the", "cat", "s", "\n", " 12", "3", " A", "B"};
+    for (const string& token : q.vocabulary) q.classes.push_back(byte_class(token));
+    q.first_class = 0, q.first_place = 21;
+    q.list.assign(28, {"", "", ""});
+    TokenRows several;
+    several.source = "tokens", several.rows = 1, several.T = 9, several.tokens = {1, 2, 3, 4, 5, 6, 7, 8, 0};
+    const BoardLabels l = label_text(several, q);
+    const auto set = [&](TextPlace place) {
+        string out;
+        for (size_t n = 0; n < several.T; n++) out += l.at(q.first_place + place, n) ? '1' : '0';
+        return out;
+    };
+    check(set(WORD_BEGINS) == "100000100", "%s", set(WORD_BEGINS).c_str());
+    check(set(IN_WORD) == "011000010", "%s", set(IN_WORD).c_str());
+    check(set(WORD_ENDS) == "001000010", "%s", set(WORD_ENDS).c_str());
+    check(set(IN_NUMBER) == "000001000" && set(LINE_BEGINS) == "000010000" &&
+          set(IN_CAPITALS) == "000000010");
+    several.tokens[3] = 9;
+    check_error(label_text(several, q), "tokens: token 9", "less than the 9");
+
+    check(shown("a\n\t\r\x01\x7F\xC3\xA9\xC3") == "a\\n\\t\\r\\x01\\x7F\xC3\xA9\\xC3");
+    check(shown("") == "");
+    const vector<string> bytes = p.vocabulary;
+    const string line = "x\n" + string(70, 'y') + "\xC3\xA9z\nnext" + string(40, 'w');
+    const TokenRows one = rows_of(line, line.size());
+    const FeatureContext c = text_context(one.tokens.data(), one.T, 74, bytes, 1.5f);
+    check(c.text == string(58, 'y') + "\xC3\xA9z\\nnext" + string(15, 'w') && c.mark == 59 && c.length == 1 &&
+              c.value == 1.5f,
+          "%s at %zu", c.text.c_str(), c.mark);
+    const FeatureContext end = text_context(one.tokens.data(), one.T, 1, bytes, 1);
+    check(end.text.substr(0, 4) == "x\\ny" && end.mark == 1 && end.length == 2);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Boards
+
+// A game of random legal moves, as text, cut to `characters`.
+static string random_game(Random& random, size_t characters) {
+    for (;;) {
+        chess::Game game;
+        vector<chess::Move> moves;
+        while (game.outcome() == chess::UNFINISHED && moves.size() < 120) {
+            const chess::MoveList list = chess::legal_moves(game.position);
+            moves.push_back(list.moves[random.below(list.size)]);
+            game.play(moves.back());
+        }
+        const string text = chess::to_game_text(moves);
+        if (text.size() >= characters) return text.substr(0, characters);
+    }
+}
+
+static void test_contexts() {
+    const string text =
+        ";1.e4 g6 2.Qh5 gxh5 3.Bc4 a6 4.Bxf7+ Kxf7 5.Nf3 b5 6.O-O c5 7.Re1 d5 8.exd5 Qxd5 9.d4 cx";
+    const size_t plus = text.find('+'), space = plus + 1;
+    FeatureContext c = game_context(text, plus, 2);
+    check(c.text[c.mark] == '+');
+    check(c.text == ";1.e4 g6 2.Qh5 gxh5 3.Bc4 a6 4.Bxf7+ Kxf7 5.Nf3 b5", "%s", c.text.c_str());
+    check(c.mark == plus && c.length == 1 && c.move == "3...a6" && c.last == "a7a6", "%s", c.move.c_str());
+    check(c.fen == chess::to_fen(chess::parse_game_text(";1.e4 g6 2.Qh5 gxh5 3.Bc4 a6").position));
+    c = game_context(text, space, 2); // the board changes at the space behind a move
+    check(c.move == "4.Bxf7+" && c.last == "c4f7" && c.fen.find(" b ") != string::npos, "%s", c.move.c_str());
+    c = game_context(text, 0, 2);
+    check(c.text.substr(0, 9) == ";1.e4 g6 " && c.mark == 0 && c.move.empty() && c.last.empty() &&
+          c.fen == chess::start_fen);
+    c = game_context(text, text.size() - 1, 2); // the last move is cut
+    check(c.move == "9.d4" && c.text[c.mark] == 'x' && c.mark + 1 == c.text.size() && c.text[0] != ' ');
+
+    Random random{9};
+    size_t wrong = 0;
+    for (int i = 0; i < 20; i++) {
+        const string game = random_game(random, 200);
+        for (size_t place = 0; place < game.size(); place++) {
+            const FeatureContext at = game_context(game, place, 1);
+            const size_t found = game.find(at.text);
+            const string before = game.substr(0, place + 1);
+            const size_t whole =
+                before.rfind(' ') == string::npos ? 1 : before.rfind(' '); // whole moves end here
+            const string fen = chess::to_fen(chess::parse_game_text(before.substr(0, whole)).position);
+            wrong += found == string::npos || at.text[at.mark] != game[place] || at.fen != fen ||
+                     at.text.size() > 90 || at.mark > 60;
+        }
+    }
+    check(wrong == 0, "%zu contexts are wrong", wrong);
+}
+
+static void test_squares(const string& folder) {
+    GameSet set;
+    set.source = folder, set.characters = 160, set.dots = 10;
+    Random random{4};
+    for (int i = 0; i < 30; i++) set.texts.push_back(random_game(random, 160));
+    const BoardLabels labels = label_games(set, 10);
+    TokenValues values(300);
+    for (size_t n = 0; n < 300; n++)
+        if (const double x = random.uniform(); x < 0.4) values[n].push_back({0, float(x)});
+    vector<float> value(300);
+    for (size_t n = 0; n < 300; n++) value[n] = values[n].empty() ? 0 : values[n][0].value;
+    const UnitFires fires = unit_fires(values, {0.4f});
+    const size_t f = board_function("piece_state"), cls = 7; // white pawns
+    const vector<double> lifts = square_lifts(fires, 0, 3, first_cell(f) + cls, 13, labels);
+    for (size_t s = 0; s < 64; s++) {
+        double on = 0, positives = 0, tp = 0;
+        for (size_t n = 0; n < 300; n++) {
+            const bool fires_here = value[n] > 0.3f * 0.4f;
+            chess::GameTextReader game;
+            for (const char c : set.texts[n / 10]) {
+                if (game.moves.size() == 2 * (n % 10)) break;
+                game.push(c);
+            }
+            const bool pawn = game.position.board[s] == chess::PAWN;
+            on += fires_here, positives += pawn, tp += fires_here && pawn;
+        }
+        check_near(lifts[s], (tp + 1) / (on * positives / 300 + 1), 1e-12);
+    }
+    check(squares_text(board_functions[f], 1) == "where black queens stand");
+    check(squares_text(board_functions[f], 12) == "where the white king stands");
+    check(squares_text(board_functions[f], 6) == "empty squares");
+    check(squares_text(board_functions[board_function("piece_color_state")], 2) ==
+          "where white pieces stand");
+    check(squares_text(board_functions[board_function("threat_state")], 0) ==
+          "the squares that Black attacks");
+
+    const vector<Property> list = board_properties();
+    size_t cells = 0;
+    for (const BoardFunction& function : board_functions)
+        if (function.measured) cells += cells_of(function);
+    check(list.size() == cells && list[0].board_function == 0 && list.back().function == "ambiguous_moves");
+    const size_t d8 = (7 * 8 + 3) * 13 + 1;
+    check(list[d8].words[0] == "a black queen stands on d8" &&
+          list[d8].words[1] == "Black's queen is off d8" && list[d8].cls == 1);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Models
+
+struct TemporaryFolder {
+    string path;
+    TemporaryFolder() {
+        char name[] = "/tmp/test_features.XXXXXX";
+        if (!mkdtemp(name)) fail("mkdtemp: %s", strerror(errno));
+        path = name;
+    }
+    ~TemporaryFolder() { fs::remove_all(path); }
+};
+
+static Config small_config(const char* tokenizer, size_t vocab, const char* ffn) {
+    Config c;
+    c.n_layer = 2, c.n_head = 2, c.n_embd = 32, c.block_size = 128, c.vocab_size = vocab;
+    c.n_expert = 4, c.n_expert_active = 2, c.d_expert = 12, c.ffn = ffn, c.tokenizer = tokenizer;
+    return c;
+}
+
+// With a random decoder row, and a residual x that is orthogonal to it and centred, the spread that ln_f
+// divides by does not change to first order, so the direct effect is what ln_f and the head do exactly.
+static void test_direct_logits() {
+    for (const char* ffn : {"moe", "dense"}) {
+        const Config c = small_config("chess-32", 32, ffn);
+        const size_t C = c.n_embd, V = c.vocab_size, layer = 1, expert = 3, unit = c.moe() ? 5 : 17;
+        const vector<Tensor> table = tensor_table(c);
+        vector<float> block(block_elements(table));
+        Parameters<float> w = carve_parameters(c, table, block.data());
+        init_parameters(c, table, block.data(), 7);
+        Random random{8};
+        for (size_t i = 0; i < C; i++) w.ln_f_weight[i] = float(0.5 + random.uniform());
+        const size_t u = c.moe() ? expert * c.d_expert + unit : unit;
+        const vector<double> logits = direct_logits(c, w, layer, u);
+
+        vector<double> d(C), x(C), effect(V);
+        double mean = 0, dot = 0, square = 0, mean_x = 0, spread = 0;
+        for (size_t i = 0; i < C; i++)
+            d[i] = c.moe() ? w.h[layer].w_dec[(expert * c.d_expert + unit) * C + i]
+                           : w.h[layer].fc_proj_weight[i * c.dense_width() + unit];
+        for (const double value : d) mean += value / double(C);
+        for (size_t i = 0; i < C; i++) x[i] = random_normal(5, 0, i), mean_x += x[i] / double(C);
+        for (size_t i = 0; i < C; i++)
+            x[i] -= mean_x, dot += x[i] * (d[i] - mean), square += (d[i] - mean) * (d[i] - mean);
+        for (size_t i = 0; i < C; i++)
+            x[i] -= dot / square * (d[i] - mean), spread += x[i] * x[i] / double(C);
+        const auto head = [&](double step) { // ln_f and the head, of x + step d
+            vector<double> r(C), out(V);
+            double m = 0, v = 0;
+            for (size_t i = 0; i < C; i++) r[i] = x[i] + step * d[i], m += r[i] / double(C);
+            for (size_t i = 0; i < C; i++) v += (r[i] - m) * (r[i] - m) / double(C);
+            for (size_t t = 0; t < V; t++)
+                for (size_t i = 0; i < C; i++)
+                    out[t] +=
+                        w.wte[t * C + i] * ((r[i] - m) / std::sqrt(v) * w.ln_f_weight[i] + w.ln_f_bias[i]);
+            return out;
+        };
+        const double step = 1e-3;
+        const vector<double> up = head(step), down = head(-step);
+        double middle = 0, largest = 0;
+        for (size_t t = 0; t < V; t++) {
+            effect[t] = (up[t] - down[t]) / (2 * step) * std::sqrt(spread);
+            middle += effect[t] / double(V);
+        }
+        for (size_t t = 0; t < V; t++) largest = std::max(largest, std::fabs(effect[t] - middle));
+        for (size_t t = 0; t < V; t++) check_near(logits[t], effect[t] - middle, 1e-5 * largest);
+
+        Feature f;
+        vector<string> names;
+        for (int t = 0; t < chess_vocab; t++) names.push_back(string(1, chess_char(t)));
+        add_output_tokens(f, logits, names);
+        vector<double> sorted = logits;
+        std::sort(sorted.begin(), sorted.end());
+        check(f.promotes.size() == 5 && f.suppresses.size() == 5);
+        for (size_t i = 0; i < 5; i++) {
+            check(f.promotes[i].logit == sorted[V - 1 - i] && f.suppresses[i].logit == sorted[i]);
+            check(logits[size_t(chess_id(f.promotes[i].text[0]))] == f.promotes[i].logit);
+        }
+    }
+}
+
+static void save(const string& path, const Config& c, const std::function<void(Parameters<float>&)>& edit,
+                 uint64_t seed) {
+    const vector<Tensor> table = tensor_table(c);
+    vector<float> block(block_elements(table));
+    Parameters<float> w = carve_parameters(c, table, block.data());
+    if (seed) init_parameters(c, table, block.data(), seed);
+    edit(w);
+    save_model(path, c, table, block.data(), 42);
+}
+
+static string write_games(const string& path, size_t n, uint64_t seed) {
+    Random random{seed};
+    std::ofstream file(path);
+    for (size_t i = 0; i < n; i++) file << random_game(random, 180) << "\n";
+    return path;
+}
+
+static string json_without_time(Features f) {
+    f.seconds = 0;
+    return features_json(f);
+}
+
+// A random model of chess: contexts, marks, experts and the JSON against slow versions.
+static void test_chess_model(const string& folder) {
+    for (const char* ffn : {"moe", "dense"}) {
+        const Config c = small_config("chess-32", 32, ffn);
+        const size_t E = c.moe() ? 4 : 1, D = c.moe() ? 12 : 24, T = 128;
+        const string path = folder + "/" + ffn + "/model_00000042.safetensors";
+        make_directories(folder + "/" + ffn);
+        save(
+            path, c,
+            [&](Parameters<float>& w) {
+                for (size_t i = 0; i < c.vocab_size * c.n_embd; i++) w.wte[i] *= 20;
+            },
+            3);
+        FeatureOptions o;
+        o.ckpt = path, o.games = write_games(folder + "/games.txt", 90, 1), o.per_expert = 3, o.seed = 5;
+        o.test_games = write_games(folder + "/test.txt", 40, 2);
+        const Features features = measure_features(o, cpu_reader);
+        check(features.chess && features.train_games == 90 && features.test_games == 40 &&
+              features.characters == T && features.per_game == 10 && features.step == 42);
+        check(features.units.size() > E && features.units.size() <= 2 * E * 3 &&
+              features.tested <= 2 * E * D && features.tested >= features.units.size());
+        check(features.found_same_move <= 1, "%zu", features.found_same_move);
+
+        // All of it again, slowly, for every listed unit.
+        const GameSet test = read_games(o.test_games, T, 10, 1000);
+        Reader reader = cpu_reader(c, 40, T);
+        load_weights(reader, SafeTensorsFile(path));
+        vector<int32_t> tokens;
+        for (const string& text : test.texts)
+            for (const char character : text) tokens.push_back(chess_id(character));
+        reader.read(tokens.data(), 40, T);
+        size_t wrong_contexts = 0, wrong_experts = 0, contexts = 0, order = 0;
+        for (size_t i = 0; i < features.units.size(); i++) {
+            const Feature& f = features.units[i];
+            if (i && std::tuple(f.layer, f.expert) <
+                         std::tuple(features.units[i - 1].layer, features.units[i - 1].expert))
+                order++;
+            if (i && f.layer == features.units[i - 1].layer && f.expert == features.units[i - 1].expert &&
+                goes_before(f.finding, features.units[i - 1].finding))
+                order++;
+            const LayerUnits layer = reader.layer(f.layer);
+            vector<std::tuple<float, int, size_t>> peaks; // value, - game, place
+            vector<size_t> with(E);
+            size_t on = 0;
+            for (size_t g = 0; g < 40; g++) {
+                float best = 0;
+                size_t place = 0;
+                for (size_t t = 0; t < T; t++) {
+                    const size_t n = g * T + t;
+                    float value = 0;
+                    if (c.moe()) {
+                        for (size_t k = 0; k < 2; k++)
+                            if (size_t(layer.choice[n * 2 + k]) == f.expert)
+                                value = layer.weight[n * 2 + k] *
+                                        layer.z[size_t(layer.slot[n * 2 + k]) * D + f.unit];
+                    } else {
+                        value = layer.z[n * D + f.unit];
+                    }
+                    if (value > best) best = value, place = t;
+                    if (!(value > float(f.finding.real.choice.threshold) / 10.0f * f.max)) continue;
+                    on++;
+                    for (size_t k = 0; c.moe() && k < 2; k++) with[size_t(layer.choice[n * 2 + k])]++;
+                }
+                if (best > 0) peaks.push_back({best, -int(g), place});
+            }
+            std::sort(peaks.rbegin(), peaks.rend());
+            wrong_contexts += f.contexts.size() != std::min<size_t>(4, peaks.size());
+            for (size_t k = 0; k < f.contexts.size(); k++, contexts++) {
+                const auto [value, game, place] = peaks[k];
+                const FeatureContext expected = game_context(test.texts[size_t(-game)], place, value);
+                wrong_contexts += f.contexts[k].value != value || f.contexts[k].text != expected.text ||
+                                  f.contexts[k].mark != expected.mark || f.contexts[k].fen != expected.fen;
+            }
+            size_t others = 0;
+            for (size_t e = 0; e < E; e++) others += e != f.expert && with[e] > 0;
+            wrong_experts += f.with.size() != others;
+            double before = 1;
+            for (const auto& [expert, share] : f.with) {
+                wrong_experts +=
+                    expert == f.expert || share != double(with[expert]) / double(on) || share > before;
+                before = share;
+            }
+            check(f.heat.size() == 64 && !f.heat_words.empty());
+        }
+        check(wrong_contexts == 0 && contexts > 20, "%zu of %zu contexts are wrong", wrong_contexts,
+              contexts);
+        check(wrong_experts == 0 && order == 0, "%zu wrong experts, %zu out of order", wrong_experts, order);
+
+        // The same bits on one thread; other seeds give other permutations and the same choices.
+        const int threads = omp_get_max_threads();
+        omp_set_num_threads(1);
+        const Features again = measure_features(o, cpu_reader);
+        omp_set_num_threads(threads);
+        check(json_without_time(features) == json_without_time(again));
+        o.seed = 6;
+        const Features other = measure_features(o, cpu_reader);
+        check(other.units.size() == features.units.size() &&
+              json_without_time(other) != json_without_time(features));
+
+        // JSON as the report reads it.
+        const Json json = parse_json(features_json(features), "features");
+        const Json *units = json.find("units"), *summary = json.find("summary"), *data = json.find("games");
+        check(json.find("tool")->text == "features" && json.find("step")->int64() == 42 &&
+              json.find("config")->find("n_layer")->text == "2" && data && data->find("dots")->int64() == 10);
+        check(units && units->items.size() == features.units.size() && summary &&
+              summary->find("tested")->int64() == int64_t(features.tested) && json.find("best") != nullptr);
+        for (const Json& unit : units->items) {
+            for (const char* key :
+                 {"layer", "expert", "unit", "rate", "max", "threshold", "precision", "precision_low",
+                  "recall", "f1", "f1_low", "f1_high", "base", "floor", "permuted", "same_move"})
+                check(unit.find(key) && (unit.find(key)->is_number() || unit.find(key)->type == Json::Null),
+                      "%s", key);
+            check(unit.find("found")->type == Json::Boolean && !unit.find("property")->text.empty() &&
+                  unit.find("heat")->items.size() == 64 && unit.find("promotes")->items.size() == 5 &&
+                  unit.find("with")->type == Json::Array);
+            for (const Json& context : unit.find("contexts")->items)
+                check(size_t(context.find("mark")->int64()) < context.find("text")->text.size() &&
+                      context.find("fen")->text.size() > 20);
+        }
+
+        // Single units, in any number; nothing is left out for firing too seldom.
+        o.seed = 5, o.unit = c.moe() ? "1/3/7,0/0/0" : "1/7", o.units = {"0/0/11"};
+        const Features some = measure_features(o, cpu_reader);
+        check(some.units.size() == (c.moe() ? 3 : 2) && some.found_same_move == SIZE_MAX &&
+              some.units.back().layer == 1 && some.units.back().unit == 7);
+        for (const Feature& f : features.units)
+            for (const Feature& g : some.units)
+                if (f.layer == g.layer && f.expert == g.expert && f.unit == g.unit)
+                    check(f.finding.real.counts.tp == g.finding.real.counts.tp && f.words() == g.words() &&
+                          f.finding.f1.low == g.finding.f1.low);
+        check(parse_json(features_json(some), "features").find("summary")->find("found_same_move")->type ==
+              Json::Null);
+    }
+}
+
+static string write_shard(const string& path, const string& text, Tokenizer tokenizer) {
+    ShardWriter shard(path, tokenizer, 0);
+    for (const char c : text) {
+        const uint16_t id = tokenizer == TOKENIZER_CHESS ? uint16_t(chess_id(c)) : (unsigned char)c;
+        shard.write(&id, 1);
+    }
+    shard.commit();
+    return path;
+}
+
+// A dense model of text whose units are made by hand: with no attention and no positions, ln_2 sees the
+// token's embedding alone, so a unit that has a token's normalised embedding as its encoder row, less 0.7 of
+// its square, fires at that token only. Its decoder row is an embedding, too, of the token to promote.
+static void test_text_model(const string& folder) {
+    Config c = small_config("bytes", 257, "dense");
+    c.n_layer = 1, c.n_embd = 64, c.block_size = 40;
+    const size_t C = c.n_embd;
+    const string path = folder + "/text.safetensors";
+    save(
+        path, c,
+        [&](Parameters<float>& w) {
+            for (size_t i = 0; i < 257 * C; i++) w.wte[i] = float(random_normal(21, 0, i));
+            LayerParameters<float>& h = w.h[0];
+            std::fill_n(w.ln_f_weight, C, 1.0f), std::fill_n(h.ln_1_weight, C, 1.0f),
+                std::fill_n(h.ln_2_weight, C, 1.0f);
+            const auto plant = [&](size_t unit, char token, char promoted) {
+                const float* e = w.wte + (unsigned char)token * C;
+                double mean = 0, square = 0;
+                for (size_t i = 0; i < C; i++) mean += e[i] / double(C);
+                for (size_t i = 0; i < C; i++) square += (e[i] - mean) * (e[i] - mean) / double(C);
+                for (size_t i = 0; i < C; i++) {
+                    h.fc_weight[unit * C + i] = float((e[i] - mean) / std::sqrt(square));
+                    h.fc_proj_weight[i * c.dense_width() + unit] = w.wte[(unsigned char)promoted * C + i];
+                }
+                h.fc_bias[unit] = -0.7f * float(C);
+            };
+            plant(5, 'e', 'q'), plant(9, '\n', '7');
+            h.fc_bias[3] = 1; // always on
+            for (size_t i = 0; i < C; i++)
+                h.fc_weight[11 * C + i] = float(random_normal(22, 0, i)); // any tokens
+        },
+        0);
+
+    FeatureOptions o;
+    o.ckpt = path, o.data = write_shard(folder + "/text.bin", random_text(20001, 2), TOKENIZER_BYTES);
+    const Features f = measure_features(o, cpu_reader);
+    check(!f.chess && f.train_games == 250 && f.test_games == 250 && f.per_game == 40 &&
+          f.units.size() <= 12);
+    const auto unit = [&](size_t u) {
+        for (const Feature& feature : f.units)
+            if (feature.unit == u) return feature;
+        return Feature{};
+    };
+    const Feature e = unit(5), line = unit(9);
+    check(e.words() == "the token is 'e'" && e.finding.found && e.finding.real.counts.f1() == 1, "%s",
+          e.words().c_str());
+    check(line.words() == "the token is '\\n'" && line.finding.found && line.finding.real.counts.f1() == 1,
+          "%s", line.words().c_str());
+    check(e.promotes.size() == 5 && e.promotes[0].text == "q" && line.promotes[0].text == "7");
+    check(!unit(3).finding.found && e.heat.empty() && e.with.empty() && e.contexts.size() == 4);
+    for (const FeatureContext& context : e.contexts)
+        check(context.text[context.mark] == 'e' && context.fen.empty() && context.length == 1);
+    for (const FeatureContext& context : line.contexts)
+        check(context.text.substr(context.mark, 2) == "\\n" && context.length == 2);
+    check(f.any_found() && f.found_same_move == 0);
+    const string sentence = best_sentence(f);
+    check(sentence.find("fires when the token is '") != string::npos &&
+              sentence.find("precision 1.00, recall 1.00 on held-out rows (base rate 0.") != string::npos,
+          "%s", sentence.c_str());
+    const Json json = parse_json(features_json(f), "features");
+    check(json.find("best")->find("sentence")->text == sentence && json.find("data") && !json.find("games"));
+    check(
+        json.find("units")->items[size_t(json.find("best")->find("index")->int64())].find("found")->boolean);
+
+    // One of every property before a second of any.
+    Features two = f;
+    for (Feature& feature : two.units) feature.property.words[0] = feature.property.words[1] = "the same";
+    two.units[1].property.words[0] = two.units[1].property.words[1] = "another";
+    const vector<size_t> ranking = rank_units(two.units);
+    check(std::find(ranking.begin(), ranking.begin() + 2, size_t(1)) != ranking.begin() + 2 &&
+          ranking.size() == two.units.size());
+    Features none = f;
+    none.units.clear(), none.ranking.clear();
+    check(best_sentence(none).find("None of the") == 0);
+}
+
+// The program: what it prints and writes, and one clear line for what cannot be.
+static int program(vector<string> arguments) {
+    arguments.insert(arguments.begin(), "features");
+    vector<char*> argv;
+    for (string& a : arguments) argv.push_back(a.data());
+    argv.push_back(nullptr);
+    return features_program(int(arguments.size()), argv.data(), cpu_reader);
+}
+
+static void test_program(const string& folder) {
+    const string moe = folder + "/moe", text = folder + "/text.safetensors",
+                 games_file = folder + "/games.txt";
+    fflush(stdout);
+    const int terminal = dup(1), out = open((folder + "/out").c_str(), O_CREAT | O_RDWR | O_TRUNC, 0600);
+    dup2(out, 1);
+    const int status = program({"--ckpt", moe, "--games", games_file, "--best", "2", "--per-expert", "2"});
+    const int named = program({"--ckpt", moe, "--games", games_file, "--unit", "0/1/2", "1/1/1"});
+    fflush(stdout);
+    dup2(terminal, 1), close(terminal), close(out);
+    std::stringstream printed;
+    printed << std::ifstream(folder + "/out").rdbuf();
+    const string all = printed.str();
+    check(status == 0 && named == 0 && fs::exists(moe + "/interp/features.json"));
+    for (const char* part :
+         {"contexts\n", "fires when     ", "held out       precision ", "always on: F1 ", "promotes ",
+          "lift in %", "layer 0, expert 1, unit 2\n", "layer 1, expert 1, unit 1\n",
+          "units tested are found; with the labels of another game at the same move "})
+        check(all.find(part) != string::npos, "%s is not printed", part);
+
+    check_error(program({"--ckpt", moe}), "--games", "--data");
+    check_error(program({"--ckpt", moe, "--games", games_file, "--data", folder + "/text.bin"}), "--games",
+                "--data");
+    check_error(program({"--ckpt", moe, "--data", folder + "/text.bin"}), "moe", "chess-32", "--games");
+    check_error(program({"--ckpt", text, "--games", games_file}), "text.safetensors", "bytes", "chess-32");
+    write_shard(folder + "/chess.bin", random_text(0, 1) + ";1.e4 e5 2.Nf3 Nc6 3.Bb5", TOKENIZER_CHESS);
+    check_error(program({"--ckpt", text, "--data", folder + "/chess.bin"}), "chess.bin", "chess-32", "bytes");
+    check_error(program({"--ckpt", moe, "--games", games_file, "--unit", "0/1"}), "'0/1'", "2/5/113");
+    check_error(program({"--ckpt", moe, "--games", games_file, "--unit", "0/1/x"}), "'0/1/x'");
+    check_error(program({"--ckpt", moe, "--games", games_file, "--unit", "2/0/0"}), "2/0/0",
+                "2 layers of 4 experts of 12");
+    check_error(program({"--ckpt", moe, "--games", games_file, "--unit", "0/4/0"}), "0/4/0");
+    check_error(program({"--ckpt", moe, "--games", games_file, "0/0/12"}), "0/0/12");
+    check_error(program({"--ckpt", moe, "--games", folder + "/none"}), "none");
+    check_error(program({"--ckpt", text, "--data", folder + "/text.bin", "--test-games", games_file}),
+                "--test-games");
+    std::ofstream(folder + "/short.txt") << ";1.e4 e5 2.Nf3\n";
+    check_error(program({"--ckpt", moe, "--games", folder + "/short.txt"}), "short.txt", "128 characters");
+    write_shard(folder + "/small.bin", string(60, 'a'), TOKENIZER_BYTES);
+    check_error(program({"--ckpt", text, "--data", folder + "/small.bin"}), "small.bin",
+                "1 row of 40 tokens");
+    save(
+        folder + "/nan.safetensors", small_config("chess-32", 32, "moe"),
+        [](Parameters<float>& w) { w.h[1].w_enc[5] = NAN; }, 3);
+    check_error(program({"--ckpt", folder + "/nan.safetensors", "--games", games_file}), "finite");
+}
+
+int main() {
+    return run_main([] {
+        const TemporaryFolder folder;
+        const PlantedSplit planted;
+        test_counts();
+        test_evidence(planted);
+        test_choose(planted);
+        test_labellings(planted);
+        test_found(planted);
+        test_text_labels();
+        test_contexts();
+        test_squares(folder.path);
+        test_direct_logits();
+        test_chess_model(folder.path);
+        test_text_model(folder.path);
+        test_program(folder.path);
+        return finish();
+    });
+}

@@ -1,0 +1,841 @@
+// The report: what it takes from a run's folder, and the page itself, opened in a real Chromium. The runs are
+// made up here, in the schemas the tools write; `test_report DIR` only writes such a run into DIR to look at.
+#include "../dev/interp/report.h"
+#include "check.h"
+#include <fstream>
+#include <sys/wait.h>
+
+// ---------------------------------------------------------------------------------------------------------
+// A made-up run
+
+struct MadeUp {
+    Config config;
+    int64_t step = 9500;
+    bool hostile = false; // texts that try to get out of the page
+};
+
+static double noise(uint64_t a, uint64_t b = 0) { return random_normal(7, a, b); }
+static double share(uint64_t a, uint64_t b = 0) { return 0.5 + 0.5 * std::tanh(noise(a, b)); }
+
+static const char* const escape = "</script><img src=x onerror=\"document.title='out'\"><!--<script>";
+
+static void begin_json(JsonWriter& out, const char* tool, const MadeUp& m) {
+    out.open('{').member("tool", tool).member("checkpoint", model_path("runs/made_up", m.step));
+    out.member("step", m.step).key("config").open('{');
+    for (const auto& [name, value] : config_to_strings(m.config)) out.member(name, value);
+    out.close().member("seconds", 12.5);
+}
+
+static const struct {
+    const char* name;
+    size_t cells;
+    bool strategy;
+    double rate; // base rate
+} made_up_functions[] = {{"piece_state", 832, false, .077},
+                         {"piece_masked_blank_state", 768, false, .038},
+                         {"piece_masked_blank_and_initial_state", 768, false, .014},
+                         {"piece_color_state", 192, false, .33},
+                         {"threat_state", 64, true, .51},
+                         {"legal_moves_state", 64, true, .34},
+                         {"pseudo_legal_moves_state", 64, false, .35},
+                         {"check_state", 1, true, .02},
+                         {"pin_state", 1, true, .1},
+                         {"specific_fork", 1, false, .0004},
+                         {"any_fork", 1, true, .003},
+                         {"has_castling_rights", 1, true, .53},
+                         {"has_kingside_castling_rights", 1, true, .52},
+                         {"has_queenside_castling_rights", 1, true, .51},
+                         {"has_legal_en_passant", 1, true, .003},
+                         {"can_claim_draw", 1, false, 0},
+                         {"can_check_next", 1, true, .33},
+                         {"has_bishop_pair", 1, true, .71},
+                         {"has_mate_threat", 1, false, 0},
+                         {"can_capture_queen", 1, true, .02},
+                         {"has_queen", 1, true, .92},
+                         {"has_connected_rooks", 1, false, .15},
+                         {"ambiguous_moves", 1, true, .31}};
+
+// S of the schema. board: also the value over the cells that can occur.
+static void score(JsonWriter& out, uint64_t id, double level, double floor, bool board) {
+    const double coverage = floor + (0.93 - floor) * level * share(id, 1), held = coverage * 0.98;
+    const double reconstruction = coverage * (0.4 + 1.2 * level);
+    out.member("coverage", coverage).member("threshold", id % 4).member("per_cell", coverage * 1.04);
+    if (board)
+        out.member("possible", coverage * 768 / 704);
+    else
+        out.key("possible").value(NAN);
+    out.member("held_out", held).member("held_out_low", held - .01).member("held_out_high", held + .01);
+    out.member("reconstruction", reconstruction)
+        .member("rec_threshold", id % 3)
+        .member("last", reconstruction * 1.05);
+    out.member("rec_held_out", reconstruction * .99)
+        .member("rec_low", reconstruction * .96)
+        .member("rec_high", reconstruction * 1.02);
+    for (const char* control : {"untrained", "permuted", "same_move"}) {
+        const double c = std::min(.98, floor * (1.02 + .1 * share(id, control[0])) + .02),
+                     r = control[0] == 's' ? .1 : .01;
+        out.key(control)
+            .open('{')
+            .member("coverage", c)
+            .member("held_out", c * .8)
+            .member("reconstruction", r * share(id, control[1]))
+            .close();
+    }
+}
+
+static std::string made_up_bsp(const MadeUp& m) {
+    JsonWriter out;
+    begin_json(out, "bsp", m);
+    out.key("games")
+        .open('{')
+        .member("source", "runs/made_up/test.txt")
+        .member("train", 1000)
+        .member("test", 1000);
+    out.member("characters", 256).member("dots", 20).close().member("gated", true);
+    out.key("seeds").open('{').member("untrained", 1).member("permutation", 2).member("bootstrap", 3).close();
+    out.key("functions").open('[');
+    for (const auto& f : made_up_functions) {
+        out.open('{').member("name", f.name);
+        out.member("meaning",
+                   m.hostile ? std::string(escape) : "what " + std::string(f.name) + " says of the position");
+        out.member("strategy", f.strategy).member("cells", f.cells);
+        out.key("positives")
+            .values(std::vector<size_t>{size_t(f.rate * 20000 * f.cells), size_t(f.rate * 20100 * f.cells)});
+        out.member("floor", 2 * f.rate / (1 + f.rate)).close();
+    }
+    out.close().key("layers").open('[');
+    const size_t L = m.config.n_layer;
+    for (size_t l = 0; l < L; l++) {
+        const double level = .25 + .5 * double(l) / L - (l + 1 == L ? .2 : 0);
+        out.open('{')
+            .member("layer", l)
+            .member("units", 2048)
+            .member("alive", 2048 - 40 * l)
+            .key("active")
+            .open('[');
+        for (int t = 0; t < 11; t++) out.value(120.0 * std::exp(-.5 * t));
+        out.close();
+        out.key("board").open('{'), score(out, 50 + l, level, .03, true), out.close();
+        out.key("strategy").open('{'), score(out, 70 + l, level, .42, false), out.close();
+        out.key("functions").open('[');
+        for (size_t f = 0; f < std::size(made_up_functions); f++) {
+            const double rate = made_up_functions[f].rate;
+            out.open('{').member("name", made_up_functions[f].name);
+            score(out, 100 * f + l, level, 2 * rate / (1 + rate), f == 2), out.close();
+        }
+        out.close().close();
+    }
+    out.close().close();
+    return out.text;
+}
+
+static std::string made_up_sparsity(const MadeUp& m) {
+    const Config& c = m.config;
+    const size_t E = c.moe() ? c.n_expert : 0, units = c.moe() ? E * c.d_expert : c.dense_width();
+    const std::vector<const char*> groups =
+        c.tokenizer == "chess-32"
+            ? std::vector<const char*>{"opening (moves 1-10)", "middle game (moves 11-25)",
+                                       "endgame (moves 26+)"}
+            : std::vector<const char*>{"lower", "upper", "digit", "space", "newline", "punctuation", "other"};
+    JsonWriter out;
+    begin_json(out, "sparsity", m);
+    out.member("data", "runs/made_up/val_*.bin").member("tokens", 131072).key("groups").values(groups);
+    out.key("layers").open('[');
+    for (size_t l = 0; l < c.n_layer; l++) {
+        const double mean = 160 - 30.0 * l, sd = 22;
+        out.open('{').member("layer", l).member("units", units);
+        out.key("l0")
+            .open('{')
+            .member("mean", mean)
+            .member("sd", sd)
+            .member("low", mean - .8)
+            .member("high", mean + .8)
+            .close();
+        out.key("histogram").open('{').key("edges").open('[');
+        for (int i = 0; i <= 64; i++) out.value(8.0 * i);
+        out.close().key("counts").open('[');
+        for (int i = 0; i < 64; i++)
+            out.value(int(131072 * 8 / sd / 2.5 * std::exp(-.5 * std::pow((8 * i + 4 - mean) / sd, 2))));
+        out.close().close().member("dead", 12 * l);
+        out.key("rates").open('{').key("edges").open('[');
+        for (int i = 0; i <= 12; i++) out.value(std::pow(10.0, -6 + i / 2.0));
+        out.close().key("counts").open('[');
+        for (int i = 0; i < 12; i++) out.value(int(700 * std::exp(-.3 * std::pow(i - 8.5 + .2 * l, 2))));
+        out.close().close().member("zero_work", 1 - mean / double(c.dense_width()));
+        std::vector<double> load(E);
+        double total = 0, entropy = 0;
+        for (size_t e = 0; e < E; e++) total += load[e] = .4 + share(l, e);
+        for (double& x : load) x /= total, entropy -= x * std::log2(x);
+        out.key("experts").open('[');
+        for (size_t e = 0; e < E; e++)
+            out.open('{').member("load", load[e]).member("units", mean / 2 * (.7 + .6 * share(e, l))).close();
+        out.close().key("corouting").open('[');
+        for (size_t a = 0; a < E; a++) {
+            out.open('[');
+            for (size_t b = 0; b < E; b++)
+                out.value(a == b ? 0.0
+                                 : load[a] * load[b] * 2 * share(std::min(a, b) * 99 + std::max(a, b), l));
+            out.close();
+        }
+        out.close()
+            .member("entropy", entropy)
+            .member("max_entropy", std::log2(std::max<double>(1, double(E))))
+            .key("groups")
+            .open('[');
+        for (size_t g = 0; g < groups.size(); g++) {
+            out.open('{')
+                .member("name", groups[g])
+                .member("tokens", 131072 / groups.size())
+                .member("l0", mean * (1.1 - .12 * g * share(l, g)))
+                .key("load")
+                .open('[');
+            for (size_t e = 0; e < E; e++) out.value(load[e] * (.6 + .8 * share(g * 50 + e, l)));
+            out.close().close();
+        }
+        out.close().close();
+    }
+    out.close().close();
+    return out.text;
+}
+
+static std::string made_up_router(const MadeUp& m) {
+    const Config& c = m.config;
+    const size_t E = c.moe() ? c.n_expert : 0;
+    JsonWriter out;
+    begin_json(out, "router", m);
+    out.key("sample").open('{').member("tokens", 4096).member("rows", 64).close().key("layers").open('[');
+    for (size_t l = 0; l < c.n_layer && E; l++) {
+        out.open('{').member("layer", l);
+        for (const char* name : {"pearson", "spearman"}) {
+            const double r = -.95 + .03 * l;
+            out.key(name)
+                .open('{')
+                .member("within", r)
+                .member("overall", r + .02)
+                .member("low", r - .004)
+                .member("high", r + .004)
+                .close();
+        }
+        out.member("agreement", .93 - .03 * l).member("chance", .25).member("regret", 1.5 + l);
+        out.key("calibration").open('{');
+        for (const char* name : {"predicted", "actual", "count"}) {
+            out.key(name).open('[');
+            for (int i = 0; i < 12; i++)
+                out.value(name[0] == 'c' ? 500.0
+                                         : 10 + 14.0 * i + (name[0] == 'a' ? 6 * std::sin(i) + l : 0));
+            out.close();
+        }
+        out.close().member("rmse", 7.5).key("scatter").open('[');
+        for (size_t i = 0; i < 1500; i++) {
+            const double g = std::tanh(.8 * noise(l + 300, i));
+            out.open('[')
+                .value(g, 3)
+                .value(int(std::max(0.0, 128 * (1 - g) + 9 * noise(l + 400, i))))
+                .value(i % E)
+                .close();
+        }
+        out.close()
+            .key("pca")
+            .open('{')
+            .key("explained")
+            .values(std::vector<double>{.11, .07})
+            .key("points")
+            .open('[');
+        for (size_t i = 0; i < 2048; i++) {
+            const size_t e = i * E / 2048;
+            out.open('[')
+                .value(int(700 * std::cos(.8 * double(e)) + 160 * noise(l + 500, i)))
+                .value(int(700 * std::sin(.8 * double(e)) + 160 * noise(l + 600, i)))
+                .value(e)
+                .close();
+        }
+        out.close().close().close();
+    }
+    out.close().key("history").open('[');
+    for (int64_t step : {int64_t(0), m.step / 4, m.step / 2, m.step}) {
+        out.open('{').member("step", step).key("layers").open('[');
+        for (size_t l = 0; l < c.n_layer; l++) {
+            const double t = double(step) / double(m.step);
+            out.open('{')
+                .member("skew", .02 + .3 * t * share(l, 1))
+                .member("kurtosis", .05 + 1.5 * t * share(l, 2))
+                .member("ks", .05 + .06 * t * share(l, 3));
+            out.member("ks_gaussian", .052).member("pearson_within", -.99 + .05 * t * share(l, 4)).close();
+        }
+        out.close().close();
+    }
+    out.close().close();
+    return out.text;
+}
+
+static const struct {
+    const char *text, *fen;
+    size_t mark;
+    const char* move;
+} made_up_contexts[] = {{"1.e4 e5 2.Nf3 Nc6 3.Bb5 a6 4.Ba4 Nf6 5.O-O Be7 6.Re1 b5 7.Bb3 d6 8.c3 O-O 9.h3",
+                         "r1bq1rk1/2p1bppp/p1np1n2/1p2p3/4P3/1BP2N2/PP1P1PPP/RNBQR1K1 w - - 1 9", 77, "9."},
+                        {"4 d5 2.exd5 Qxd5 3.Nc3 Qa5 4.d4 Nf6 5.Nf3 Bf5 6.Bc4 e6 7.Bd2 c6 8.Nd5 Qd8 9.Nxf6",
+                         "rn1qkb1r/pp3ppp/2p1pn2/3N1b2/2BP4/5N2/PPPB1PPP/R2QK2R w KQkq - 2 9", 78, "9."},
+                        {"32.Rd1 Kg7 33.Kf2 h5 34.Ke3 Kf6 35.h4 Ke5 36.Rd5+ Ke6 37.Kd4 b6 38.",
+                         "8/8/1p2k3/3R3p/3K3P/8/8/8 w - - 0 38", 68, "38."},
+                        {"1.d4 d5 2.c4 e6 3.Nc3 Nf6 4.Bg5 Be7 5.e3 O-O 6.Nf3 h6 7.Bh4 b6 8.",
+                         "rnbq1rk1/p1p1bpp1/1p2pn1p/3p4/2PP3B/2N1PN2/PP3PPP/R2QKB1R w KQ - 0 8", 66, "8."}};
+
+static std::string made_up_features(const MadeUp& m, size_t per_expert) {
+    const Config& c = m.config;
+    const bool chess = c.tokenizer == "chess-32";
+    const size_t E = c.moe() ? c.n_expert : 1;
+    JsonWriter out;
+    begin_json(out, "features", m);
+    out.key("games")
+        .open('{')
+        .member("source", "runs/made_up/test.txt")
+        .member("train", 1000)
+        .member("test", 1000)
+        .member("characters", 256)
+        .member("dots", 20)
+        .close();
+    out.key("units").open('[');
+    size_t index = 0, found = 0;
+    for (size_t l = 0; l < c.n_layer; l++)
+        for (size_t e = 0; e < E; e++)
+            for (size_t i = 0; i < per_expert; i++, index++) {
+                const double p = share(index, 1);
+                const int file = int(index * 7 % 8), rank = int(index * 5 % 8);
+                const std::string square = {char('a' + file), char('1' + rank)};
+                static const char* const pieces[] = {"a black queen", "a white knight", "a black pawn",
+                                                     "a white bishop", "a black rook"};
+                std::string property = chess ? strf(index % 3 ? "%s stands on %s" : "%s is off %s",
+                                                    pieces[index % 5], square.c_str())
+                                             : "the byte is a digit";
+                if (m.hostile) property += escape;
+                out.open('{')
+                    .member("layer", l)
+                    .member("expert", e)
+                    .member("unit", i * 17 + 5)
+                    .member("rate", .001 + .2 * share(index, 2))
+                    .member("max", 3.4)
+                    .member("threshold", .1 * double(index % 5));
+                out.member("function", chess ? "piece_masked_blank_and_initial_state" : "byte")
+                    .member("property", property)
+                    .member("found", p > .4);
+                found += p > .4;
+                out.member("precision", p)
+                    .member("precision_low", p - .03 * (1 - p))
+                    .member("recall", p * .8)
+                    .member("f1", p * .87)
+                    .member("f1_low", p * .84)
+                    .member("f1_high", p * .9);
+                out.member("base", .05 + .2 * share(index, 3))
+                    .member("floor", .1 + .2 * share(index, 3))
+                    .member("permuted", .12 + .15 * share(index, 4))
+                    .member("same_move", .1 + .3 * share(index, 5));
+                if (chess) {
+                    out.member("heat_function", "where a black knight stands").key("heat").open('[');
+                    for (int s = 0; s < 64; s++) {
+                        const int dx = s % 8 - file, dy = s / 8 - rank;
+                        out.value(
+                            int(100 + 700 * p * std::exp(-.6 * (dx * dx + dy * dy)) + 9 * noise(index, s)));
+                    }
+                    out.close();
+                }
+                out.key("contexts").open('[');
+                for (size_t k = 0; k < 4; k++) {
+                    const auto& x = made_up_contexts[(index + k) % 4];
+                    std::string text = chess ? x.text : "the year 1623 was a good one,\nfor the folio";
+                    if (m.hostile) text = escape + text;
+                    out.open('{')
+                        .member("text", text)
+                        .member("mark", chess ? std::min(x.mark, strlen(x.text) - 1) : size_t(9))
+                        .member("value", 3.4 - .3 * double(k));
+                    out.member("length", 1);
+                    if (chess) out.member("fen", x.fen).member("move", x.move).member("last", "f6d5");
+                    out.close();
+                }
+                out.close();
+                for (const char* list : {"promotes", "suppresses"}) {
+                    out.key(list).open('[');
+                    const char* tokens[] = {"Q", " ", "x", "\n", "e"};
+                    for (int k = 0; k < 5; k++)
+                        out.open('[')
+                            .value(m.hostile ? escape : tokens[(k + index) % 5])
+                            .value((list[0] == 'p' ? 1 : -1) * (1.4 - .25 * k))
+                            .close();
+                    out.close();
+                }
+                out.key("with").open('[');
+                for (size_t k = 0; k < 3 && E > 1; k++)
+                    out.open('[').value((e + k + 1) % E).value(.5 - .14 * double(k)).close();
+                out.close().close();
+            }
+    out.close()
+        .key("best")
+        .open('{')
+        .member("index", 5)
+        .member("sentence", chess
+                                ? "layer 0, unit 90 fires when a black queen stands on d8: precision 0.98, "
+                                  "recall 0.71 on held-out games (base rate 0.23)"
+                                : "layer 0, expert 0, unit 90 fires when the byte is a digit: precision 0.98")
+        .close();
+    out.key("summary")
+        .open('{')
+        .member("tested", index * 20)
+        .member("found", found)
+        .member("found_same_move", 3)
+        .close()
+        .close();
+    return out.text;
+}
+
+static void write_file(const std::string& path, const std::string& text) {
+    AtomicFile file(path);
+    file.write(text.data(), text.size());
+    file.commit();
+}
+
+static Config small_config(const char* tokenizer) {
+    Config c;
+    c.n_embd = 16, c.block_size = 256, c.tokenizer = tokenizer;
+    c.vocab_size = tokenizer_vocab(tokenizer_from_name(tokenizer));
+    return c;
+}
+
+// A folder with a checkpoint (untrained weights of the config), its state's flags and a log.
+static void write_run(const std::string& dir, const MadeUp& m) {
+    make_directories(dir + "/interp");
+    const std::vector<Tensor> table = tensor_table(m.config);
+    std::vector<float> weights(block_elements(table));
+    init_parameters(m.config, table, weights.data(), 1);
+    save_model(model_path(dir, m.step), m.config, table, weights.data(), m.step);
+    write_blocks<float>(state_path(dir, m.step),
+                        {{"format", "pt"},
+                         {"model", "moex-state"},
+                         {"flag.lr", "0.0015"},
+                         {"flag.batch", "4"},
+                         {"flag.seq", "256"},
+                         {"flag.steps", "9500"},
+                         {"flag.seed", "1"},
+                         {"flag.train", "runs/made_up/train_*.bin"},
+                         {"flag.total-tokens", "1024"},
+                         {"flag.weight-decay", "0.1"},
+                         {"flag.aux-weight", "0.001"}},
+                        table, {{"m.", weights.data()}, {"v.", weights.data()}});
+    unlink((dir + "/log.jsonl").c_str());
+    Log log(dir);
+    for (uint64_t s = 0; s <= uint64_t(m.step); s++) {
+        const double t = double(s) / double(m.step), loss = .72 + 2.8 * std::exp(-9 * t) * (1 - .5 * t);
+        if (s > 0)
+            log.step({s, loss + .03 * noise(1, s), 1.01, .4, 1.5e-3, 22.5, 45400,
+                      90 + 250 * std::exp(-6 * t) + 3 * noise(2, s)});
+        if (s % 1000 == 0 || s == uint64_t(m.step)) {
+            log.evaluation(s, loss + .02);
+            std::vector<std::vector<double>> load(m.config.n_layer, std::vector<double>(m.config.n_expert));
+            for (size_t l = 0; l < load.size(); l++)
+                for (size_t e = 0; e < load[l].size(); e++)
+                    load[l][e] = 1.0 / double(load[l].size()) *
+                                 (1 + .6 * (1.2 - t) * (share(l, e) - .5) + .05 * noise(l * 8 + e, s));
+            if (m.config.moe()) log.expert_load(s, load);
+        }
+    }
+}
+
+static void write_measurements(const std::string& dir, const MadeUp& m, size_t per_expert) {
+    if (m.config.tokenizer == "chess-32") write_file(dir + "/interp/bsp.json", made_up_bsp(m));
+    write_file(dir + "/interp/sparsity.json", made_up_sparsity(m));
+    write_file(dir + "/interp/router.json", made_up_router(m));
+    write_file(dir + "/interp/features.json", made_up_features(m, per_expert));
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// What goes into the page
+
+static std::string read_text(const std::string& path) {
+    const MappedFile file(path);
+    return {(const char*)file.data, file.size};
+}
+static size_t count(const std::string& text, const std::string& part) {
+    size_t n = 0;
+    for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) n++;
+    return n;
+}
+// The JSON of a page's data element, read back.
+static Json embedded(const std::string& page, const std::string& id) {
+    const std::string begin = "id=\"data-" + id + "\">";
+    const size_t from = page.find(begin), to = page.find("</script>", from);
+    if (from == std::string::npos) return {};
+    return parse_json(page.substr(from + begin.size(), to - from - begin.size()), id);
+}
+static const Json& at(const Json& json, std::initializer_list<const char*> names) {
+    static const Json none;
+    const Json* here = &json;
+    for (const char* name : names)
+        if (here) here = here->find(name);
+    return here ? *here : none;
+}
+static Report report(const std::string& dir, const Measurements& m = {}, const std::string& games = "",
+                     const std::string& data = "") {
+    ReportOptions options;
+    options.run = dir, options.games = games, options.data = data;
+    return write_report(options, m);
+}
+
+static void test_curves() {
+    Curve curve; // steps 1..1000, values 2 s: bins of 100 steps
+    Json x;
+    x.type = Json::Number;
+    for (int s = 1; s <= 1000; s++) x.number = 2 * s, curve.add(s, &x);
+    curve.add(1001, nullptr);
+    JsonWriter out;
+    out.open('{');
+    curve.write(out, "c", 10);
+    out.close();
+    const Json json = parse_json(out.text, "curve");
+    const Json& bins = *json.find("c");
+    check(bins.items.size() == 10, "%zu bins", bins.items.size());
+    for (size_t b = 0; b < bins.items.size(); b++) {
+        const double expected[] = {100.0 * b + 50.5, 200.0 * b + 101, 200.0 * b + 2, 200.0 * b + 200};
+        for (size_t i = 0; i < 4; i++) check_near(bins.items[b].items[i].number, expected[i], 1e-9);
+    }
+}
+
+static void test_inputs(const std::string& folder) {
+    const MadeUp m{small_config("chess-32")};
+    const std::string dir = folder + "/in puts";
+    check_error(report(""), "--run");
+    check_error(report(folder + "/nothing"), folder + "/nothing");
+    make_directories(dir);
+    check_error(report(dir), "no model_");
+    write_run(dir, m);
+
+    const MadeUp text{small_config("bytes")};
+    write_run(folder + "/text_run", text);
+    check_error(report(folder + "/text_run", {}, "games.pgn"), "model_00009500", "--games", "bytes");
+
+    // Without a measurement: every section names its command, quoted for a shell.
+    report(dir);
+    std::string page = read_text(dir + "/report.html");
+    Json run = embedded(page, "run");
+    check(at(run, {"step"}).int64() == 9500 && at(run, {"flags", "lr"}).text == "0.0015");
+    check(at(run, {"config", "n_expert"}).text == "8" && at(run, {"parameters"}).magnitude > 10000);
+    check(at(run, {"tools", "bsp", "command"}).text.starts_with("bsp --ckpt '" + dir + "/model_00009500"));
+    check(at(run, {"tools", "bsp", "note"}).text == "not measured yet");
+    check(at(run, {"val_loss"}).items.size() == 11 && at(run, {"load"}).items.size() == 11);
+    const Json& loss = at(run, {"loss"});
+    check(loss.items.size() > 400 && loss.items.size() <= 500);
+    check_near(at(run, {"train_seconds"}).number, 9500 * .0225, 1e-6);
+    check_near(at(run, {"tokens_per_second"}).number, 45400, 1);
+    for (const char* id : {"bsp", "sparsity", "router", "features"})
+        check(embedded(page, id).type == Json::Null);
+
+    // Files that are of something else are not shown, and it is said what they are.
+    write_measurements(dir, m, 2);
+    const std::string good = read_text(dir + "/interp/router.json");
+    const auto note = [&](const std::string& text) {
+        write_file(dir + "/interp/router.json", text);
+        report(dir);
+        page = read_text(dir + "/report.html");
+        run = embedded(page, "run");
+        return at(run, {"tools", "router", "measured"}).boolean ? ""
+                                                                : at(run, {"tools", "router", "note"}).text;
+    };
+    const auto changed = [&](const char* from, const char* to) {
+        std::string text = good;
+        return text.replace(text.find(from), strlen(from), to);
+    };
+    check(note(good).empty() && embedded(page, "router").type == Json::Object);
+    check(note(changed("\"step\":9500", "\"step\":2500")).find("step 2500") != std::string::npos);
+    check(embedded(page, "router").type == Json::Null);
+    check(note(changed("\"n_expert\":\"8\"", "\"n_expert\":\"4\"")).find("n_expert") != std::string::npos);
+    check(note(changed("\"router\"", "\"bsp\"")).find("results of router") != std::string::npos);
+    check(note(good.substr(0, good.size() - 1)).find("broken JSON") != std::string::npos);
+    check(note("[]").find("results of router") != std::string::npos);
+    check(note("").find("broken JSON") != std::string::npos);
+    check(note(good).empty());
+    const std::string twice = read_text(dir + "/report.html");
+    report(dir);
+    check(read_text(dir + "/report.html") == twice, "the same files give another page");
+}
+
+// Measurements that are missing are made if the caller can and the inputs are there, and only then.
+static void test_measurements(const std::string& folder) {
+    const MadeUp m{small_config("chess-32")};
+    const std::string dir = folder + "/measure";
+    write_run(dir, m);
+    std::vector<std::string> called;
+    const std::vector<std::string> both = {"bsp games.pgn ", "sparsity games.pgn "};
+    Measurements can;
+    can.bsp = [&](const MeasureInputs& in) {
+        called.push_back("bsp " + in.games + " " + in.data);
+        check(in.ckpt == model_path(dir, 9500) && in.run == dir && in.json == dir + "/interp/bsp.json");
+        write_file(in.json, made_up_bsp(m));
+    };
+    can.sparsity = [&](const MeasureInputs& in) {
+        called.push_back("sparsity " + in.games + " " + in.data);
+        write_file(in.json, "{}");
+    };
+    report(dir, can);
+    check(called.empty());
+    report(dir, can, "", "val_*.bin");
+    check(called == std::vector<std::string>{"sparsity  val_*.bin"});
+    called.clear();
+    report(dir, can, "games.pgn");
+    check(called == both);
+    Json run = embedded(read_text(dir + "/report.html"), "run");
+    check(at(run, {"tools", "bsp", "measured"}).boolean);
+    check(!at(run, {"tools", "sparsity", "measured"}).boolean);
+    check(at(run, {"tools", "sparsity", "note"}).text.find("results of sparsity") != std::string::npos);
+    called.clear();
+    report(dir, can, "games.pgn");
+    check(called == std::vector<std::string>{"sparsity games.pgn "}, "what is there is measured again");
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// The page in a browser
+
+static std::string chromium() {
+    for (const char* path : {"/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"})
+        if (access(path, X_OK) == 0) return path;
+    return "";
+}
+
+// Runs Chromium without a window; returns what it printed. What pages said on the console goes to *console.
+static std::string browse(const std::string& folder, const std::string& flags, const std::string& page,
+                          std::string* console = nullptr) {
+    const std::string out = folder + "/browser.out", err = folder + "/browser.err";
+    const int status = system(
+        strf("timeout 60 %s --headless --no-sandbox --disable-gpu --hide-scrollbars --enable-logging=stderr "
+             "--user-data-dir=%s/profile --allow-file-access-from-files --virtual-time-budget=12000 %s "
+             "'file://%s' > %s 2> %s",
+             chromium().c_str(), folder.c_str(), flags.c_str(), page.c_str(), out.c_str(), err.c_str())
+            .c_str());
+    check(WIFEXITED(status) && WEXITSTATUS(status) == 0, "chromium ended with status %d", status);
+    std::ifstream lines(err);
+    for (std::string line; console && std::getline(lines, line);)
+        if (line.find("CONSOLE") != std::string::npos) *console += line + "\n";
+    return read_text(out);
+}
+
+// Opens every page of a list in a frame of the width given and looks at it. Each finding becomes a line of
+// the document, `ok ...` or `no ...`.
+static const char* const look_script = R"js(
+const lines = [], say = (ok, page, what) => lines.push((ok ? 'ok ' : 'no ') + page + ': ' + what);
+const wait = ms => new Promise(done => setTimeout(done, ms));
+function luminance(colour) {
+  const c = document.createElement('canvas').getContext('2d');
+  c.fillStyle = colour, c.fillRect(0, 0, 1, 1);
+  const [r, g, b] = [...c.getImageData(0, 0, 1, 1).data].map(x => (x /= 255) <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4);
+  return .2126 * r + .7152 * g + .0722 * b;
+}
+const contrast = (a, b) => { const [x, y] = [luminance(a), luminance(b)].sort((p, q) => q - p); return (x + .05) / (y + .05); };
+async function look(name, file, width, tests) {
+  const frame = document.createElement('iframe');
+  frame.width = width, frame.height = 900, frame.src = file;
+  document.body.append(frame);
+  await new Promise(done => frame.onload = done);
+  await wait(300);
+  const d = frame.contentDocument, w = frame.contentWindow, root = d.documentElement, body = d.getElementById('page');
+  say(root.dataset.drawn === 'true', name, 'drawn');
+  say(root.scrollWidth <= root.clientWidth, name, `no horizontal overflow at ${width} (${root.scrollWidth} of ${root.clientWidth})`);
+  say(w.performance.getEntriesByType('resource').length === 0, name, 'nothing fetched');
+  say(!/NaN|undefined|null|\[object|could not be drawn/.test(body.innerHTML.replace(/font-variant[^;]*;/g, '')), name, 'no stray values: ' + (/.{30}(NaN|undefined|null|\[object|could not be drawn).{30}/.exec(body.innerHTML) || [''])[0]);
+  say([...d.querySelectorAll('svg[role=img]')].every(x => x.getAttribute('aria-label')), name, 'every chart has a label');
+  say([...d.querySelectorAll('button')].every(x => x.textContent.trim() || x.getAttribute('aria-label')), name, 'every button has a name');
+  say([...d.querySelectorAll('nav a')].every(a => d.getElementById(a.hash.slice(1))), name, 'links lead somewhere');
+  say(new Set([...d.querySelectorAll('[id]')].map(x => x.id)).size === d.querySelectorAll('[id]').length, name, 'every id once');
+  const style = w.getComputedStyle(root), colour = v => style.getPropertyValue(v);
+  for (const v of ['--ink', '--muted', '--accent']) say(contrast(colour(v), colour('--paper')) >= 4.5, name, `contrast of ${v}: ${contrast(colour(v), colour('--paper')).toFixed(2)}`);
+  await tests(d, w, (ok, what) => say(ok, name, what));
+  frame.remove();
+}
+const text = d => d.getElementById('page').textContent;
+)js";
+
+static const char* const whole_tests = R"js(async (d, w, say) => {
+  const $ = q => d.querySelector(q), all = q => [...d.querySelectorAll(q)];
+  say(all('section').length === 8, 'eight sections');
+  say(all('svg').length > 60, 'charts: ' + all('svg').length);
+  say(/0\.740|0\.7\d\d/.test($('.numbers').textContent), 'validation loss in the head');
+  say(all('#board tr.this').length === 1 && $('#board').textContent.includes('0.840'), 'a row of this run beside the paper');
+  say(all('#strategy tbody tr').length === 25, 'every board function: ' + all('#strategy tbody tr').length);
+  const before = $('#strategy').textContent;
+  $('#strategy .pick button').click();
+  say($('#strategy').textContent !== before && d.activeElement === $('#strategy .pick button'), 'layer picker of the functions');
+  $('#encoder .pick button:last-child').click();
+  await new Promise(done => w.setTimeout(done, 100));
+  say($('#encoder').textContent.includes('Layer 3: 2,048 rows') && all('#encoder path').length === 8, 'encoder rows of another layer');
+
+  // The browser of units: opened on the best one; keys, clicks and the address.
+  const now = () => w.location.hash, current = () => $('.units [aria-current=true]').textContent;
+  const key = (k, shift) => $('.browser').dispatchEvent(new w.KeyboardEvent('keydown', {key: k, shiftKey: !!shift, bubbles: true, cancelable: true}));
+  say($('.unit .kicker').textContent === 'Layer 0, expert 0, unit 90', 'opens on the best unit');
+  say(all('.units li').length === 12 && all('.units [aria-current]').length === 1, 'the units of one expert');
+  say(all('.board rect').length >= 64 && all('.board g').length === 64, 'a board of 64 squares');
+  say(all('.board path').length > 20, 'pieces on it: ' + all('.board path').length);
+  key('ArrowDown');
+  say(now() === '#unit=0/0/107' && current().includes('unit 107'), 'arrow down: ' + now());
+  key('ArrowUp'), key('ArrowUp');
+  say(now() === '#unit=0/0/73', 'arrow up: ' + now());
+  key('ArrowRight');
+  say(now() === '#unit=0/1/5', 'arrow right: ' + now());
+  key('ArrowRight', true);
+  say(now() === '#unit=1/1/5', 'shift and arrow right: ' + now());
+  key('ArrowLeft', true), key('ArrowLeft', true);
+  say(now() === '#unit=3/1/5', 'layers go round: ' + now());
+  key('ArrowLeft'), key('ArrowLeft');
+  say(now() === '#unit=3/7/5', 'experts go round: ' + now());
+  key('ArrowUp');
+  say(now() === '#unit=3/7/5', 'stays at the first unit');
+  const board = () => all('.board g title').map(t => t.textContent).join();
+  const first = board();
+  key('3');
+  say(now() === '#unit=3/7/5/2' && board() !== first && all('.contexts [aria-pressed=true]').length === 1, 'a key chooses the context: ' + now());
+  all('.contexts button')[1].click();
+  say(now() === '#unit=3/7/5/1' && d.activeElement === all('.contexts button')[1], 'a click, too');
+  w.location.hash = '#unit=2/5/39/1';
+  await new Promise(done => w.setTimeout(done, 100));
+  say($('.unit .kicker').textContent === 'Layer 2, expert 5, unit 39', 'the address chooses');
+  w.location.hash = '#unit=9/9/9';
+  await new Promise(done => w.setTimeout(done, 100));
+  say($('.unit .kicker').textContent === 'Layer 2, expert 5, unit 39', 'an address without a unit changes nothing');
+  w.location.hash = '#unit=0/0/5/3';
+  await new Promise(done => w.setTimeout(done, 100));
+  // The context's FEN: rnbq1rk1/p1p1bpp1/..., white to move.
+  const titles = all('.board g title').map(t => t.textContent.split(':')[0]);
+  for (const t of ['a8, black rook', 'b8, black knight', 'g8, black king', 'd1, white queen', 'h4, white bishop', 'e4', 'a1, white rook'])
+    say(titles.includes(t), 'on the board: ' + t);
+  say(titles.length === 64 && new Set(titles).size === 64 && titles[0] === 'a1, white rook' && titles[63] === 'h8', 'squares from a1 to h8');
+  say($('.contexts [aria-pressed=true] mark').textContent === '.', 'the character is marked');
+  const hottest = all('.board g').map((g, i) => [+(g.querySelectorAll('rect')[1] || {getAttribute: () => 0}).getAttribute('opacity'), i]).sort((a, b) => b[0] - a[0])[0][1];
+  say(hottest === 0, 'the hottest square is a1: ' + hottest);
+  say([...$('.tokens').querySelectorAll('.token')].some(t => t.textContent === '␣'), 'a space is made visible');
+  say(!d.querySelector('.absent'), 'nothing is missing');
+  $('svg[aria-label="Loss over steps"]').dispatchEvent(new w.PointerEvent('pointermove', {clientX: $('svg[aria-label="Loss over steps"]').getBoundingClientRect().left + 150, bubbles: true}));
+  say(/step [\d,]+  training \d\.\d+  validation/.test($('svg[aria-label="Loss over steps"]').textContent), 'pointing reads the curve');
+})js";
+
+static void test_browser(const std::string& folder) {
+    struct Page {
+        const char* name;
+        MadeUp run;
+        bool measured;
+        const char* tests; // JavaScript: async (document, window, say) => ...
+    };
+    Config dense = small_config("chess-32"), topk = dense, text = small_config("bytes"), many = dense;
+    dense.ffn = "dense", topk.router = "topk", topk.act = "gelu";
+    many.n_layer = 6, many.n_expert = 32, many.n_expert_active = 1, many.d_expert = 8;
+    const std::vector<Page> pages = {
+        {"whole", {small_config("chess-32")}, true, whole_tests},
+        {"bare", {small_config("chess-32")}, false, R"js((d, w, say) => {
+            say(d.querySelectorAll('.absent').length === 4, 'sections without numbers: ' + d.querySelectorAll('.absent').length);
+            for (const tool of ['bsp', 'sparsity', 'router', 'features']) say(text(d).includes('build/' + tool + ' --ckpt '), 'the command of ' + tool);
+            say(text(d).includes('--games GAMES') && text(d).includes("--data 'SHARDS'"), 'with its inputs');
+            say(d.querySelectorAll('#training svg').length >= 6, 'the curves are there');
+        })js"},
+        {"hostile", {small_config("chess-32"), 9500, true}, true, R"js((d, w, say) => {
+            say(!d.title.includes('out') && d.querySelectorAll('img, main script').length === 0, 'text stays text');
+            say(text(d).includes('<\/script><img'), 'and is shown');
+        })js"},
+        {"dense", {dense}, true, R"js((d, w, say) => {
+            say(!d.getElementById('router') && !d.getElementById('encoder') && !text(d).includes('expert 0'), 'no experts');
+            say(d.querySelector('.unit .kicker').textContent === 'Layer 0, unit 90', 'units of a layer');
+            d.querySelector('.browser').dispatchEvent(new w.KeyboardEvent('keydown', {key: 'ArrowRight', bubbles: true}));
+            say(w.location.hash === '#unit=1/0/5', 'arrows go through the layers');
+        })js"},
+        {"topk",
+         {topk},
+         true,
+         "(d, w, say) => say(text(d).includes('weights of its own') && text(d).includes('Switch-style'), 'a "
+         "router of its own')"},
+        {"text", {text}, true, R"js((d, w, say) => {
+            say(!d.getElementById('board') && !d.querySelector('.board'), 'no board');
+            say([...d.querySelectorAll('.contexts mark')].map(m => m.textContent)[0] === '1', 'the byte is marked');
+        })js"},
+        {"many",
+         {many},
+         true,
+         "(d, w, say) => say(d.querySelectorAll('#sparsity svg').length >= 18, 'many experts')"}};
+    std::string looks[2]; // in the light every page, in the dark the first
+    for (const Page& page : pages) {
+        const std::string dir = folder + "/" + page.name;
+        write_run(dir, page.run);
+        if (page.measured) write_measurements(dir, page.run, page.run.config.n_expert > 8 ? 2 : 12);
+        const size_t bytes = report(dir).bytes;
+        const std::string html = read_text(dir + "/report.html");
+        check(bytes == html.size() && bytes < 5 << 20, "%s: %zu bytes", page.name, bytes);
+        check(count(html, "://") == 0, "%s: an address in the page", page.name);
+        const size_t scripts = !page.measured                            ? 2
+                               : page.run.config.tokenizer == "chess-32" ? 6
+                                                                         : 5; // run, tools, the script
+        check(count(html, "<script") == scripts && count(html, "</script>") == scripts, "%s: %zu scripts",
+              page.name, count(html, "<script"));
+        for (const int width : {360, 1200})
+            looks[page.name != std::string("whole")] +=
+                strf("await look('%s %d', '%s/report.html', %d, %s);\n", page.name, width, page.name, width,
+                     page.tests);
+    }
+    for (const bool dark : {false, true}) {
+        write_file(folder + "/look.html",
+                   "<!DOCTYPE html><meta charset=utf-8><body><script>" + std::string(look_script) +
+                       "(async () => {\n" + looks[0] + (dark ? "" : looks[1]) +
+                       "document.body.textContent = '\\n' + lines.join('\\n') + '\\nend\\n';\n})()"
+                       ".catch(e => document.body.textContent = '\\nno ' + e.stack.replace(/\\n/g, ' ') + "
+                       "'\\n');</script>");
+        std::string console;
+        const std::string dom =
+            browse(folder,
+                   std::string("--dump-dom ") + (dark ? "--blink-settings=preferredColorScheme=0"
+                                                      : "--blink-settings=preferredColorScheme=1"),
+                   folder + "/look.html", &console);
+        check(console.empty(), "console: %s", console.substr(0, 500).c_str());
+        check(dom.find("\nend\n") != std::string::npos, "the pages were not looked at to the end: %s",
+              dom.substr(0, 400).c_str());
+        size_t lines = 0;
+        for (size_t from = dom.find('\n') + 1, to; (to = dom.find('\n', from)) != std::string::npos;
+             from = to + 1) {
+            const std::string line = dom.substr(from, to - from);
+            if (line.starts_with("ok ") || line.starts_with("no "))
+                check(line[0] == 'o', "%s", line.c_str()), lines++;
+        }
+        check(lines > (dark ? 90 : 250), "%zu findings", lines);
+    }
+
+    // Pictures: of the size asked for, other ones in the dark; and on paper.
+    std::string pictures[2];
+    for (const bool dark : {false, true}) {
+        const std::string file = folder + (dark ? "/dark.png" : "/light.png");
+        browse(folder,
+               strf("--screenshot=%s --window-size=1200,900 --blink-settings=preferredColorScheme=%d",
+                    file.c_str(), !dark),
+               folder + "/whole/report.html");
+        pictures[dark] = read_text(file);
+        check(pictures[dark].size() > 20000 && pictures[dark].substr(1, 3) == "PNG", "%zu bytes",
+              pictures[dark].size());
+        check(pictures[dark].substr(16, 8) == std::string("\0\0\x04\xb0\0\0\x03\x84", 8), "not 1200 x 900");
+    }
+    check(pictures[0] != pictures[1]);
+    browse(folder, "--no-pdf-header-footer --print-to-pdf=" + folder + "/page.pdf",
+           folder + "/whole/report.html");
+    const std::string pdf = read_text(folder + "/page.pdf");
+    check(pdf.starts_with("%PDF") && pdf.size() > 50000, "%zu bytes", pdf.size());
+}
+
+int main(int argc, char** argv) {
+    return run_main([&] {
+        if (argc == 2) {
+            const MadeUp m{small_config("chess-32")};
+            write_run(argv[1], m), write_measurements(argv[1], m, 12);
+            return 0;
+        }
+        char folder[] = "/tmp/test_report_XXXXXX";
+        if (!mkdtemp(folder)) fail("%s: cannot be created: %s", folder, strerror(errno));
+        test_curves();
+        test_inputs(folder);
+        test_measurements(folder);
+        if (chromium().empty())
+            puts("skipped: no chromium, the pages were not opened");
+        else
+            test_browser(folder);
+        if (system(strf("rm -rf %s", folder).c_str()) != 0) fail("%s: cannot be removed", folder);
+        return finish();
+    });
+}
