@@ -53,10 +53,10 @@ static double peak_additions() {
     volatile uint8_t kept = 0;
     const double seconds = seconds_of([&] {
         for (size_t r = 0; r < repeats; r++) {
-            TileRow sum = {};
+            Bytes sum[tile_cells / 64] = {};
             for (const TileRow& row : rows)
-                for (size_t i = 0; i < std::size(sum.part); i++) sum.part[i] += row.part[i];
-            kept = kept + sum.part[0][r % 64] + sum.part[1][r % 64];
+                for (size_t i = 0; i < std::size(sum); i++) sum[i] += ((const Bytes*)row.byte)[i];
+            kept = kept + sum[0][r % 64] + sum[1][r % 64];
         }
     });
     return double(repeats * rows.size() * tile_cells) / seconds;

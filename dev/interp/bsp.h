@@ -6,11 +6,10 @@
 //
 //   1 options    2 the ruler: games and labels    3 a layer    4 the model    5 table, JSON, program
 #pragma once
-#include "../lib/json.h"
 #include "../lib/options.h"
 #include "labels.h"
 #include "npy.h"
-#include "rows.h"
+#include "results.h"
 #include "score.h"
 #include "statistics.h"
 #include <optional>
@@ -460,15 +459,12 @@ inline void score_json(JsonWriter& out, const BspScore& s) {
 
 inline std::string bsp_json(const Bsp& bsp) {
     JsonWriter out;
-    out.open('{').member("tool", "bsp");
     if (bsp.activations.empty()) {
-        out.member("checkpoint", bsp.checkpoint).member("step", bsp.step).key("config").open('{');
-        for (const auto& [name, value] : config_to_strings(bsp.config)) out.member(name, value);
-        out.close();
+        out = begin_json("bsp", bsp.checkpoint, bsp.step, bsp.config, bsp.seconds);
     } else {
-        out.member("activations", bsp.activations).member("checkpoint", undefined).member("step", undefined);
+        out.open('{').member("tool", "bsp").member("activations", bsp.activations);
+        out.member("checkpoint", undefined).member("step", undefined).key("seconds").value(bsp.seconds, 3);
     }
-    out.key("seconds").value(bsp.seconds, 3);
     out.key("games").open('{').member("source", bsp.games.train.source);
     out.member("test_source", bsp.games.test.source);
     out.member("train", bsp.games.train.size()).member("test", bsp.games.test.size());

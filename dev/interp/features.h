@@ -6,10 +6,9 @@
 //   1 one unit: squares, output tokens, contexts, experts    3 measuring a checkpoint
 //   2 what is read                                           4 pages, JSON, the program
 #pragma once
-#include "../lib/json.h"
 #include "../lib/options.h"
 #include "detect.h"
-#include "sparsity.h"
+#include "results.h"
 #include "text_labels.h"
 
 // ---------------------------------------------------------------------------------------------------------

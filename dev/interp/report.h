@@ -4,11 +4,11 @@
 // embedded in it. A measurement that is missing, or was made on another step or model, is made now when the
 // caller can and its inputs are given; else its section names the command that makes it.
 #pragma once
-#include "../lib/checkpoint.h"
 #include "../lib/log.h"
 #include "../lib/options.h"
 #include "../lib/terminal.h"
 #include "page.h"
+#include "results.h"
 #include <functional>
 
 struct ReportOptions {
@@ -226,12 +226,7 @@ inline Report write_report(ReportOptions options, const Measurements& measuremen
     if (options.out.empty()) options.out = options.run + "/report.html";
     const SafeTensorsFile file(find_checkpoint(options.ckpt.empty() ? options.run : options.ckpt));
     const Config config = read_config(file);
-    const std::string& step_text = metadata_entry(file, "step");
-    if (step_text.empty() || step_text.size() > 18 ||
-        step_text.find_first_not_of("0123456789") != std::string::npos)
-        fail("%s: metadata: step is %s, expected a whole number", file.path.c_str(),
-             quoted(step_text).c_str());
-    const int64_t step = std::stoll(step_text);
+    const int64_t step = checkpoint_step(file);
     const bool chess = config.tokenizer == tokenizer_name(TOKENIZER_CHESS);
     if (!chess && !options.games.empty())
         fail("%s: its tokens are %s, but --games are for chess-32 models", file.path.c_str(),

@@ -141,39 +141,3 @@ template <class Visit> void read_rows(Reader& reader, const TokenRows& rows, con
     }
     progress.finish(double(rows.rows));
 }
-
-// ---------------------------------------------------------------------------------------------------------
-// What the programs have in common
-
-// reader = make_reader(config, B, T): a reader of that model for batches of up to B x T tokens.
-using MakeReader = std::function<Reader(const Config& config, size_t B, size_t T)>;
-
-// The seed of the run that a checkpoint is from, as its state file beside it says; 1 when there is none.
-inline uint64_t seed_of_run(const std::string& checkpoint, int64_t step) {
-    try {
-        const SafeTensorsFile state(state_path(parent_directory(checkpoint), step));
-        return std::stoull(metadata_entry(state, "flag.seed"));
-    } catch (const std::exception&) {
-        return 1;
-    }
-}
-
-inline int64_t checkpoint_step(const SafeTensorsFile& file) {
-    const std::string& text = metadata_entry(file, "step");
-    if (text.empty() || text.size() > 15 || text.find_first_not_of("0123456789") != std::string::npos)
-        fail("%s: metadata: step is %s, expected a whole number", file.path.c_str(), quoted(text).c_str());
-    return std::stoll(text);
-}
-
-// Where a tool leaves its JSON: `given`, or interp/<tool>.json beside the checkpoint.
-inline std::string json_path(const std::string& given, const std::string& checkpoint, const char* tool) {
-    return given.empty() ? parent_directory(checkpoint) + "/interp/" + tool + ".json" : given;
-}
-inline void write_json(const std::string& path, const std::string& text) {
-    make_directories(parent_directory(path));
-    AtomicFile file(path);
-    file.write(text.data(), text.size());
-    file.write("\n", 1);
-    file.commit();
-    printf("JSON in %s\n", path.c_str());
-}

@@ -19,8 +19,8 @@
 
 constexpr size_t tile_cells = 128;                                 // columns that are counted together
 using Bytes = uint8_t __attribute__((vector_size(64), may_alias)); // adds 64 bytes at a time, on any machine
-struct TileRow {
-    Bytes part[tile_cells / 64];
+struct alignas(64) TileRow { // plain bytes, since nvcc knows no vectors in a std::vector
+    uint8_t byte[tile_cells];
 };
 
 // Cells of interest as columns, rows by token. Made for the train games: a cell that never holds there has
@@ -34,7 +34,7 @@ struct LabelRows {
     size_t columns() const { return cell.size(); }
     bool at(size_t column, size_t n) const {
         const TileRow& row = rows[column / tile_cells * tokens + n];
-        return row.part[column % tile_cells / 64][column % 64];
+        return row.byte[column % tile_cells];
     }
 };
 
@@ -55,7 +55,7 @@ inline LabelRows label_rows(const BoardLabels& labels, const std::vector<uint32_
             for (size_t w = 0; w < labels.words; w++)
                 for (uint64_t bits = labels.cell(out.cell[c])[w]; bits; bits &= bits - 1) {
                     const size_t n = w * 64 + size_t(std::countr_zero(bits));
-                    out.rows[tile * out.tokens + n].part[c % tile_cells / 64][c % 64] = 1;
+                    out.rows[tile * out.tokens + n].byte[c % tile_cells] = 1;
                 }
     return out;
 }
@@ -95,13 +95,13 @@ inline void count_tile(const UnitFires& fires, size_t unit, const LabelRows& lab
     uint32_t sum[tile_cells] = {};
     for (size_t t = n_thresholds; t-- > 0;) {
         for (const uint32_t* last = fires.last(unit, t); n < last;) {
-            TileRow some = {};
+            Bytes some[tile_cells / 64] = {};
             const uint32_t* end = n + std::min<size_t>(255, size_t(last - n)); // what a byte can count
             for (; n < end; n++) {
-                const TileRow& row = rows[order ? (*order)[*n] : *n];
-                for (size_t i = 0; i < std::size(some.part); i++) some.part[i] += row.part[i];
+                const Bytes* row = (const Bytes*)rows[order ? (*order)[*n] : *n].byte;
+                for (size_t i = 0; i < std::size(some); i++) some[i] += row[i];
             }
-            const uint8_t* bytes = (const uint8_t*)&some;
+            const uint8_t* bytes = (const uint8_t*)some;
             for (size_t c = 0; c < tile_cells; c++) sum[c] += bytes[c];
         }
         std::copy(sum, sum + tile_cells, tp + t * tile_cells);

@@ -3,8 +3,8 @@
 // is; and the same apart for the phases of a game or the classes of bytes. A unit fires when its value
 // is above zero.
 #pragma once
-#include "../lib/json.h"
 #include "../lib/options.h"
+#include "results.h"
 #include "rows.h"
 #include "statistics.h"
 
@@ -245,16 +245,6 @@ inline void print_sparsity(const Sparsity& s) {
     printf("\n");
 }
 
-// The beginning of every tool's document; it stays open.
-inline JsonWriter begin_json(const char* tool, const std::string& checkpoint, int64_t step,
-                             const Config& config, double seconds) {
-    JsonWriter out;
-    out.open('{').member("tool", tool).member("checkpoint", checkpoint).member("step", step);
-    out.key("config").open('{');
-    for (const auto& [name, value] : config_to_strings(config)) out.member(name, value);
-    out.close().key("seconds").value(seconds, 3);
-    return out;
-}
 inline JsonWriter& histogram_json(JsonWriter& out, const char* name, const Histogram& histogram) {
     return out.key(name)
         .open('{')

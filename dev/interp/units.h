@@ -44,6 +44,9 @@ struct Reader {
     }
 };
 
+// reader = make_reader(config, B, T): a reader of that model for batches of up to B x T tokens.
+using MakeReader = std::function<Reader(const Config& config, size_t B, size_t T)>;
+
 // Weights from a checkpoint of the reader's config, or the untrained ones that a seed gives.
 inline void load_weights(Reader& reader, const SafeTensorsFile& file) {
     read_block(file, reader.table, "", reader.weights());
