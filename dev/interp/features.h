@@ -560,19 +560,22 @@ inline std::string best_sentence(const Features& features) {
 inline std::string boards_text(const Feature& f) {
     using namespace chess;
     const Position p = parse_fen(f.contexts[0].fen);
-    std::string out = strf("    %-32s%s\n", "strongest", ("lift in %, " + f.heat_words).c_str());
+    const bool heat = !f.heat.empty();
+    std::string out =
+        heat ? strf("    %-32s%s\n", "strongest", ("lift in %, " + f.heat_words).c_str()) : "    strongest\n";
     for (int rank = 7; rank >= 0; rank--) {
         out += strf("    %d ", rank + 1);
         for (int file = 0; file < 8; file++) {
             const int piece = p.board[square_at(file, rank)];
             out += strf(" %c ", piece ? char(piece_letters[std::abs(piece)] + (piece < 0 ? 32 : 0)) : '.');
         }
-        out += "      ";
-        for (int file = 0; file < 8 && !f.heat.empty(); file++)
+        if (heat) out += "      ";
+        for (int file = 0; file < 8 && heat; file++)
             out += strf("%5.0f", 100 * f.heat[size_t(square_at(file, rank))]);
         out += "\n";
     }
-    return out + "       a  b  c  d  e  f  g  h            a    b    c    d    e    f    g    h\n";
+    out += "       a  b  c  d  e  f  g  h";
+    return out + (heat ? "            a    b    c    d    e    f    g    h\n" : "\n");
 }
 
 inline void print_feature(const Feature& f, const Features& features) {
@@ -582,7 +585,8 @@ inline void print_feature(const Feature& f, const Features& features) {
     printf("  fires          on %.2f%% of the %s, at most %.3g\n", 100 * f.rate,
            features.chess ? "characters" : "tokens", f.max);
     if (!finding.real.choice.any()) {
-        printf("  property       none: it fires too seldom to tell\n");
+        printf("  property       none: it is on at fewer than %zu %s\n", least_places,
+               features.chess ? "dots, where properties are compared" : "tokens");
     } else {
         const auto range = [](Interval i) { return share_text(i.low) + " to " + share_text(i.high); };
         printf("  fires when     %s   (%s; on above %.1f of its maximum)\n", f.words().c_str(),
