@@ -1315,6 +1315,28 @@ static void test_decoder() {
     }
 }
 
+// Decoders of one model at work side by side, each in a thread, say what they say alone.
+static void test_decoders_side_by_side() {
+    const size_t T = 128, V = 13, n = 4, rounds = 20;
+    for (const Variant& v : variants) {
+        Model model = model_of(v, 0, 0, {2, 2, 64, 24, T, V});
+        randomize(model, 3);
+        std::vector<std::vector<real>> alone(n), beside(n);
+        const auto decode = [&](size_t i, std::vector<real>& logits) {
+            Decoder decoder(model);
+            for (size_t round = 0; round < rounds; round++) {
+                decoder.refresh();
+                for (const int32_t token : some_tokens(i, T, V)) decoder.step(token);
+                logits.insert(logits.end(), decoder.logits.begin(), decoder.logits.end());
+            }
+        };
+        for (size_t i = 0; i < n; i++) decode(i, alone[i]);
+#pragma omp parallel for num_threads(4)
+        for (size_t i = 0; i < n; i++) decode(i, beside[i]);
+        check(alone == beside, "%s: decoders disturb each other", v.name);
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------
 // Sampling
 
@@ -1429,28 +1451,30 @@ int main(int, char** argv) {
     if (!getenv("OMP_WAIT_POLICY")) setenv("OMP_WAIT_POLICY", "passive", 1), execv("/proc/self/exe", argv);
     return run_main([] {
         const char* only = getenv("MOEX_TEST_ONLY");
-        const std::pair<const char*, void (*)()> tests[] = {{"multiply", test_multiply},
-                                                            {"skipping", test_skipping},
-                                                            {"functions", test_functions},
-                                                            {"layers", test_layers},
-                                                            {"attention", test_attention},
-                                                            {"router", test_router},
-                                                            {"choice", test_choice},
-                                                            {"dispatch", test_dispatch},
-                                                            {"balance", test_balance},
-                                                            {"whole model", test_whole_model},
-                                                            {"mega-decoder", test_mega_decoder},
-                                                            {"nothing dropped", test_nothing_dropped},
-                                                            {"nan", test_nan_is_seen},
-                                                            {"threads", test_threads},
-                                                            {"accumulation", test_accumulation},
-                                                            {"adamw", test_adamw},
-                                                            {"norm", test_norm},
-                                                            {"learning", test_learning},
-                                                            {"init", test_init},
-                                                            {"decoder", test_decoder},
-                                                            {"sampler", test_sampler},
-                                                            {"two models", test_two_models}};
+        const std::pair<const char*, void (*)()> tests[] = {
+            {"multiply", test_multiply},
+            {"skipping", test_skipping},
+            {"functions", test_functions},
+            {"layers", test_layers},
+            {"attention", test_attention},
+            {"router", test_router},
+            {"choice", test_choice},
+            {"dispatch", test_dispatch},
+            {"balance", test_balance},
+            {"whole model", test_whole_model},
+            {"mega-decoder", test_mega_decoder},
+            {"nothing dropped", test_nothing_dropped},
+            {"nan", test_nan_is_seen},
+            {"threads", test_threads},
+            {"accumulation", test_accumulation},
+            {"adamw", test_adamw},
+            {"norm", test_norm},
+            {"learning", test_learning},
+            {"init", test_init},
+            {"decoder", test_decoder},
+            {"decoders side by side", test_decoders_side_by_side},
+            {"sampler", test_sampler},
+            {"two models", test_two_models}};
         for (const auto& [name, test] : tests) {
             if (only && strcmp(only, name)) continue;
             const double begin = now_seconds();

@@ -64,7 +64,7 @@ inline void expert_statistics_backward(real* dw_enc, real* db_enc, const real* d
 inline void router_forward(real* g, real* mu, real* sd, const real* x, const real* m, const real* v,
                            const real* mb, const real* vb, size_t N, size_t E, size_t C) {
     const real root_half = real(0.70710678118654752440);
-    static Workspace memory;
+    static thread_local Workspace memory;
     real* xx = memory.reserve(N * C);
 #pragma omp parallel for simd schedule(static) if (N > 1)
     for (size_t i = 0; i < N * C; i++) xx[i] = x[i] * x[i];
