@@ -206,10 +206,10 @@ test-gpu: $(addprefix $(B)/gpu/,$(call BOTH,$(CUDA_TESTS))) $(addprefix $(B)/,$(
 	    "test/test_ptxas.sh $(B)/train_moex.ptxas $(B)/sample.ptxas" "test/test_sanitizer.sh $(B)"
 
 PYTHON ?= $(shell for p in python3 /usr/bin/python3; do $$p -c 'import torch, numpy' 2>/dev/null && echo $$p && break; done)
-test-torch: $(B)/dump_reference $(B)/test_safetensors
+test-torch: $(addprefix $(B)/,dump_reference test_safetensors bsp make_chess)
 	@test -n "$(PYTHON)" || { echo "moex: no python3 with torch and numpy (Debian: apt-get install python3-torch)" >&2; exit 1; }
 	@rm -rf $(B)/dump && $(B)/dump_reference $(B)/dump
-	@test/run.sh "$(PYTHON) dev/torch/test_torch.py $(B)/dump" "$(PYTHON) test/test_safetensors_interop.py $(B)/test_safetensors $(B)/interop"
+	@test/run.sh "$(PYTHON) dev/torch/test_torch.py $(B)/dump" "$(PYTHON) test/test_safetensors_interop.py $(B)/test_safetensors $(B)/interop" "$(PYTHON) test/test_bsp_numpy.py $(B)"
 
 bench: $(addprefix $(B)/,$(BENCHES))
 	@$(B)/perft
