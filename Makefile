@@ -217,7 +217,7 @@ bench: $(addprefix $(B)/,$(BENCHES))
 	@if [ -n "$(PYTHON)" ]; then dev/bench/peers.sh $(B)/bench_cpu $(PYTHON); else echo "no python3 with torch: no peer beside it"; fi
 
 FUZZ_SECONDS ?= 600
-FUZZERS = fuzz_checkpoint fuzz_shard fuzz_pgn
+FUZZERS = fuzz_checkpoint fuzz_shard fuzz_pgn fuzz_interp
 fuzz: $(addprefix build/fuzz/,$(FUZZERS))
 	@for f in $(FUZZERS); do echo "== $$f, $(FUZZ_SECONDS) seconds"; mkdir -p build/fuzz/corpus_$$f; \
 	    build/fuzz/$$f -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -print_final_stats=1 -verbosity=0 build/fuzz/corpus_$$f || exit 1; done
