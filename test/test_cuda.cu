@@ -7,7 +7,7 @@
 #include "reference.h"
 
 constexpr bool fp32 = sizeof(floatX) == 4;
-// What DESIGN asks of either build, relative: logits and gradients, and the loss.
+// What is asked of either build, relative: logits and gradients, and the loss.
 // In bf16 a unit whose pre-activation is within rounding of zero fires on one side and not on the other; such
 // units decide how far gradients through relu are apart. They are kept out of the measurement at 3e-2, by
 // biases, and are in that at relu_tolerance.

@@ -91,7 +91,7 @@ inline ExpertSample::Shape gaussian_shape(size_t D) {
     return all;
 }
 
-// The router's statistics of a layer's encoder (DESIGN, section 3).
+// The router's statistics of a layer's encoder (dev/cpu/moe.h).
 struct EncoderStatistics {
     std::vector<float> m, v, mb, vb; // (E,C) (E,C) (E) (E)
 

@@ -1,4 +1,4 @@
-// A mixture of experts started from a trained dense model (DESIGN's "upcycling", after Komatsuzaki et al.,
+// A mixture of experts started from a trained dense model ("upcycling", after Komatsuzaki et al.,
 // arXiv 2212.05055). Everything but the feed-forward layers is copied. Expert j takes D of the W dense units:
 //   D < W   a random subset, seeded; its rows of W_dec are scaled by W/D, since the gate weights sum to 1 and
 //   each

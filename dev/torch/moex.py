@@ -1,5 +1,5 @@
 """The PyTorch twin of moex: an independent check of the C++ and CUDA programs, and the way to use a
-checkpoint from Python. It is written straight from the formulas of DESIGN.md section 3 and shares no code
+checkpoint from Python. It is written straight from the formulas (README, "The model") and shares no code
 with the rest; autograd does the backward pass. Needs torch 1.13 or newer and numpy.
 
     import torch, moex                       # with dev/torch on PYTHONPATH
@@ -215,7 +215,7 @@ class MoeX(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        """DESIGN section 3, Init: the C++ programs' distribution, drawn with torch's random numbers."""
+        """The C++ programs' distribution, drawn with torch's random numbers."""
         for name, p in self.named_parameters():
             if is_matrix(name):
                 last_in_block = name.endswith(("c_proj.weight", "w_dec"))
@@ -251,7 +251,7 @@ def is_matrix(name: str) -> bool:
 
 
 def make_optimizer(model: MoeX, lr: float, weight_decay: float = 0.1, **kwargs) -> torch.optim.AdamW:
-    """AdamW of DESIGN section 3; kwargs (fused, foreach, ...) go to torch."""
+    """AdamW as in dev/cpu/model.h; kwargs (fused, foreach, ...) go to torch."""
     groups = [{"params": [p for name, p in model.named_parameters() if is_matrix(name) == matrix],
                "weight_decay": weight_decay if matrix else 0.0} for matrix in (True, False)]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), eps=1e-8, **kwargs)
