@@ -94,7 +94,7 @@ CUDA_SOURCES = train_moex.cu sample.cu dev/interp/bsp_gpu.cu dev/bench/bench_gpu
 CUDA_TESTS   = test_kernels test_cuda test_sample test_units
 NVCC_FLAGS   = -std=c++20 -O3 --expt-relaxed-constexpr -lineinfo -t 0 -Xptxas -v \
                $(foreach a,$(GPU_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) -Xcompiler -Wall,-Wextra$(if $(OPENMP),$(comma)-fopenmp)
-NVCC_COMPILE = @mkdir -p $(@D); echo "$(NVCC) -> $@"; $(NVCC) $(NVCC_FLAGS) -MMD -MF $@.d -MT $@ $(firstword $(filter %.cu,$^)) $(filter %.o,$^) -lcublasLt -o $@ \
+NVCC_COMPILE = @mkdir -p $(@D); echo "$(NVCC) -> $@"; $(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $@.d -MT $@ $(firstword $(filter %.cu,$^)) $(filter %.o,$^) -lcublasLt -o $@ \
                > $@.ptxas 2>&1 || { grep -v 'ptxas info\|bytes stack' $@.ptxas >&2; exit 1; }
 
 vpath %.cu . dev/interp dev/bench
