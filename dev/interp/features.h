@@ -538,8 +538,10 @@ inline std::string unit_text(const Feature& f, const Config& c) {
     return strf("layer %zu, ", f.layer) + (c.moe() ? strf("expert %zu, ", f.expert) : "") +
            strf("unit %zu", f.unit);
 }
-// Two digits, or three where two would say 1.00 of what is less than 1.
+// Two digits; three where two would say 1.00 of what is less than 1, and one where they would say 0.00 of
+// what is more than 0.
 inline std::string share_text(double x) {
+    if (x > 0 && x < 0.005) return strf("%.1g", x);
     return x >= 0.995 && x < 1 ? strf("%.3f", std::min(x, 0.999)) : strf("%.2f", x);
 }
 

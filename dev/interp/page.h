@@ -1512,7 +1512,7 @@ function unitPage(u) {
     h('dl', {class: 'facts'},
       fact(
         'precision', scoreText(u.precision), number(u.precision_low) && `at least ${fix(u.precision_low)}`),
-      fact('recall', scoreText(u.recall)), fact('base rate', fix(u.base, u.base < .095 ? 3 : 2)),
+      fact('recall', scoreText(u.recall)), fact('base rate', fix(u.base, u.base < .0005 ? 5 : u.base < .095 ? 3 : 2)),
       fact('is not zero on', percent(u.rate, 1), 'of tokens'),
       fact('counts as on above', percent(u.threshold), `of ${fix(u.max)}`)),
     against(u),
