@@ -56,7 +56,7 @@ found:
 help:
 	@echo "make               build $(PROGRAMS)"
 	@echo "                   and with the CUDA toolkit train_moex sample bsp_gpu (PRECISION=FP32: in fp32, their names end in _fp32)"
-	@echo "make demo          play chess games, train a small MoE-X on them, sample, evaluate (about 5 minutes)"
+	@echo "make demo          play chess games, train a small MoE-X on them, sample, say what its units mean (about 5 minutes)"
 	@echo "make report        an HTML page on a run: RUN=runs/demo, GAMES=games.pgn for a chess model, DATA='val*.bin' for text"
 	@echo "make test          all tests (SAN=1: under the sanitizers)"
 	@echo "make test-gpu      the tests of the CUDA programs on the GPU, then compute-sanitizer"

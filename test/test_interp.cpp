@@ -132,6 +132,11 @@ static void test_labels() {
     check(works(program("bsp") + " --labels - --games one.fen").out.find("RNBQKBNRPPPPPPPP") != string::npos);
     works(program("bsp") + " --labels all.csv --games games.txt");
     check(read_file("all.csv") == csv);
+    write_file("bad.txt", ";1.e4 e5\n;1.e4 e4\n");
+    refuses(program("bsp") + " --labels bad.csv --games bad.txt", 1, "bad.txt", "line 2", "e4");
+    for (const auto& entry : fs::directory_iterator("."))
+        check(entry.path().string().find("bad.csv") == string::npos, "%s is left behind",
+              entry.path().c_str());
 }
 
 // Every number of two JSONs but the time.

@@ -509,26 +509,28 @@ inline void write_games(const std::string& path, const GameSet& games) {
 }
 
 // The labels of a file, whole under its name or not there.
+// The CSV of --labels to a file, which is there whole or not at all, or to stdout.
 inline void labels_to(const std::string& path, const std::string& games) {
     if (games.empty()) fail_usage("--games is missing: games or positions to label");
-    if (path == "-") {
-        write_labels(games, stdout);
-        return;
-    }
+    const bool to_file = path != "-";
     const std::string temporary = strf("%s.tmp.%d", path.c_str(), int(getpid()));
-    FILE* file = fopen(temporary.c_str(), "w");
+    FILE* file = to_file ? fopen(temporary.c_str(), "w") : stdout;
     if (!file) fail("%s: cannot be created: %s", path.c_str(), strerror(errno));
+    LabelCounts counts;
     try {
-        const LabelCounts counts = write_labels(games, file);
-        if (rename(temporary.c_str(), path.c_str()) != 0)
+        counts = write_labels(games, file);
+        if (to_file &&
+            (fclose(std::exchange(file, nullptr)) != 0 || rename(temporary.c_str(), path.c_str()) != 0))
             fail("%s: cannot be written: %s", path.c_str(), strerror(errno));
-        printf("%zu positions in %s\n", counts.positions, path.c_str());
     } catch (...) {
-        fclose(file);
-        unlink(temporary.c_str());
+        if (to_file && file) fclose(file);
+        if (to_file) unlink(temporary.c_str());
         throw;
     }
-    fclose(file);
+    if (counts.left_out)
+        fprintf(stderr, "%zu games of %s are left out: cut, empty or variants\n", counts.left_out,
+                games.c_str());
+    if (to_file) printf("%zu positions of %zu games in %s\n", counts.positions, counts.games, path.c_str());
 }
 
 // The program; make_reader runs the model, on the CPU or the GPU.
