@@ -4,32 +4,13 @@
 #include "../dev/interp/bsp.h"
 #include "../dev/interp/units_cpu.h"
 #include "check.h"
+#include "random_games.h"
 
 // ---------------------------------------------------------------------------------------------------------
 // Games, labels and activity made up
 
 static std::string folder; // of this run's files, removed at the end
 
-static std::string random_game(uint64_t seed, size_t characters, size_t dots) {
-    Random random{seed, random_stream("game")};
-    for (;;) {
-        chess::Game game;
-        std::vector<chess::Move> moves;
-        while (moves.size() < 120 && game.outcome() == chess::UNFINISHED) {
-            const chess::MoveList legal = chess::legal_moves(game.position);
-            moves.push_back(legal.moves[random.below(legal.size)]);
-            game.play(moves.back());
-        }
-        const std::string text = chess::to_game_text(moves).substr(0, characters);
-        if (text.size() == characters && dots_of(text, dots).size() == dots) return text;
-    }
-}
-static GameSet random_games(size_t n, uint64_t seed) {
-    GameSet games;
-    games.source = "random games", games.characters = 256, games.dots = 20;
-    for (size_t i = 0; i < n; i++) games.texts.push_back(random_game(seed * 1000 + i, 256, 20));
-    return games;
-}
 static void write_text(const std::string& path, const std::string& text) {
     AtomicFile file(path);
     file.write(text.data(), text.size());

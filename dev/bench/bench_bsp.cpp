@@ -3,29 +3,8 @@
 // on data in cache, which is what score.h does, and popcounts of bit sets, of which one is needed per unit,
 // threshold and cell whatever the firing rate. The last table is the work of a whole layer, controls
 // included.
+#include "../../test/random_games.h"
 #include "../interp/bsp.h"
-
-// A game of random legal moves as text of at least so many characters, with at least so many dots.
-static std::string random_game(uint64_t seed, size_t characters, size_t dots) {
-    Random random{seed, random_stream("game")};
-    for (;;) {
-        chess::Game game;
-        std::vector<chess::Move> moves;
-        while (moves.size() < 120 && game.outcome() == chess::UNFINISHED) {
-            const chess::MoveList legal = chess::legal_moves(game.position);
-            moves.push_back(legal.moves[random.below(legal.size)]);
-            game.play(moves.back());
-        }
-        const std::string text = chess::to_game_text(moves).substr(0, characters);
-        if (text.size() == characters && dots_of(text, dots).size() == dots) return text;
-    }
-}
-static GameSet random_games(size_t n, uint64_t seed) {
-    GameSet games;
-    games.source = "random games", games.characters = 256, games.dots = 20;
-    for (size_t i = 0; i < n; i++) games.texts.push_back(random_game(seed + i, 256, 20));
-    return games;
-}
 
 // Every unit fires at a token with this probability, at a level that is rarely high, as real ones do.
 static UnitFires random_fires(size_t units, size_t tokens, double rate, uint64_t seed) {
