@@ -62,7 +62,7 @@ help:
 	@echo "make test-gpu      the tests of the CUDA programs on the GPU, then compute-sanitizer"
 	@echo "make train_moex_emu  the CUDA trainer on the CPU, to step through a kernel in gdb (also sample_emu)"
 	@echo "make test-torch    the reference against an independent PyTorch twin (needs python3 with torch, numpy)"
-	@echo "make bench         speed of the reference beside the machine's peak, and beside PyTorch when it is there (GPU: dev/bench/gpu.sh)"
+	@echo "make bench         speed of the reference and of bsp beside the machine's peak, and beside PyTorch when it is there (GPU: dev/bench/gpu.sh)"
 	@echo "make fuzz          fuzz the readers of hostile files (needs clang++; FUZZ_SECONDS=600 each)"
 	@echo "make clean         remove build/"
 
@@ -213,6 +213,7 @@ test-torch: $(addprefix $(B)/,dump_reference test_safetensors bsp make_chess)
 
 bench: $(addprefix $(B)/,$(BENCHES))
 	@$(B)/perft
+	@$(B)/bench_bsp
 	@$(B)/bench_cpu
 	@if [ -n "$(PYTHON)" ]; then dev/bench/peers.sh $(B)/bench_cpu $(PYTHON); else echo "no python3 with torch: no peer beside it"; fi
 
