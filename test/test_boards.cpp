@@ -356,6 +356,22 @@ static void test_facts() {
     check(std::count(cells.begin() + long(masked), cells.begin() + long(masked) + 832, 1) == 3);
     check(cells[masked + 28 * 13 + 7] && cells[masked + 36 * 13 + 5] && cells[masked + 21 * 13 + 8]);
 
+    // The text as tokens; whose move a character belongs to: the board, and with it the turn, changes on the
+    // space behind a move.
+    const int ids[] = {15, 6, 4, 27, 9, 0, 25, 10, 0, 7, 4, 19};
+    for (size_t i = 0; i < std::size(ids); i++) check(chess_id(";1.e4 c5 2.N"[i]) == ids[i], "%zu", i);
+    chess::GameTextReader moving, three;
+    std::string turns;
+    for (const char c : std::string(";1.e4 c5 2.Nf3 d6 3")) {
+        moving.push(c);
+        turns += moving.position.turn == chess::WHITE ? 'w' : 'b';
+    }
+    check(turns == "wwwwwbbbwwwwwwbbbww", "%s", turns.c_str()); // White 0-4, 8-13, 17-18; Black 5-7, 14-16
+    for (const char c : std::string(";1.e4 e5 2.Nf3")) three.push(c);
+    check(three.moves.size() == 2);
+    three.push(' '); // the state after 2.Nf3 is that of the last character alone
+    check(three.moves.size() == 3 && three.position.board[21] == chess::KNIGHT);
+
     const BoardHistory start;
     for (const char* f :
          {"pin_state", "has_legal_en_passant", "can_claim_draw", "is_stalemate", "can_check_next",

@@ -113,6 +113,7 @@ static SlowCell slow_cell(const Case& c, size_t cell, const Order* order) {
 
 struct SlowFunction {
     double average[n_thresholds] = {}, per_cell = 0, floor = 0;
+    std::vector<size_t> above = std::vector<size_t>(n_thresholds), above_threshold = above;
     double held_out = 0;
     double f1[n_thresholds + 1], per_square[n_thresholds + 1]; // reconstruction; the last: max mask
 };
@@ -135,6 +136,12 @@ static SlowFunction slow_function(const Case& c, size_t function, size_t set, co
         for (size_t n = 0; n < c.labels[0].tokens; n++) positives += c.labels[0].at(first + i, n);
         out.floor += 2.0 * double(positives) / double(c.labels[0].tokens + positives) / counted;
     }
+    for (size_t x = 0; x < n_thresholds; x++)
+        for (size_t t = n_thresholds; t-- > 0;) {
+            size_t n = 0;
+            for (const SlowCell& cell : slow) n += cell.f1[t] > float(x) / 10;
+            if (n > 0 && n >= out.above[x]) out.above[x] = n, out.above_threshold[x] = t;
+        }
     size_t best = 0;
     for (size_t t = 0; t < n_thresholds; t++) best = out.average[t] > out.average[best] ? t : best;
     for (size_t i = 0; i < cells; i++) {
@@ -352,7 +359,7 @@ static void test_orders() {
 // Selection, coverage, held-out coverage and reconstruction, for functions of every shape.
 static void test_against_definitions() {
     const Case c = make_case(14, 12, 30, 4);
-    size_t compared = 0, both = 0, rec_positive = 0;
+    size_t compared = 0, both = 0, rec_positive = 0, told = 0;
     for (const bool permuted : {false, true}) {
         const Order* orders = permuted ? c.ruler.same_move : nullptr;
         const Selection chosen = select_units(c.fires.train, c.ruler.columns, orders);
@@ -377,6 +384,9 @@ static void test_against_definitions() {
             }
             check(fast.threshold == best && fast.value == fast.average[best]);
             check_near(fast.per_cell, slow.per_cell, 1e-9);
+            check(std::equal(slow.above.begin(), slow.above.end(), fast.above));
+            check(std::equal(slow.above_threshold.begin(), slow.above_threshold.end(), fast.above_threshold));
+            told += slow.above[5];
             check_near(always_on_floor(c.ruler.columns, columns), slow.floor, 1e-6);
             const HeldOut held = held_out(c.fires.test, chosen, best, c.ruler.test, columns, test);
             check_near(held_out_f1(held, columns.cells()), slow.held_out, 1e-9);
@@ -393,7 +403,8 @@ static void test_against_definitions() {
             }
         }
     }
-    check(both > 0 && rec_positive > compared / 4, "%zu %zu of %zu", both, rec_positive, compared);
+    check(both > 0 && rec_positive > compared / 4 && told > 10, "%zu %zu of %zu %zu", both, rec_positive,
+          compared, told);
 
     // The unit of a tie is the lowest, whichever thread found it: copies of every unit change nothing.
     const size_t copies = 10;
@@ -736,6 +747,7 @@ static void test_program() {
             check_near(at(f, {"coverage"}).number, slow.average[best], 1e-5);
             check(at(f, {"threshold"}).magnitude == best && at(f, {"rec_threshold"}).magnitude == rec);
             check_near(at(f, {"per_cell"}).number, slow.per_cell, 1e-5);
+            check(at(f, {"above", "5"}).magnitude == slow.above[5]);
             check_near(at(f, {"held_out"}).number, slow.held_out, 1e-5);
             check_near(at(f, {"reconstruction"}).number, slow.f1[rec], 1e-5);
             check_near(at(f, {"last"}).number, slow.f1[max_mask], 1e-5);

@@ -140,31 +140,30 @@ static std::string made_up_sparsity(const MadeUp& m) {
     JsonWriter out;
     begin_json(out, "sparsity", m);
     out.member("data", "runs/made_up/val_*.bin").member("tokens", 131072).key("groups").values(groups);
-    out.key("layers").open('[');
-    for (size_t l = 0; l < c.n_layer; l++) {
-        const double mean = 160 - 30.0 * l, sd = 22;
-        out.open('{').member("layer", l).member("units", units);
-        out.key("l0")
-            .open('{')
-            .member("mean", mean)
-            .member("sd", sd)
-            .member("low", mean - .8)
-            .member("high", mean + .8)
-            .close();
+    // The members of layer l: of all tokens (group 0), or of group - 1.
+    const auto numbers = [&](size_t l, size_t group) {
+        const double mean =
+                         (160 - 30.0 * double(l)) * (group ? 1.1 - .12 * double(group) * share(l, group) : 1),
+                     sd = 22;
+        const size_t tokens = group ? 131072 / groups.size() : 131072;
+        out.member("tokens", tokens).member("units", units).key("l0").open('{');
+        out.member("mean", mean).member("sd", sd).member("low", mean - .8).member("high", mean + .8).close();
         out.key("histogram").open('{').key("edges").open('[');
         for (int i = 0; i <= 64; i++) out.value(8.0 * i);
         out.close().key("counts").open('[');
         for (int i = 0; i < 64; i++)
-            out.value(int(131072 * 8 / sd / 2.5 * std::exp(-.5 * std::pow((8 * i + 4 - mean) / sd, 2))));
-        out.close().close().member("dead", 12 * l);
+            out.value(
+                int(double(tokens) * 8 / sd / 2.5 * std::exp(-.5 * std::pow((8 * i + 4 - mean) / sd, 2))));
+        out.close().close().member("dead", 12 * l + group);
         out.key("rates").open('{').key("edges").open('[');
         for (int i = 0; i <= 12; i++) out.value(std::pow(10.0, -6 + i / 2.0));
         out.close().key("counts").open('[');
-        for (int i = 0; i < 12; i++) out.value(int(700 * std::exp(-.3 * std::pow(i - 8.5 + .2 * l, 2))));
+        for (int i = 0; i < 12; i++)
+            out.value(int(700 * std::exp(-.3 * std::pow(i - 8.5 + .2 * double(l), 2))));
         out.close().close().member("zero_work", 1 - mean / double(c.dense_width()));
         std::vector<double> load(E);
         double total = 0, entropy = 0;
-        for (size_t e = 0; e < E; e++) total += load[e] = .4 + share(l, e);
+        for (size_t e = 0; e < E; e++) total += load[e] = .4 + share(l, group * 50 + e);
         for (double& x : load) x /= total, entropy -= x * std::log2(x);
         out.key("experts").open('[');
         for (size_t e = 0; e < E; e++)
@@ -177,20 +176,18 @@ static std::string made_up_sparsity(const MadeUp& m) {
                                  : load[a] * load[b] * 2 * share(std::min(a, b) * 99 + std::max(a, b), l));
             out.close();
         }
-        out.close()
-            .member("entropy", entropy)
-            .member("max_entropy", std::log2(std::max<double>(1, double(E))))
-            .key("groups")
-            .open('[');
+        out.close().member("entropy", entropy);
+        out.member("max_entropy", std::log2(std::max<double>(1, double(E))));
+    };
+    out.key("layers").open('[');
+    for (size_t l = 0; l < c.n_layer; l++) {
+        out.open('{').member("layer", l);
+        numbers(l, 0);
+        out.key("groups").open('[');
         for (size_t g = 0; g < groups.size(); g++) {
-            out.open('{')
-                .member("name", groups[g])
-                .member("tokens", 131072 / groups.size())
-                .member("l0", mean * (1.1 - .12 * g * share(l, g)))
-                .key("load")
-                .open('[');
-            for (size_t e = 0; e < E; e++) out.value(load[e] * (.6 + .8 * share(g * 50 + e, l)));
-            out.close().close();
+            out.open('{').member("name", groups[g]);
+            numbers(l, g + 1);
+            out.close();
         }
         out.close().close();
     }
@@ -660,6 +657,9 @@ static const char* const whole_tests = R"js(async (d, w, say) => {
   const before = $('#strategy').textContent;
   $('#strategy .pick button').click();
   say($('#strategy').textContent !== before && d.activeElement === $('#strategy .pick button'), 'layer picker of the functions');
+  const sparse = $('#sparsity').textContent;
+  $('#sparsity .pick button:last-child').click();
+  say($('#sparsity').textContent !== sparse && d.activeElement === $('#sparsity .pick button:last-child'), 'group picker of the sparsity figures');
   $('#encoder .pick button:last-child').click();
   await new Promise(done => w.setTimeout(done, 100));
   say($('#encoder').textContent.includes('Layer 3: 2,048 rows') && all('#encoder path').length === 8, 'encoder rows of another layer');

@@ -429,6 +429,57 @@ static void save(const Reader& reader, const std::string& path, int64_t step) {
 // ---------------------------------------------------------------------------------------------------------
 // Sparsity
 
+// The numbers of every group, counted token by token.
+static void check_groups(const LayerSparsity& s, Reader& reader, const TokenRows& rows, size_t layer) {
+    for (size_t g = 0; g < s.groups.size(); g++) {
+        const LayerSparsity& group = s.groups[g];
+        if (!group.tokens) {
+            check(std::isnan(group.l0.value) && group.dead == group.units && group.load.empty());
+            continue;
+        }
+        std::vector<double> l0;
+        std::vector<size_t> fired(s.units), chosen(group.load.size()), together(group.together.size());
+        for (size_t r = 0; r < rows.rows; r++) {
+            reader.read(&rows.tokens[r * rows.T], 1, rows.T);
+            const LayerUnits u = reader.layer(layer);
+            for (size_t t = 0; t < rows.T; t++) {
+                if (rows.group[r * rows.T + t] != g) continue;
+                size_t active = 0;
+                u.each(t, true,
+                       [&](size_t unit, float value) { active += value > 0, fired[unit] += value > 0; });
+                l0.push_back(double(active));
+                for (size_t k = 0; k < u.K && u.choice; k++)
+                    for (size_t i = 0; i < u.K; i++) {
+                        chosen[size_t(u.choice[t * u.K + k])] += i == 0;
+                        together[size_t(u.choice[t * u.K + k]) * u.E + size_t(u.choice[t * u.K + i])]++;
+                    }
+            }
+        }
+        const Moments m = moments(l0.data(), l0.size());
+        const size_t dead = size_t(std::count(fired.begin(), fired.end(), size_t(0)));
+        check_near(group.l0.value, m.mean, 1e-12), check_near(group.sd, m.sd, 1e-9);
+        check(group.dead == dead && group.tokens == l0.size() && group.units == s.units);
+        check_near(group.zero_work(), 1 - m.mean / double(s.work), 1e-12);
+        size_t in_histogram = 0, in_rates = 0;
+        for (const size_t n : group.histogram.counts) in_histogram += n;
+        for (const size_t n : group.rates.counts) in_rates += n;
+        check(in_histogram == l0.size() && in_rates == s.units - dead);
+        double entropy = 0;
+        for (size_t j = 0; j < chosen.size(); j++) {
+            const double share = double(chosen[j]) / double(chosen.size() ? 2 * l0.size() : 1);
+            check_near(group.load[j], share, 1e-12);
+            if (share > 0) entropy -= share * std::log2(share);
+        }
+        for (size_t i = 0; i < together.size(); i++)
+            check_near(group.together[i], double(together[i]) / double(l0.size()), 1e-12);
+        if (!chosen.empty()) {
+            check_near(group.entropy, entropy, 1e-12);
+            check(group.largest() == *std::max_element(group.load.begin(), group.load.end()));
+            check(group.smallest() <= group.largest());
+        }
+    }
+}
+
 static void test_sparsity_against_slow() {
     for (const Variant& v : variants) {
         const Config c = small_config(v);
@@ -499,10 +550,11 @@ static void test_sparsity_against_slow() {
             if (!E) check(std::isnan(s.entropy) && s.load.empty() && s.together.empty());
             for (size_t g = 0; g < 7; g++) {
                 check(s.groups[g].tokens == size_t(group_tokens[g]));
-                if (group_tokens[g]) check_near(s.groups[g].l0, group_l0[g] / group_tokens[g], 1e-12);
+                if (group_tokens[g]) check_near(s.groups[g].l0.value, group_l0[g] / group_tokens[g], 1e-12);
                 for (size_t j = 0; j < E && group_tokens[g]; j++)
                     check_near(s.groups[g].load[j], group_load[g * E + j] / (group_tokens[g] * K), 1e-12);
             }
+            check_groups(s, reader, rows, l);
         }
     }
 }
@@ -898,7 +950,9 @@ static void test_programs() {
           at(s, "layers.0.corouting").items.size() == 5 && at(s, "layers.0.corouting.3").items.size() == 5);
     check_near(at(s, "layers.0.max_entropy").number, std::log2(5), 1e-5);
     check(at(s, "layers.0.groups.0.name").text == "lower case" &&
-          at(s, "layers.0.groups.0.load").items.size() == 5);
+          at(s, "layers.0.groups.0.experts").items.size() == 5 &&
+          at(s, "layers.0.groups.0.corouting").items.size() == 5 &&
+          at(s, "layers.0.groups.0.l0.mean").is_number());
     check(at(s, "layers.0.dead").is_unsigned() && at(s, "layers.0.zero_work").is_number());
     run_program(sparsity_program,
                 {"--ckpt", model_path(run, 5), "--data", text, "--json", json_file, "--seq", "10"});

@@ -102,6 +102,7 @@ struct BspScore {
     int threshold = -1, rec_threshold = -1;                // indices; a group has none
     double held_out = undefined, rec_held_out = undefined; // all choices made on the train games
     Interval held_out_interval, rec_interval;
+    std::vector<size_t> above, above_threshold; // (11) as in Coverage; a group has none
     BspControl untrained, permuted, same_move;
 };
 struct LayerBsp {
@@ -165,6 +166,8 @@ inline LayerBsp measure_layer(const LayerFires& fires, const Ruler& ruler, uint6
         BspScore s;
         const Coverage c = coverage(chosen, columns);
         s.coverage = c.value, s.per_cell = c.per_cell, s.threshold = int(c.threshold);
+        s.above.assign(c.above, c.above + n_thresholds);
+        s.above_threshold.assign(c.above_threshold, c.above_threshold + n_thresholds);
         held[f] = held_out(fires.test, chosen, c.threshold, ruler.test, columns);
         s.held_out = held_f1(f, nullptr);
         s.held_out_interval = bootstrap(games, seed, [&](const auto& times) { return held_f1(f, &times); });
@@ -397,6 +400,17 @@ inline const LayerBsp& best_layer(const Bsp& bsp) {
     });
 }
 
+// Board coverage counted in other ways, as published otherwise.
+inline void print_other_coverages(const Bsp& bsp) {
+    printf(
+        "\nBoard state, coverage in other ways (as published otherwise)\n       a T for each  704 cells that "
+        "  "
+        "  cells of 768 with an F1 above\n       cell          can occur            0.5      0.8      0.9\n");
+    for (const LayerBsp& layer : bsp.layers)
+        printf("%-5zu  %12.3f  %14.3f  %13zu %8zu %8zu\n", layer.layer, layer.board.per_cell,
+               layer.board.possible, layer.board.above[5], layer.board.above[8], layer.board.above[9]);
+}
+
 inline void print_bsp(const Bsp& bsp) {
     const GameSplit& games = bsp.games;
     const std::string model = bsp.activations.empty() ? bsp.checkpoint : bsp.activations;
@@ -425,6 +439,7 @@ inline void print_bsp(const Bsp& bsp) {
         functions.push_back(
             {board_functions[bsp.functions[f].function].name, &best.functions[f], bsp.functions[f].floor});
     print_coverage("Board state, coverage (pieces that do not stand where they began; 0.917 at most)", board);
+    print_other_coverages(bsp);
     print_reconstruction("Board state, reconstruction", board);
     print_coverage("Strategy, coverage (mean of 14 functions)", strategy);
     print_reconstruction("Strategy, reconstruction (mean of 14 functions)", strategy);
@@ -449,6 +464,7 @@ inline void score_json(JsonWriter& out, const BspScore& s) {
     out.member("held_out_low", s.held_out_interval.low).member("held_out_high", s.held_out_interval.high);
     out.member("reconstruction", s.reconstruction), index("rec_threshold", s.rec_threshold);
     out.member("last", s.last).member("rec_held_out", s.rec_held_out);
+    out.key("above").values(s.above).key("above_threshold").values(s.above_threshold);
     out.member("rec_low", s.rec_interval.low).member("rec_high", s.rec_interval.high);
     for (const auto& [name, control] :
          {std::pair{"untrained", s.untrained}, {"permuted", s.permuted}, {"same_move", s.same_move}}) {

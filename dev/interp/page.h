@@ -865,33 +865,49 @@ function strategies() {
 const small = (layers, make) =>
   h('div', {class: 'grid'}, layers.map(l => figure(`Layer ${l.layer}`, chart(w => make(l, w)))));
 
+// Which tokens the figures are about: all of them (-1), or a group.
+let sparseGroup = -1;
+function sparseFigures(host) {
+  const groups = sparsity.groups || [];
+  const layers = sparsity.layers.map(
+    l => sparseGroup < 0 ? l : {...l.groups[sparseGroup], layer: l.layer, groups: []});
+  host.replaceChildren(...[
+    groups.length > 1 &&
+      picker('Tokens',
+        [[-1, 'all'], ...groups.map((g, i) => [i, g, !sparsity.layers[0].groups[i].tokens])], sparseGroup,
+        g => { sparseGroup = g, sparseFigures(host), host.querySelector('[aria-pressed=true]').focus(); }),
+    figure('Units at work on a token', small(layers, unitsPerToken),
+      `Tokens by how many units fire, ${whole(layers[0].tokens)} tokens.`),
+    figure('How often a unit fires', small(layers, firingRates),
+      'Units by the share of tokens they fire on, on a logarithmic scale. Units that never fire are left out.'),
+    moe &&
+      figure('The work of the experts', [small(layers, loads), sparseGroup < 0 && groupLegend(groups)],
+        `Share of the assignments that go to each expert; dashed, an even share of ${percent(1 / E, 1)}.` +
+          (groups.length > 1 && sparseGroup < 0
+            ? ' Bars are all tokens, dots the groups with at least 1% of them.' : '')),
+    moe && +config.n_expert_active > 1 &&
+      figure('Experts that work together', small(layers, together),
+        'Of the tokens that go to the expert of the row, the share that goes also to the expert of the column.'),
+    h('details', {}, h('summary', {}, 'All numbers by layer'), sparsityTable(layers))
+  ].filter(Boolean));
+}
 function sparse() {
-  const layers = sparsity.layers, groups = sparsity.groups || [];
+  const layers = sparsity.layers, groups = sparsity.groups || [], host = h('div', {});
   const least = best(layers, l => -l.l0.mean), dead = sum(layers.map(l => l.dead));
-  const byGroup = layers.map(l => row(l.layer, ...l.groups.map(g => fix(g.l0, 1)), fix(l.l0.mean, 1)));
+  const byGroup = layers.map(l => row(l.layer, ...l.groups.map(g => fix(g.l0.mean, 1)), fix(l.l0.mean, 1)));
+  sparseFigures(host);
   return [
     h('p', {class: 'lede'},
       `Of a layer’s ${whole(width)} units, ${whole(l0)} work on a token; layer ${least.layer} does ` +
         `with ${whole(least.l0.mean)}. ${percent(mean(layers.map(l => l.zero_work)))} of the units that ` +
         (moe ? 'the chosen experts compute' : 'are computed') + ' come out as zero, and ' +
         (dead ? `${whole(dead)} units of all layers never fire.` : 'every unit fires at some time.')),
-    figure('Units at work on a token', small(layers, unitsPerToken),
-      `Tokens by how many units fire, ${whole(sparsity.tokens)} tokens.`),
-    figure('How often a unit fires', small(layers, firingRates),
-      'Units by the share of tokens they fire on, on a logarithmic scale. Units that never fire are left out.'),
     groups.length > 1 &&
       figure(chess ? 'In the course of a game' : 'By kind of token',
         table(['layer', ...groups, 'all'], byGroup, 'Active units by group'),
         'Mean units at work per token. ' +
           groups.map((g, i) => `${g}: ${whole(layers[0].groups[i].tokens)} tokens`).join('; ') + '.'),
-    moe &&
-      figure('The work of the experts', [small(layers, loads), groupLegend(groups)],
-        `Share of the assignments that go to each expert; dashed, an even share of ${percent(1 / E, 1)}.` +
-          (groups.length > 1 ? ' Bars are all tokens, dots the groups with at least 1% of them.' : '')),
-    moe && +config.n_expert_active > 1 &&
-      figure('Experts that work together', small(layers, together),
-        'Of the tokens that go to the expert of the row, the share that goes also to the expert of the column.'),
-    h('details', {}, h('summary', {}, 'All numbers by layer'), sparsityTable(layers))
+    host
   ];
 }
 function unitsPerToken(l, w) {
@@ -946,7 +962,7 @@ function loads(l, w) {
   const enough = g => g.tokens >= .01 * sparsity.tokens, groups = l.groups.length > 1 ? l.groups : [];
   const high =
     Math.max(...sparsity.layers.flatMap(
-               q => [...q.experts.map(e => e.load), ...q.groups.filter(enough).flatMap(g => g.load)]),
+               q => [q, ...q.groups.filter(enough)].flatMap(g => g.experts.map(e => e.load))),
       1.5 / E) *
     1.05;
   const p = plot(w, 170, {
@@ -969,7 +985,7 @@ function loads(l, w) {
       s('title', {},
         `expert ${e}: ${percent(x.load, 1)} of the assignments, ${fix(x.units, 1)} units when chosen`))));
   groups.forEach((g, i) => enough(g) &&
-      g.load.forEach((x, e) => p.svg.append(s('circle', {
+      g.experts.forEach(({load: x}, e) => p.svg.append(s('circle', {
         cx: p.X(e),
         cy: p.Y(x),
         r: Math.min(3.5, thick / 3),

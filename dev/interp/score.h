@@ -249,9 +249,11 @@ inline std::vector<FunctionColumns> function_columns(const LabelRows& labels,
 
 // avg(t): the mean over a function's cells of the best F1; cells that never hold count with 0.
 // Coverage is the highest avg(t): one threshold for all cells of a function. per_cell: each has its own.
+// above[i]: how many cells have a best F1 above threshold(i), at the t where they are most, the first such.
 struct Coverage {
     double average[n_thresholds] = {}, value = 0, per_cell = 0;
     size_t threshold = 0; // the first that gives the highest
+    size_t above[n_thresholds] = {}, above_threshold[n_thresholds] = {};
 };
 inline Coverage coverage(const Selection& best, const FunctionColumns& f) {
     Coverage out;
@@ -259,6 +261,11 @@ inline Coverage coverage(const Selection& best, const FunctionColumns& f) {
         for (size_t c = f.first; c < f.last; c++) out.average[t] += double(best.f1[t * best.width + c]);
         out.average[t] /= f.cells();
         if (out.average[t] > out.value) out.value = out.average[t], out.threshold = t;
+        const float *first = &best.f1[t * best.width + f.first], *last = first + (f.last - f.first);
+        for (size_t i = 0; i < n_thresholds; i++) {
+            const size_t n = size_t(std::count_if(first, last, [&](float f1) { return f1 > threshold(i); }));
+            if (n > out.above[i]) out.above[i] = n, out.above_threshold[i] = t;
+        }
     }
     for (size_t c = f.first; c < f.last; c++) {
         float f1 = 0;

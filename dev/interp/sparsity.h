@@ -26,13 +26,9 @@ struct SparsityOptions {
     }
 };
 
-struct GroupSparsity {
-    size_t tokens = 0;
-    double l0 = undefined;
-    std::vector<double> load; // (E) share of the group's assignments
-};
-
+// Of one layer: over all tokens, or over those of a group.
 struct LayerSparsity {
+    size_t tokens = 0;                      // where there are none, the numbers below are undefined
     size_t units = 0;                       // of all experts; dense: of the layer
     size_t work = 0;                        // units computed per token: K*D
     Estimate l0;                            // units firing per token, mean; the interval over rows
@@ -44,9 +40,11 @@ struct LayerSparsity {
     std::vector<double> together;           // (E,E) share of tokens that chose both; i,i: that chose i
     double entropy = undefined;             // of the load, in bits; log2 E when all experts work alike
     double weight_entropy = undefined;      // of a token's gate weights, in bits, mean; at most log2 K
-    std::vector<GroupSparsity> groups;      // as in Sparsity
+    std::vector<LayerSparsity> groups;      // the same of every group of tokens, as in Sparsity
 
     double zero_work() const { return 1 - l0.value / work; } // share of the units computed that come out zero
+    double largest() const { return load.empty() ? undefined : *std::max_element(load.begin(), load.end()); }
+    double smallest() const { return load.empty() ? undefined : *std::min_element(load.begin(), load.end()); }
 };
 
 struct Sparsity {
@@ -67,28 +65,32 @@ template <class T> double entropy_bits(const T* p, size_t n) {
     return bits;
 }
 
-// What is counted on the way, of one layer over all tokens. Whole numbers but for the entropy.
+// What is counted on the way, of one layer over the tokens of a group. Whole numbers but for the entropy.
 struct SparsityCounts {
-    std::vector<uint32_t> l0;      // (tokens) units that fire
+    std::vector<uint32_t> l0, row; // (tokens) units that fire; which row of the data the token is from
     std::vector<size_t> fired;     // (units) tokens
-    std::vector<size_t> chosen;    // (groups + 1, E) tokens; the last: of no group
+    std::vector<size_t> chosen;    // (E) tokens
     std::vector<size_t> expert_l0; // (E) units that fired, summed over the tokens that chose it
     std::vector<size_t> together;  // (E,E) tokens
     double weight_entropy = 0;     // summed over tokens
+
+    SparsityCounts(size_t units, size_t E) : fired(units), chosen(E), expert_l0(E), together(E * E) {}
 };
 
-// Adds the batch of n tokens that begins with token `first`.
-inline void count_layer(SparsityCounts& counts, const LayerUnits& units, const uint8_t* group, size_t groups,
+// Adds a batch of n tokens, which begins with token `first`. counts: one for each group, the last for the
+// tokens of none.
+inline void count_layer(std::vector<SparsityCounts>& counts, const LayerUnits& units, const TokenRows& rows,
                         size_t first, size_t n) {
-    const size_t E = units.E, K = units.K, D = units.D;
+    const size_t E = units.E, K = units.K, D = units.D, G = counts.size();
+    const auto group_of = [&](size_t i) { return std::min<size_t>(rows.group[first + i], G - 1); };
     std::vector<uint32_t> slot_l0(n * K);
 #pragma omp parallel
     {
-        std::vector<uint32_t> fired(E * D);
+        std::vector<uint32_t> fired(G * E * D);
 #pragma omp for schedule(static)
         for (size_t i = 0; i < n * K; i++) {
             const float* z = units.z + (units.slot ? size_t(units.slot[i]) : i) * D;
-            uint32_t* count = fired.data() + (units.choice ? units.choice[i] * D : 0);
+            uint32_t* count = &fired[group_of(i / K) * E * D] + (units.choice ? units.choice[i] * D : 0);
             uint32_t active = 0;
             for (size_t u = 0; u < D; u++) {
                 const uint32_t fires = z[u] > 0;
@@ -97,32 +99,49 @@ inline void count_layer(SparsityCounts& counts, const LayerUnits& units, const u
             slot_l0[i] = active;
         }
 #pragma omp critical
-        for (size_t u = 0; u < E * D; u++) counts.fired[u] += fired[u];
+        for (size_t u = 0; u < G * E * D; u++) counts[u / (E * D)].fired[u % (E * D)] += fired[u];
     }
     for (size_t i = 0; i < n; i++) {
-        counts.l0[first + i] = std::accumulate(&slot_l0[i * K], &slot_l0[i * K] + K, 0u);
+        SparsityCounts& group = counts[group_of(i)];
+        group.l0.push_back(std::accumulate(&slot_l0[i * K], &slot_l0[i * K] + K, 0u));
+        group.row.push_back(uint32_t((first + i) / rows.T));
         if (!units.choice) continue;
         const int32_t* choice = units.choice + i * K;
-        const size_t g = std::min<size_t>(group[first + i], groups);
-        counts.weight_entropy += entropy_bits(units.weight + i * K, K);
+        group.weight_entropy += entropy_bits(units.weight + i * K, K);
         for (size_t k = 0; k < K; k++) {
-            counts.chosen[g * E + choice[k]]++;
-            counts.expert_l0[choice[k]] += slot_l0[i * K + k];
-            for (size_t other = 0; other < K; other++) counts.together[choice[k] * E + choice[other]]++;
+            group.chosen[choice[k]]++;
+            group.expert_l0[choice[k]] += slot_l0[i * K + k];
+            for (size_t other = 0; other < K; other++) group.together[choice[k] * E + choice[other]]++;
         }
     }
 }
 
-// counts of a layer with E experts (dense: 0), K chosen and `work` units computed per token -> its numbers
-inline LayerSparsity layer_sparsity(const SparsityCounts& counts, const TokenRows& rows, size_t E, size_t K,
-                                    size_t work) {
-    LayerSparsity s;
-    const size_t N = rows.size(), G = rows.groups.size();
-    s.units = counts.fired.size(), s.work = work;
+// All groups taken together; the tokens keep the order of their rows.
+inline SparsityCounts sum_of_groups(const std::vector<SparsityCounts>& groups) {
+    SparsityCounts all(groups[0].fired.size(), groups[0].chosen.size());
+    const auto add = [](auto& to, const auto& from) {
+        for (size_t i = 0; i < to.size(); i++) to[i] += from[i];
+    };
+    std::vector<std::pair<uint32_t, uint32_t>> tokens; // row, l0
+    for (const SparsityCounts& group : groups) {
+        for (size_t i = 0; i < group.l0.size(); i++) tokens.push_back({group.row[i], group.l0[i]});
+        add(all.fired, group.fired), add(all.chosen, group.chosen);
+        add(all.expert_l0, group.expert_l0), add(all.together, group.together);
+        all.weight_entropy += group.weight_entropy;
+    }
+    std::sort(tokens.begin(), tokens.end());
+    for (const auto& [row, l0] : tokens) all.row.push_back(row), all.l0.push_back(l0);
+    return all;
+}
 
-    std::vector<uint32_t> row(N);
-    for (size_t i = 0; i < N; i++) row[i] = uint32_t(i / rows.T);
-    s.l0 = mean_by_group(counts.l0, row, SparsityOptions::bootstrap_seed);
+// counts of a layer with E experts (dense: 0), K chosen and `work` units computed per token -> its numbers
+inline LayerSparsity layer_sparsity(const SparsityCounts& counts, size_t E, size_t K, size_t work) {
+    LayerSparsity s;
+    const size_t N = counts.l0.size();
+    s.tokens = N, s.units = counts.fired.size(), s.work = work;
+    s.dead = size_t(std::count(counts.fired.begin(), counts.fired.end(), size_t(0)));
+    if (N == 0) return s;
+    s.l0 = mean_by_group(counts.l0, counts.row, SparsityOptions::bootstrap_seed);
     s.sd = moments(counts.l0.data(), N).sd;
     const auto [least, most] = std::minmax_element(counts.l0.begin(), counts.l0.end());
     s.histogram = Histogram(whole_edges(*least, *most, 40));
@@ -133,52 +152,36 @@ inline LayerSparsity layer_sparsity(const SparsityCounts& counts, const TokenRow
     std::reverse(edges.begin(), edges.end());
     s.rates = Histogram(edges.size() > 1 ? edges : std::vector<double>{0.5, 1});
     for (const size_t fired : counts.fired)
-        if (fired)
-            s.rates.add(double(fired) / N);
-        else
-            s.dead++;
-
-    s.groups.resize(G);
-    std::vector<size_t> group_l0(G);
-    for (size_t i = 0; i < N; i++)
-        if (rows.group[i] < G) s.groups[rows.group[i]].tokens++, group_l0[rows.group[i]] += counts.l0[i];
-    for (size_t g = 0; g < G; g++)
-        if (s.groups[g].tokens) s.groups[g].l0 = double(group_l0[g]) / s.groups[g].tokens;
+        if (fired) s.rates.add(double(fired) / N);
     if (E == 0) return s;
 
     s.load.resize(E), s.expert_units.resize(E), s.together.resize(E * E);
     for (size_t j = 0; j < E; j++) {
-        size_t chosen = 0;
-        for (size_t g = 0; g <= G; g++) chosen += counts.chosen[g * E + j];
-        s.load[j] = double(chosen) / (N * K);
-        s.expert_units[j] = chosen ? double(counts.expert_l0[j]) / chosen : undefined;
+        s.load[j] = double(counts.chosen[j]) / (N * K);
+        s.expert_units[j] = counts.chosen[j] ? double(counts.expert_l0[j]) / counts.chosen[j] : undefined;
         for (size_t i = 0; i < E; i++) s.together[j * E + i] = double(counts.together[j * E + i]) / N;
     }
     s.entropy = entropy_bits(s.load.data(), E);
     s.weight_entropy = counts.weight_entropy / N;
-    for (size_t g = 0; g < G; g++)
-        for (size_t j = 0; j < E; j++)
-            s.groups[g].load.push_back(
-                s.groups[g].tokens ? double(counts.chosen[g * E + j]) / (s.groups[g].tokens * K) : undefined);
     return s;
 }
 
 // Runs the model of the reader, whose weights are there, over the rows.
 inline std::vector<LayerSparsity> measure_layers_sparsity(Reader& reader, const TokenRows& rows) {
     const Config& c = reader.config;
-    const size_t N = rows.size(), G = rows.groups.size();
+    const size_t G = rows.groups.size(), work = c.dense_width();
     const size_t E = c.moe() ? c.n_expert : 0, K = c.moe() ? c.n_expert_active : 1;
-    SparsityCounts zero;
-    zero.l0.resize(N), zero.fired.resize(reader.units());
-    zero.chosen.resize((G + 1) * E), zero.expert_l0.resize(E), zero.together.resize(E * E);
-    std::vector<SparsityCounts> counts(c.n_layer, zero);
+    const std::vector<SparsityCounts> zero(G + 1, SparsityCounts(reader.units(), E));
+    std::vector<std::vector<SparsityCounts>> counts(c.n_layer, zero); // (L,groups+1)
     read_rows(reader, rows, "sparsity", [&](size_t first, size_t B) {
         for (size_t l = 0; l < c.n_layer; l++)
-            count_layer(counts[l], reader.layer(l), rows.group.data(), G, first * rows.T, B * rows.T);
+            count_layer(counts[l], reader.layer(l), rows, first * rows.T, B * rows.T);
     });
     std::vector<LayerSparsity> layers;
-    for (const SparsityCounts& count : counts)
-        layers.push_back(layer_sparsity(count, rows, E, K, c.dense_width()));
+    for (const std::vector<SparsityCounts>& count : counts) {
+        layers.push_back(layer_sparsity(sum_of_groups(count), E, K, work));
+        for (size_t g = 0; g < G; g++) layers.back().groups.push_back(layer_sparsity(count[g], E, K, work));
+    }
     return layers;
 }
 
@@ -201,48 +204,44 @@ inline Sparsity measure_sparsity(const SparsityOptions& options, const MakeReade
 // ---------------------------------------------------------------------------------------------------------
 // As a table, as JSON
 
-inline void print_sparsity(const Sparsity& s) {
+// A row for every layer: of(layer) is the layer, or one of its groups.
+template <class Of> void print_layers(const Sparsity& s, Of of) {
     const Config& c = s.config;
-    printf("%s, step %lld, on %zu tokens (%zu rows) of %s\n\n", s.checkpoint.c_str(), (long long)s.step,
-           s.tokens, s.rows, s.source.c_str());
     printf("layer   units    dead     l0 per token, 95%% of the mean       sd   zero work%s\n",
            c.moe() ? "   largest  smallest share   entropy bits" : "");
     for (size_t l = 0; l < s.layers.size(); l++) {
-        const LayerSparsity& layer = s.layers[l];
+        const LayerSparsity& layer = of(s.layers[l]);
         printf("%-5zu %7zu %7zu   %12.2f  (%.2f to %.2f) %8.2f %9.1f%%", l, layer.units, layer.dead,
                layer.l0.value, layer.l0.interval.low, layer.l0.interval.high, layer.sd,
                100 * layer.zero_work());
-        if (c.moe()) {
-            const auto [least, most] = std::minmax_element(layer.load.begin(), layer.load.end());
-            printf("   %6.1f%%   %6.1f%%          %.3f of %.3f", 100 * *most, 100 * *least, layer.entropy,
-                   std::log2(double(c.n_expert)));
-        }
+        if (c.moe())
+            printf("   %6.1f%%   %6.1f%%          %.3f of %.3f", 100 * layer.largest(),
+                   100 * layer.smallest(), layer.entropy, std::log2(double(c.n_expert)));
         printf("\n");
     }
-    if (c.moe()) {
-        printf("\nload of the experts, %% of the assignments, and the units that fire when chosen\n");
-        for (size_t l = 0; l < s.layers.size(); l++) {
-            printf("%-5zu", l);
-            for (const double load : s.layers[l].load) printf(" %7.1f", 100 * load);
-            printf("\n     ");
-            for (const double units : s.layers[l].expert_units) printf(" %7.1f", units);
-            printf("\n");
-        }
-    }
-    if (s.groups.size() < 2) return;
-    printf("\nl0 per token by where it stands\nlayer");
-    for (const std::string& name : s.groups) printf("  %20s", name.c_str());
-    printf("\n");
+    if (!c.moe()) return;
+    printf("load of the experts, %% of the assignments, and the units that fire when chosen\n");
     for (size_t l = 0; l < s.layers.size(); l++) {
+        const LayerSparsity& layer = of(s.layers[l]);
         printf("%-5zu", l);
-        for (const GroupSparsity& group : s.layers[l].groups)
-            printf("  %20s", group.tokens ? strf("%.2f", group.l0).c_str() : "-");
+        for (const double load : layer.load) printf(" %7.1f", 100 * load);
+        printf("\n     ");
+        for (const double units : layer.expert_units)
+            printf(" %7s", std::isnan(units) ? "-" : strf("%.1f", units).c_str());
         printf("\n");
     }
-    printf("share");
-    for (const GroupSparsity& group : s.layers[0].groups)
-        printf("  %19.1f%%", 100.0 * group.tokens / s.tokens);
-    printf("\n");
+}
+
+inline void print_sparsity(const Sparsity& s) {
+    printf("%s, step %lld, on %zu tokens (%zu rows) of %s\n\n", s.checkpoint.c_str(), (long long)s.step,
+           s.tokens, s.rows, s.source.c_str());
+    print_layers(s, [](const LayerSparsity& layer) -> const LayerSparsity& { return layer; });
+    for (size_t g = 0; g < s.groups.size() && s.groups.size() > 1; g++) {
+        const size_t tokens = s.layers[0].groups[g].tokens;
+        printf("\n%s: %zu tokens, %.1f%%\n", s.groups[g].c_str(), tokens, 100.0 * tokens / s.tokens);
+        if (tokens)
+            print_layers(s, [g](const LayerSparsity& l) -> const LayerSparsity& { return l.groups[g]; });
+    }
 }
 
 inline JsonWriter& histogram_json(JsonWriter& out, const char* name, const Histogram& histogram) {
@@ -255,44 +254,40 @@ inline JsonWriter& histogram_json(JsonWriter& out, const char* name, const Histo
         .close();
 }
 
+// The members of an object that is open.
+inline void layer_json(JsonWriter& out, const LayerSparsity& layer, const Config& c) {
+    const size_t E = layer.load.size();
+    out.member("tokens", layer.tokens).member("units", layer.units).key("l0").open('{');
+    out.member("mean", layer.l0.value).member("sd", layer.sd);
+    out.member("low", layer.l0.interval.low).member("high", layer.l0.interval.high).close();
+    histogram_json(out, "histogram", layer.histogram).member("dead", layer.dead);
+    histogram_json(out, "rates", layer.rates).member("zero_work", layer.zero_work());
+    out.key("experts").open('[');
+    for (size_t j = 0; j < E; j++)
+        out.open('{').member("load", layer.load[j]).member("units", layer.expert_units[j]).close();
+    out.close().key("corouting").open('[');
+    for (size_t j = 0; j < E; j++)
+        out.values(std::vector<double>(&layer.together[j * E], &layer.together[j * E] + E));
+    out.close().member("entropy", layer.entropy);
+    out.member("max_entropy", E ? std::log2(double(E)) : undefined);
+    out.member("weight_entropy", layer.weight_entropy);
+    out.member("max_weight_entropy", E ? std::log2(double(c.n_expert_active)) : undefined);
+    out.member("largest", layer.largest()).member("smallest", layer.smallest());
+}
+
 inline std::string sparsity_json(const Sparsity& s) {
-    const size_t E = s.config.moe() ? s.config.n_expert : 0;
     JsonWriter out = begin_json("sparsity", s.checkpoint, s.step, s.config, s.seconds);
     out.member("data", s.source).member("rows", s.rows).member("tokens", s.tokens);
     out.member("bootstrap_seed", SparsityOptions::bootstrap_seed).key("groups").values(s.groups);
     out.key("layers").open('[');
     for (size_t l = 0; l < s.layers.size(); l++) {
-        const LayerSparsity& layer = s.layers[l];
-        out.open('{')
-            .member("layer", l)
-            .member("units", layer.units)
-            .key("l0")
-            .open('{')
-            .member("mean", layer.l0.value);
-        out.member("sd", layer.sd)
-            .member("low", layer.l0.interval.low)
-            .member("high", layer.l0.interval.high)
-            .close();
-        histogram_json(out, "histogram", layer.histogram).member("dead", layer.dead);
-        histogram_json(out, "rates", layer.rates).member("zero_work", layer.zero_work());
-        out.key("experts").open('[');
-        for (size_t j = 0; j < E; j++)
-            out.open('{').member("load", layer.load[j]).member("units", layer.expert_units[j]).close();
-        out.close().key("corouting").open('[');
-        for (size_t j = 0; j < E; j++)
-            out.values(std::vector<double>(&layer.together[j * E], &layer.together[j * E] + E));
-        out.close()
-            .member("entropy", layer.entropy)
-            .member("max_entropy", E ? std::log2(double(E)) : undefined);
-        out.member("weight_entropy", layer.weight_entropy);
-        out.member("max_weight_entropy", E ? std::log2(double(s.config.n_expert_active)) : undefined);
-        out.member("largest", E ? *std::max_element(layer.load.begin(), layer.load.end()) : undefined);
-        out.member("smallest", E ? *std::min_element(layer.load.begin(), layer.load.end()) : undefined);
+        out.open('{').member("layer", l);
+        layer_json(out, s.layers[l], s.config);
         out.key("groups").open('[');
         for (size_t g = 0; g < s.groups.size(); g++) {
-            const GroupSparsity& group = layer.groups[g];
-            out.open('{').member("name", s.groups[g]).member("tokens", group.tokens).member("l0", group.l0);
-            out.key("load").values(group.load).close();
+            out.open('{').member("name", s.groups[g]);
+            layer_json(out, s.layers[l].groups[g], s.config);
+            out.close();
         }
         out.close().close();
     }
