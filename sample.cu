@@ -1,6 +1,6 @@
 // sample: samples text or games of chess from a MoE-X checkpoint on an NVIDIA GPU. Many prompts are gone on
 // from side by side, each a token per step, with the keys and values of what they have read kept in a cache.
-// Flags, prompts, the choice of tokens and printing are dev/lib/sample_run.h's, shared with the CPU's
+// Flags, prompts, the choice of tokens and printing are dev/run/sample_run.h's, shared with the CPU's
 // sample_cpu; the weights, and the forward pass that reads a prompt, are those of train_moex.cu.
 //
 //   1. Rows times vectors
@@ -21,7 +21,7 @@
 #define MOEX_LIBRARY
 #define MOEX_SAMPLE // a test that includes this file defines MOEX_LIBRARY, and has a main of its own
 #endif
-#include "dev/lib/sample_run.h"
+#include "dev/run/sample_run.h"
 #include "train_moex.cu"
 
 // ---------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 // train_moex: trains MoE-X language models (Yang et al., arXiv 2503.07639) on an NVIDIA GPU, from token
 // shards to checkpoints. Everything that happens on the GPU stands in this file, to be read from top to
 // bottom; what it shares with the plain C++ reference of dev/cpu (flags, files, the loop over the steps) is
-// in dev/lib.
+// in dev/run.
 //
 //   1. Numbers, checks, and what a thread, a warp and a launch are made of
 //   2. Kernels, each forward beside its backward, in the order a token meets them:
@@ -20,7 +20,7 @@
 // are added to, in fp32; gradients of activations are written, but for the residual stream's, which is added
 // to. Every sum has one order, so two runs give the same bits: partial sums go to memory and are then added
 // up in turn, and only integers are counted with atomics.
-#include "dev/lib/train_run.h"
+#include "dev/run/train_run.h"
 #include <array>
 #include <cublasLt.h>
 #include <cuda_bf16.h>

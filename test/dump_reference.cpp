@@ -2,8 +2,8 @@
 // holds model.safetensors (a checkpoint) and expect.safetensors (tokens, logits, loss, aux, every gradient,
 // the losses of ten AdamW steps on that batch and the weights after them).
 #include "../dev/cpu/model.h"
-#include "../dev/lib/checkpoint.h"
-#include "../dev/lib/schedule.h"
+#include "../dev/run/checkpoint.h"
+#include "../dev/run/schedule.h"
 
 static_assert(sizeof(real) == 8, "build with -DMOEX_DOUBLE");
 

@@ -3,7 +3,7 @@
 // The first byte of the input says how the rest is used: as a file, as a header whose length is put before it
 // (so that the fuzzer need not find that number), as JSON, or as edits to the checkpoint of a tiny model:
 // triples of an offset in two bytes and the byte to put there.
-#include "../dev/lib/checkpoint.h"
+#include "../dev/run/checkpoint.h"
 #include <cstdlib>
 
 // A violated expectation ends the process, which is what libFuzzer looks for.

@@ -1,7 +1,7 @@
 // The reference of dev/cpu in double, behind the names of reference.h. Everything that its headers include is
 // included first, outside, so that the namespace takes in nothing but the reference itself.
 #include "reference.h"
-#include "../dev/lib/parameters.h"
+#include "../dev/run/parameters.h"
 #include "../dev/lib/threads.h"
 #include <algorithm>
 #include <cmath>

@@ -4,7 +4,7 @@
 // the same names and with the same arguments; train() is what a trainer does with a whole model.
 // reference.cpp, built with -DMOEX_DOUBLE, is to be linked in.
 #pragma once
-#include "../dev/lib/config.h"
+#include "../dev/run/config.h"
 #include <cstddef>
 #include <cstdint>
 #include <vector>

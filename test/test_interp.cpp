@@ -2,7 +2,7 @@
 // models, and what they say when a model, a file of games or a flag does not fit. argv[1] is the folder of
 // the programs; argv[2], if given, the name of a bsp that runs the CUDA program, which must find what bsp
 // finds. Everything is made in a temporary folder that is removed at the end.
-#include "../dev/lib/checkpoint.h"
+#include "../dev/run/checkpoint.h"
 #include "../dev/lib/json.h"
 #include "process.h"
 

@@ -1,11 +1,11 @@
 // What the programs share apart from the arithmetic: config, table of tensors, checkpoints, upcycling,
 // command line, random numbers, schedule, numbers for people. Every refusal is provoked and its message read.
 #include "../dev/cpu/model.h"
-#include "../dev/lib/checkpoint.h"
+#include "../dev/run/checkpoint.h"
 #include "../dev/lib/options.h"
-#include "../dev/lib/schedule.h"
+#include "../dev/run/schedule.h"
 #include "../dev/lib/terminal.h"
-#include "../dev/lib/upcycle.h"
+#include "../dev/run/upcycle.h"
 #include "check.h"
 #include <filesystem>
 #include <functional>

@@ -1,6 +1,6 @@
 // log.jsonl: what is written, what a resumed run keeps of it, what is left when the run was killed in the
 // middle of a line or the disk is full.
-#include "../dev/lib/log.h"
+#include "../dev/run/log.h"
 #include "check.h"
 #include <csignal>
 #include <sys/resource.h>

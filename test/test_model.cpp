@@ -4,7 +4,7 @@
 // follow the type.
 #include "../dev/cpu/decode.h"
 #include "../dev/cpu/sparse.h"
-#include "../dev/lib/sampler.h"
+#include "../dev/run/sampler.h"
 #include "../dev/lib/terminal.h"
 #include "check.h"
 #include <array>

@@ -4,7 +4,7 @@
 #include "../data/chess.h"
 #include "../data/loader.h"
 #include "../dev/cpu/model.h"
-#include "../dev/lib/checkpoint.h"
+#include "../dev/run/checkpoint.h"
 #include "../dev/lib/terminal.h"
 #include "process.h"
 #include <csignal>

@@ -7,7 +7,7 @@
 // second look at a number always hit the cache. FLOPs: those of the mathematics, two for a multiply-add;
 // attention at its causal half, its backward as five products of the forward's two (the kernels do seven).
 #pragma once
-#include "../lib/parameters.h"
+#include "../run/parameters.h"
 #include <algorithm>
 #include <cmath>
 

@@ -1,7 +1,7 @@
 // The reference model: its memory, forward, backward and update. Everything is allocated when the model is
 // made; a step allocates nothing. Two models can live in one process.
 #pragma once
-#include "../lib/parameters.h"
+#include "../run/parameters.h"
 #include "attention.h"
 #include "moe.h"
 #include <cmath>

@@ -1,6 +1,6 @@
 // sample_cpu: samples from a checkpoint with the reference model, one prompt after the other, one token at a
 // time.
-#include "../lib/sample_run.h"
+#include "../run/sample_run.h"
 #include "decode.h"
 
 static std::vector<TraceLayer> trace(const Decoder& decoder) {

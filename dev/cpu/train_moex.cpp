@@ -1,6 +1,6 @@
 // train_moex_cpu: trains the reference model. The flags, the files, the loop and what is printed are those of
-// the CUDA trainer (dev/lib/train_run.h); here stands what an optimizer step is.
-#include "../lib/train_run.h"
+// the CUDA trainer (dev/run/train_run.h); here stands what an optimizer step is.
+#include "../run/train_run.h"
 #include "decode.h"
 
 // Memory by family, and a refusal when it is more than the machine has.

@@ -4,7 +4,7 @@
 #include "../../data/chess.h"
 #include "../../data/loader.h"
 #include "../cpu/decode.h"
-#include "../lib/checkpoint.h"
+#include "../run/checkpoint.h"
 #include "../lib/options.h"
 #include "../lib/terminal.h"
 

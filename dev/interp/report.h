@@ -4,7 +4,7 @@
 // embedded in it. A measurement that is missing, or was made on another step or model, is made now when the
 // caller can and its inputs are given; else its section names the command that makes it.
 #pragma once
-#include "../lib/log.h"
+#include "../run/log.h"
 #include "../lib/options.h"
 #include "../lib/terminal.h"
 #include "page.h"

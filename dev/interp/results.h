@@ -1,7 +1,7 @@
 // What a tool leaves: one JSON document beside the checkpoint, which says what was measured and on what; the
 // report reads it again.
 #pragma once
-#include "../lib/checkpoint.h"
+#include "../run/checkpoint.h"
 #include "../lib/json.h"
 
 // The seed of the run that a checkpoint is from, as its state file beside it says; 1 when there is none.

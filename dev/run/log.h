@@ -3,8 +3,8 @@
 // was logged after s, so that the log reads like that of a run that was never interrupted. A line is there
 // whole or not at all, also when the disk is full. NaN and infinity are written as null.
 #pragma once
-#include "file.h"
-#include "json.h"
+#include "../lib/file.h"
+#include "../lib/json.h"
 #include <functional>
 #include <sys/file.h>
 

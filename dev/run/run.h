@@ -4,12 +4,12 @@
 // update.
 #pragma once
 #include "../../data/loader.h"
+#include "../lib/options.h"
+#include "../lib/terminal.h"
 #include "checkpoint.h"
 #include "log.h"
-#include "options.h"
 #include "sampler.h"
 #include "schedule.h"
-#include "terminal.h"
 #include "upcycle.h"
 #include <csignal>
 #include <cstdarg>

@@ -3,8 +3,8 @@
 // written whole or not at all. A step can be resumed when both files are whole; newest_checkpoint() finds the
 // last such step.
 #pragma once
+#include "../lib/safetensors.h"
 #include "parameters.h"
-#include "safetensors.h"
 #include <algorithm>
 #include <dirent.h>
 #include <type_traits>

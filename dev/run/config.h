@@ -3,7 +3,7 @@
 #pragma once
 #include "../../data/shard.h"
 #include "../../data/tokenizer.h"
-#include "error.h"
+#include "../lib/error.h"
 #include <cstddef>
 #include <map>
 #include <string>

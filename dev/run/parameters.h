@@ -4,8 +4,8 @@
 //
 // Parameters<T> are the same pointers for weights (T float or bf16), gradients and optimizer moments.
 #pragma once
+#include "../lib/random.h"
 #include "config.h"
-#include "random.h"
 #include <string>
 #include <vector>
 

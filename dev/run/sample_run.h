@@ -2,10 +2,10 @@
 // the CUDA sampler share all of it and bring an Engine, which reads one text, or several side by side.
 #pragma once
 #include "../../data/chess.h"
+#include "../lib/options.h"
+#include "../lib/terminal.h"
 #include "checkpoint.h"
-#include "options.h"
 #include "sampler.h"
-#include "terminal.h"
 #include <functional>
 
 struct SampleFlags {
