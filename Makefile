@@ -80,10 +80,23 @@ $(addprefix $(B)/,$(TESTS) dump_reference): $(B)/%: test/%.cpp
 # These compute in double.
 $(B)/test_gradients $(B)/dump_reference: FLAGS += -DMOEX_DOUBLE
 
+# The report's page: files that an editor knows, put into the program as they are.
+PAGE_SCRIPTS = $(addprefix dev/interp/page/,$(addsuffix .js,charts run board sparsity router units main))# in this order
+PAGE         = dev/interp/page/page.html dev/interp/page/style.css $(PAGE_SCRIPTS)
+NODE        := $(shell command -v node)
+$(B)/page.cpp: $(PAGE) Makefile
+	@mkdir -p $(B)
+	$(if $(NODE),@for f in $(PAGE_SCRIPTS); do $(NODE) --check $$f || exit 1; done)
+	@embed() { printf 'extern const char %s[];\nconst char %s[] = R"page(' "$$1" "$$1"; shift; cat "$$@"; printf ')page";\n'; }; \
+	    { embed page_html dev/interp/page/page.html; embed page_style dev/interp/page/style.css; embed page_script $(PAGE_SCRIPTS); } > $@
+$(B)/page.o: $(B)/page.cpp
+	$(COMPILE) -c $< -o $@
+$(B)/report $(B)/test_report: $(B)/page.o
+
 BINARIES = $(addprefix $(B)/,$(PROGRAMS) $(TESTS) $(BENCHES) dump_reference)
 $(BINARIES): Makefile
 	@mkdir -p $(B)
-	$(COMPILE) $(filter %.cpp,$^) -o $@
+	$(COMPILE) $(filter %.cpp %.o,$^) -o $@
 -include $(addsuffix .d,$(BINARIES))
 
 # ---------------------------------------------------------------------------------------------------------

@@ -1,15 +1,16 @@
 // report: what a run has become, on one page. Takes the folder of a run (its log.jsonl, a checkpoint and what
 // bsp, sparsity, router and features have written to <run>/interp) and gives one HTML file that needs nothing
-// else: no network, no framework; the charts are drawn by the page's own script (page.h) from the numbers
+// else: no network, no framework; the charts are drawn by the page's own script (page/) from the numbers
 // embedded in it. A measurement that is missing, or was made on another step or model, is made now when the
 // caller can and its inputs are given; else its section names the command that makes it.
 #pragma once
-#include "../run/log.h"
 #include "../lib/options.h"
 #include "../lib/terminal.h"
+#include "../run/log.h"
 #include "page.h"
 #include "results.h"
 #include <functional>
+#include <map>
 
 struct ReportOptions {
     std::string run, ckpt, out, games, data;
@@ -179,6 +180,19 @@ inline std::string as_utf8(const std::string& text) {
     return out;
 }
 
+// The frame with every {{name}} replaced; what is put in is not looked at again.
+inline std::string fill_page(const std::map<std::string, std::string>& parts) {
+    std::string page;
+    const char* from = page_html;
+    while (const char* begin = strstr(from, "{{")) {
+        const char* end = strstr(begin, "}}");
+        page.append(from, begin);
+        page += parts.at(std::string(begin + 2, end));
+        from = end + 2;
+    }
+    return page + from;
+}
+
 // What the page says of the run itself: where, model, flags, curves, tools.
 inline std::string run_json(const ReportOptions& options, const SafeTensorsFile& file, const Config& config,
                             int64_t step, const std::vector<ReportedTool>& tools) {
@@ -253,20 +267,14 @@ inline Report write_report(ReportOptions options, const Measurements& measuremen
         tool.text = read_measurement(json, tool.name, config, step, tool.note);
     }
 
-    std::string page = strf("<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta "
-                            "charset=\"utf-8\">\n<title>%s, step %lld</title>\n",
-                            html_text(as_utf8(options.run)).c_str(), (long long)step);
-    page += page_head;
-    page += "<style>";
-    page += page_style;
-    page += "</style>\n</head>\n<body>\n";
-    page += page_body;
-    page += script_data("run", run_json(options, file, config, step, tools));
+    std::string data = script_data("run", run_json(options, file, config, step, tools));
     for (const ReportedTool& tool : tools)
-        if (!tool.text.empty()) page += script_data(tool.name, tool.text);
-    page += "<script nonce=\"page\">";
-    page += page_script;
-    page += "</script>\n</body>\n</html>\n";
+        if (!tool.text.empty()) data += script_data(tool.name, tool.text);
+    const std::string page =
+        fill_page({{"title", html_text(as_utf8(options.run)) + strf(", step %lld", (long long)step)},
+                   {"style", page_style},
+                   {"data", data},
+                   {"script", page_script}});
     AtomicFile out(options.out);
     out.write(page.data(), page.size());
     out.commit();

@@ -1,0 +1,364 @@
+// What features measured: a browser of single units, with a board for chess models.
+
+// --- The browser of units
+
+// Silhouettes in a square of 100, own drawings: [outline, lines inside].
+const foot = 'M24 87c0-8 4-12 12-13h28c8 1 12 5 12 13z';
+const pieces = {
+  p: [
+    'M50 24a12.5 12.5 0 0 1 8 22.1c7 4.6 9.5 13 10.5 23.9h-37c1-10.9 3.5-19.3 10.5-23.9A12.5 12.5 0 0 1 50 24z' +
+      'M27 87c0-8 4-12 10-13h26c6 1 10 5 10 13z',
+    ''
+  ],
+  r: ['M28 19h10.5v8h6v-8h11v8h6v-8H72v17l-7 7 2.5 28h-35L35 43l-7-7z' + foot, 'M36 43h28'],
+  b: [
+    'M50 12a5.5 5.5 0 0 1 4.5 8.6C64 27 70 36 70 46c0 7-4 12-8 15l2.5 10h-29L38 61c-4-3-8-8-8-15 0-10 6-19 15.5-25.4A5.5 5.5 0 0 1 50 12z' +
+      foot,
+    'M38 61h24M50 31v15M43 38.5h14'
+  ],
+  n: [
+    'M37 72c-1-12 4-16 9-22 1.5-2 1.5-4 1-6-3 4-8 6-13 7l-6 6c-3 2-9-1-9-5 0-3 5-9 6-13 2-8 8-13 14-16l1-10 9 8c17 3 25 20 24 51z' +
+      foot,
+    'M59 30c6 7 8 19 7.5 34'
+  ],
+  q: [
+    'M20 31l12.5 23L36.5 24 50 50l13.5-26 4 30L80 31l-10 41H30z' +
+      'M20 24.5a5 5 0 1 1 0 10a5 5 0 1 1 0-10zM36.5 16a5 5 0 1 1 0 10a5 5 0 1 1 0-10zM63.5 16a5 5 0 1 1 0 10a5 5 0 1 1 0-10zM80 24.5a5 5 0 1 1 0 10a5 5 0 1 1 0-10z' +
+      foot,
+    'M32 64h36'
+  ],
+  k: [
+    'M46.5 9h7v6h6v7h-6v9h-7v-9h-6v-7h6z' +
+      'M50 40c5-11 27-11 29 4 1 10-6 17-10 28H31c-4-11-11-18-10-28 2-15 24-15 29-4z' + foot,
+    'M50 40v24M31.5 64h37'
+  ]
+};
+
+const square = i => 'abcdefgh'[i % 8] + (1 + Math.floor(i / 8));
+// What stands on the 64 squares, a1 first, as letters of a FEN ('' for none); null for text that is no FEN.
+function squares(fen) {
+  const list = Array(64).fill(''), ranks = String(fen || '').split(' ')[0].split('/');
+  if (ranks.length !== 8) return null;
+  ranks.forEach((rank, r) => {
+    let file = 0;
+    for (const c of rank) {
+      if (c >= '1' && c <= '8') file += +c;
+      else {
+        if (!pieces[c.toLowerCase()] || file > 7) return;
+        list[8 * (7 - r) + file++] = c;
+      }
+    }
+  });
+  return list;
+}
+const pieceNames = {
+  p: 'pawn',
+  n: 'knight',
+  b: 'bishop',
+  r: 'rook',
+  q: 'queen',
+  k: 'king'
+};
+
+// Heat: how often the property holds on a square when the unit fires, in percent of how often it holds
+// anyway. Above 100 the square takes on the heat colour, by the logarithm, fully at the highest (at least
+// threefold).
+const heatOf = (lift, most) => lift > 100 ? Math.log(lift / 100) / Math.log(Math.max(300, most) / 100) : 0;
+const times = lift => lift >= 1000 ? whole(lift / 100) : fix(lift / 100, 1);
+function boardSvg(unit, context) {
+  const on = context && squares(context.fen),
+        heat = Array.isArray(unit.heat) && unit.heat.length === 64 ? unit.heat : null,
+        most = heat && Math.max(...heat);
+  const last = context && /^[a-h][1-8][a-h][1-8]/.test(context.last || '')
+    ? [context.last.slice(0, 2), context.last.slice(2, 4)]
+    : [];
+  const svg = s('svg', {
+    viewBox: '-28 0 828 828',
+    width: 520,
+    height: 520,
+    role: 'img',
+    class: 'board',
+    'aria-label': 'The board of the chosen context' + (heat ? ' with a heat map: ' + unit.heat_function : '')
+  });
+  for (let i = 0; i < 64; i++) {
+    const x = 100 * (i % 8), y = 100 * (7 - Math.floor(i / 8)), hot = heat ? heatOf(heat[i], most) : 0;
+    const group = s('g', {transform: `translate(${x} ${y})`},
+      s('title', {},
+        square(i) +
+          (on && on[i] ? (on[i] < 'a' ? ', white ' : ', black ') + pieceNames[on[i].toLowerCase()] : '') +
+          (heat ? `: ${times(heat[i])} times as often as usual` : '')),
+      s('rect', {
+        width: 100,
+        height: 100,
+        fill: (i + Math.floor(i / 8)) % 2 ? 'var(--square-light)' : 'var(--square-dark)'
+      }),
+      hot > .01 &&
+        s('rect', {width: 100, height: 100, fill: 'var(--heat)', opacity: (.92 * hot).toFixed(3)}));
+    if (last.includes(square(i)))
+      group.append(s('rect', {
+        x: 3,
+        y: 3,
+        width: 94,
+        height: 94,
+        fill: 'none',
+        stroke: 'var(--ink)',
+        'stroke-width': 4,
+        opacity: .55
+      }));
+    if (on && on[i]) {
+      const white = on[i] < 'a', [outline, inside] = pieces[on[i].toLowerCase()];
+      group.append(s('path', {
+        d: outline,
+        fill: white ? 'var(--white-piece)' : 'var(--black-piece)',
+        stroke: white ? 'var(--outline)' : 'var(--white-piece)',
+        'stroke-width': white ? 3.2 : 2.2,
+        'stroke-linejoin': 'round'
+      }));
+      if (inside)
+        group.append(s('path', {
+          d: inside,
+          fill: 'none',
+          stroke: white ? 'var(--outline)' : 'var(--white-piece)',
+          'stroke-width': 3,
+          'stroke-linecap': 'round'
+        }));
+    }
+    svg.append(group);
+  }
+  for (let i = 0; i < 8; i++)
+    svg.append(
+      s('text', {x: -12, y: 100 * (7 - i) + 58, 'text-anchor': 'middle', style: 'font-size:23px'}, i + 1),
+      s('text', {x: 100 * i + 50, y: 822, 'text-anchor': 'middle', style: 'font-size:23px'}, 'abcdefgh'[i]));
+  return svg;
+}
+
+// The F1 of a unit on its axis, with what it is to be read against.
+function against(unit) {
+  return chart(w => {
+    const p = plot(w, 66, {
+      title: 'F1 on held-out data, beside its controls',
+      x: [0, 1],
+      xTicks: [0, .25, .5, .75, 1],
+      y: [0, 1],
+      yTicks: [],
+      margin: {left: 6, right: 8, top: 22, bottom: 24}
+    }),
+          y = 30;
+    p.svg.append(s('line', {class: 'gridline', x1: p.X(0), x2: p.X(1), y1: y, y2: y}));
+    for (const [value, name, mark] of [[
+           unit.floor, 'always on',
+           (x, y) => s(
+             'circle', {cx: x, cy: y, r: 5, fill: 'var(--paper)', stroke: 'var(--muted)', 'stroke-width': 2})
+         ],
+           [unit.permuted, 'labels shuffled', controls[1].mark], [unit.same_move, other, controls[0].mark]])
+      if (number(value))
+        p.svg.append(fill(mark(p.X(value), y), {}, [s('title', {}, `${name}: F1 ${fix(value)}`)]));
+    if (number(unit.f1_low))
+      p.svg.append(s('line', {
+        x1: p.X(unit.f1_low),
+        x2: p.X(unit.f1_high),
+        y1: y,
+        y2: y,
+        stroke: 'var(--accent)',
+        'stroke-width': 4,
+        opacity: .45
+      }));
+    if (number(unit.f1))
+      p.svg.append(trainedMark(p.X(unit.f1), y),
+        s('text', {class: 'strong', x: Math.min(w - 34, p.X(unit.f1)), y: 16, 'text-anchor': 'middle'},
+          'F1 ' + fix(unit.f1)));
+    return p.svg;
+  });
+}
+// White space of a token made visible.
+const visible = t => t === ''
+  ? '∅'
+  : t.replace(/\n/g, '↵').replace(/\t/g, '⇥').replace(/^ +$| +$|^ +/g, m => '␣'.repeat(m.length));
+function tokens(list, up) {
+  const most = Math.max(1e-9, ...list.map(q => Math.abs(q[1])));
+  return h('div', {class: 'tokens'},
+    list.map(([token, logit]) => [h('span', {class: 'token'}, visible(String(token))),
+               h('i', {class: up ? 'up' : '', style: `width:${(100 * Math.abs(logit) / most).toFixed(1)}%`}),
+               h('span', {class: 'value'}, (logit > 0 ? '+' : '') + fix(logit))]));
+}
+
+const units = features ? features.units : [];
+const chosen = {
+  unit: null,
+  context: 0
+};
+const of = (l, e) => units.filter(u => u.layer === l && u.expert === e);
+const place = (u, context) => `#unit=${u.layer}/${u.expert}/${u.unit}` + (context ? '/' + context : '');
+function choose(unit, context = 0) {
+  if (!unit) return;
+  chosen.unit = unit, chosen.context = Math.min(context, Math.max(0, (unit.contexts || []).length - 1));
+  try {
+    history.replaceState(null, '', place(unit, chosen.context));
+  } catch (e) { /* a frame without an address */
+  }
+  showBrowser();
+}
+// One step along: units within the expert (and on to the next), experts, layers, where there are units.
+function step(what, by) {
+  const u = chosen.unit, list = of(u.layer, u.expert),
+        ls = [...new Set(units.map(q => q.layer))].sort((a, b) => a - b);
+  const es = [...new Set(units.filter(q => q.layer === u.layer).map(q => q.expert))].sort((a, b) => a - b);
+  const round = (values, value) => values[(values.indexOf(value) + by + values.length) % values.length];
+  if (what === 'unit') choose(list[Math.max(0, Math.min(list.length - 1, list.indexOf(u) + by))]);
+  if (what === 'expert') choose(of(u.layer, round(es, u.expert))[0]);
+  if (what === 'layer') {
+    const l = round(ls, u.layer);
+    choose(of(l, u.expert)[0] || units.find(q => q.layer === l));
+  }
+  const now = browser.querySelector('.units [aria-current=true]');
+  if (now && browser.contains(document.activeElement)) now.focus({preventScroll: true});
+}
+function keys(event) {
+  if (event.ctrlKey || event.altKey || event.metaKey) return;
+  const k = event.key, vertical = k === 'ArrowUp' || k === 'ArrowDown',
+        by = k === 'ArrowUp' || k === 'ArrowLeft' ? -1 : 1;
+  if (vertical) step('unit', by);
+  else if (k === 'ArrowLeft' || k === 'ArrowRight') step(event.shiftKey || !moe ? 'layer' : 'expert', by);
+  else if (k >= '1' && k <= '9' && +k <= chosen.unit.contexts.length) choose(chosen.unit, +k - 1);
+  else return;
+  event.preventDefault();
+}
+
+const browser = h('div', {class: 'browser', tabindex: '-1', keydown: keys});
+function unitPage(u) {
+  const contexts = u.contexts || [], context = contexts[chosen.context];
+  const fact = (name, value, note) =>
+    h('div', {}, h('dt', {}, name), h('dd', {}, value, note && h('small', {}, ' ' + note)));
+  const excerpt = (c, i) => {
+    const text = Array.from(String(c.text)), at = Math.max(0, Math.min(c.mark, text.length - 1)),
+          end = at + (c.length || 1);
+    return h('li', {},
+      h('button', {
+        type: 'button',
+        'aria-pressed': String(i === chosen.context),
+        click: () => {
+          choose(u, i);
+          browser.querySelector('.contexts [aria-pressed=true]').focus({preventScroll: true});
+        }
+      },
+        text.slice(0, at).join(''), h('mark', {}, visible(text.slice(at, end).join(''))),
+        text.slice(end).join(''), h('small', {}, `fires with ${fix(c.value)}`)));
+  };
+  const list = h('div', {},
+    h('h4', {}, chess ? 'Where it fires most strongly, one place a game' : 'Where it fires most strongly'),
+    chess && h('p', {class: 'note'},
+      'Properties are tried at the dots of move numbers, where it is White’s turn. At other places a unit ' +
+        'may fire for what is the same of Black.'),
+    h('ol', {class: 'contexts'}, contexts.map(excerpt)));
+  const side = h('div', {}, h('h4', {}, 'It makes likelier'), tokens(u.promotes || [], true),
+    h('h4', {}, 'and less likely'), tokens(u.suppresses || [], false), moe && (u.with || []).length > 0 && [
+      h('h4', {}, 'When it fires, these experts work with its own'),
+      h('div', {class: 'tokens'},
+        u.with.slice(0, 5).map(
+          ([e, part]) => [h('span', {class: 'token'}, e),
+            h('i', {style: `width:${(100 * part).toFixed(1)}%;background:${expertColour(e)}`}),
+            h('span', {class: 'value'}, percent(part))]))
+    ]);
+  return h('div', {class: 'unit', 'aria-live': 'polite'},
+    h('p', {class: 'kicker'}, unitName(u)[0].toUpperCase() + unitName(u).slice(1)),
+    h('h3', {},
+      u.found ? (u.precision >= .9 ? 'Fires when ' : 'Fires more often when ') + u.property
+              : 'Detects none of the properties looked for'),
+    !u.found &&
+      h('p', {class: 'note'},
+        `Nearest is “${
+          u.property}”: on held-out data it does not clearly beat all that it is measured against.`),
+    h('dl', {class: 'facts'},
+      fact(
+        'precision', scoreText(u.precision), number(u.precision_low) && `at least ${fix(u.precision_low)}`),
+      fact('recall', scoreText(u.recall)), fact('base rate', fix(u.base, u.base < .0005 ? 5 : u.base < .095 ? 3 : 2)),
+      fact('is not zero on', percent(u.rate, 1), 'of tokens'),
+      fact('counts as on above', percent(u.threshold), `of ${fix(u.max)}`)),
+    against(u),
+    h('ul', {class: 'legend'},
+      [
+        ['F1 with its 95% interval', trainedMark], ['always on', controls[2].mark],
+        ['labels shuffled', controls[1].mark], [other, controls[0].mark]
+      ].map(([name, mark]) =>
+              h('li', {}, s('svg', {width: 18, height: 18, 'aria-hidden': 'true'}, mark(9, 9)), name))),
+    chess ? h('div', {class: 'columns'},
+              h('div', {},
+                h('h4', {},
+                  context ? 'The board there' + (context.move ? `, after ${context.move}` : '') : 'Squares'),
+                boardSvg(u, context),
+                Array.isArray(u.heat) && u.heat.length === 64 &&
+                  h('p', {class: 'note'},
+                    `Red, over all its firings: ${u.heat_function}, more often than usual; up to ${
+                      times(Math.max(...u.heat))} times on ${square(u.heat.indexOf(Math.max(...u.heat)))}.`)),
+              side)
+          : h('div', {class: 'columns'}, list, side),
+    chess && list);
+}
+function showBrowser() {
+  const u = chosen.unit,
+        scrolled = browser.querySelector('.units') ? browser.querySelector('.units').scrollTop : 0;
+  const layers = [...new Set(units.map(q => q.layer))].sort((a, b) => a - b),
+        experts =
+          [...new Set(units.filter(q => q.layer === u.layer).map(q => q.expert))].sort((a, b) => a - b);
+  const again = (what, f) => value => {
+    f(value);
+    const e = browser.querySelector(`.pickers [aria-label="${what}"] [aria-pressed=true]`);
+    if (e) e.focus({preventScroll: true});
+  };
+  const list = h('ul', {class: 'units', 'aria-label': `Units of ${unitName(u).replace(/, unit.*/, '')}`},
+    of(u.layer, u.expert)
+      .map(q => h('li', {},
+             h('button', {
+               type: 'button',
+               'aria-current': q === u && 'true',
+               class: q.found ? '' : 'not',
+               click: () => {
+                 choose(q);
+                 browser.querySelector('.units [aria-current=true]').focus({preventScroll: true});
+               }
+             },
+               h('span', {}, q.property),
+               h('small', {}, h('span', {}, 'unit ' + q.unit),
+                 h('span', {},
+                   q.found ? `F1 ${scoreText(q.f1)}, precision ${scoreText(q.precision)}` : 'not found'))))));
+  browser.replaceChildren(
+    h('div', {class: 'pickers'},
+      picker('Layer', layers.map(l => [l, l]), u.layer,
+        again('Layer', l => choose(of(l, u.expert)[0] || units.find(q => q.layer === l)))),
+      moe &&
+        picker('Expert', Array.from({length: E}, (_, e) => [e, e, !experts.includes(e)]), u.expert,
+          again('Expert', e => choose(of(u.layer, e)[0]))),
+      h('p', {class: 'hint'}, 'Click in here, then ', h('kbd', {}, '↑'), h('kbd', {}, '↓'), ' units ',
+        moe && [h('kbd', {}, '←'), h('kbd', {}, '→'), ' experts ', h('kbd', {}, 'Shift')], h('kbd', {}, '←'),
+        h('kbd', {}, '→'), ' layers ', h('kbd', {}, '1'), '–', h('kbd', {}, '4'), ' contexts')),
+    list, unitPage(u));
+  list.scrollTop = scrolled;
+  const now = list.querySelector('[aria-current=true]');
+  if (now &&
+    (now.offsetTop < list.scrollTop || now.offsetTop + now.offsetHeight > list.scrollTop + list.clientHeight))
+    list.scrollTop = now.offsetTop - list.clientHeight / 2;
+}
+function fromAddress() {
+  const m = /^#unit=(\d+)\/(\d+)\/(\d+)(?:\/(\d+))?$/.exec(location.hash);
+  const unit = m && units.find(u => u.layer === +m[1] && u.expert === +m[2] && u.unit === +m[3]);
+  if (!unit) return false;
+  choose(unit, +(m[4] || 0));
+  document.getElementById('units').scrollIntoView({behavior: 'auto'});
+  return true;
+}
+function browse() {
+  const f = features.summary;
+  if (!units.length) return [h('p', {class: 'absent'}, 'features found no unit that fires.')];
+  chosen.unit = features.best ? units[features.best.index] : units[0];
+  showBrowser();
+  return [
+    h('p', {class: 'lede'},
+      `For each unit, the one property was looked for that its firing tells best. ` +
+        `It is called found if it holds on ${
+          chess ? 'games' : 'text'} that the search never saw, and clearly more than shuffled labels and ${
+          other} would. Of ${whole(f.tested)} units, ${whole(f.found)} pass` +
+        (number(f.found_same_move) ? `; searched with the ${other}, ${whole(f.found_same_move)} do` : '') +
+        '.'),
+    browser
+  ];
+}
