@@ -25,6 +25,7 @@
 #include <cublasLt.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
+#include <functional>
 
 // ---------------------------------------------------------------------------------------------------------
 // 1. Numbers, checks, and what a thread, a warp and a launch are made of
@@ -2122,6 +2123,12 @@ struct Gpu {
     cublasLtHandle_t blas = nullptr;
     void* workspace = nullptr;
     static constexpr size_t workspace_bytes = 32 << 20; // what NVIDIA recommends for Hopper
+    // Called before each launcher of a step with its name (those of dev/bench/roofline.h), and with null
+    // after the last launcher of a pass: what dev/bench times a step by. Null in production.
+    std::function<void(const char* launcher)> before_launch;
+    void mark(const char* launcher) const {
+        if (before_launch) before_launch(launcher);
+    }
     // The algorithm of every kind of product met so far; none where cuBLASLt knows none.
     std::map<std::array<size_t, 9>, std::optional<cublasLtMatmulAlgo_t>> algorithms;
 
@@ -2311,6 +2318,7 @@ inline void experts_backward(Gpu& gpu, const Experts& e, floatX* dx, float* dw_e
                              float* dw_dec, float* db_dec, floatX* dh, floatX* db, float* partial,
                              const floatX* dy, const floatX* x) {
     const size_t D = e.D, C = e.C;
+    gpu.mark("experts_backward dh");
     e.each(gpu, [&](size_t j, size_t first, size_t rows) {
         return e.decode_backward(dh, db, dy, j, first, rows);
     });
@@ -2322,20 +2330,24 @@ inline void experts_backward(Gpu& gpu, const Experts& e, floatX* dx, float* dw_e
         activation_backward(dh, e.relu ? e.z : e.h, e.host_begin[e.E] * D, e.relu, gpu.stream);
         bias_backward(db_enc, partial, dh, e.begin, e.E, D, gpu.stream);
     }
+    gpu.mark("experts_backward dx");
     e.each(gpu, [&](size_t j, size_t first, size_t rows) {
         return Product{dx + first * C, dh + first * D, e.w_enc + j * D * C, rows, C, D};
     });
+    gpu.mark("experts_backward dW_dec");
     e.each(gpu, [&](size_t j, size_t first, size_t rows) {
         Product p{dw_dec + j * D * C, e.z + first * D, dy + first * C, D, C, rows};
         if (e.w_dec_transposed) p = {dw_dec, dy, e.z, C, D, rows};
         p.a_transposed = true, p.accumulate = true;
         return p;
     });
+    gpu.mark("experts_backward dW_enc");
     e.each(gpu, [&](size_t j, size_t first, size_t rows) {
         Product p{dw_enc + j * D * C, dh + first * D, x + first * C, D, C, rows};
         p.a_transposed = true, p.accumulate = true;
         return p;
     });
+    gpu.mark("experts_backward db_dec");
     bias_backward(db_dec, partial, dy, e.begin, e.E, C, gpu.stream);
 }
 
@@ -2689,6 +2701,7 @@ inline void upload_batch(Model& model, const int32_t* tokens, const int32_t* tar
 // Once per optimizer step: the router of every layer, from the weights.
 inline void refresh_statistics(Model& model) {
     const Config& c = model.config;
+    model.gpu.mark("expert_statistics_forward");
     for (size_t l = 0; l < c.n_layer && c.moe(); l++) {
         const LayerParameters<floatX>& w = model.w.h[l];
         if (c.topk())
@@ -2722,6 +2735,7 @@ inline void forward(Model& model, float gradient_scale = 0, float share = 1) {
     if (model.statistics_stale) refresh_statistics(model);
 
     const LayerParameters<floatX>& first = model.w.h[0];
+    gpu.mark("embedding_layernorm_forward");
     embedding_layernorm_forward(
         a.embedded, {a.h[0].ln_1, a.h[0].ln_1_mean, a.h[0].ln_1_rstd, first.ln_1_weight, first.ln_1_bias},
         model.tokens, model.w.wte, model.w.wpe, N, T, C, stream);
@@ -2732,45 +2746,65 @@ inline void forward(Model& model, float gradient_scale = 0, float share = 1) {
         const Experts experts = model.experts(l);
         int* host_begin = model.host_begin + l * (experts.E + 1);
 
+        gpu.mark("linear_forward c_attn");
         linear_forward(gpu, h.qkv, h.ln_1, w.c_attn_weight, w.c_attn_bias, N, C, 3 * C);
+        gpu.mark("attention_forward");
         attention_forward(h.att, h.lse, h.qkv, B, T, C, c.n_head, stream);
+        gpu.mark("linear_forward c_proj");
         linear_forward(gpu, a.proj, h.att, w.c_proj_weight, w.c_proj_bias, N, C, C);
+        gpu.mark("residual_layernorm_forward ln_2");
         residual_layernorm_forward(h.mid, {h.ln_2, h.ln_2_mean, h.ln_2_rstd, w.ln_2_weight, w.ln_2_bias}, x,
                                    a.proj, N, C, stream);
         if (c.moe()) {
+            gpu.mark("router_forward");
             router_forward(h.routing, a.sum_p, a.partial, h.ln_2, h.statistics, c.topk(), N, E, K, C, stream);
+            gpu.mark("dispatch");
             dispatch(h.begin, h.slot, h.token, a.counts, h.routing.choice, N, E, K, stream);
             cuda_check(
                 cudaMemcpyAsync(host_begin, h.begin, (E + 1) * sizeof(int), cudaMemcpyDeviceToHost, stream));
             cuda_check(cudaEventRecord(model.begin_copied, stream));
+            gpu.mark("balance_forward");
             balance_forward(&a.totals->aux, a.sum_p, h.begin, share, N, E, K, stream);
+            gpu.mark("gather");
             gather(a.slots_x, h.ln_2, h.token, N * K, C, stream);
+            gpu.mark("wait for the counts");
             // The one wait of the layer: how many tokens each expert has. The GPU meanwhile has the gather to
             // do.
             cuda_check(cudaEventSynchronize(model.begin_copied));
+            gpu.mark("experts_encode");
             experts_encode(gpu, experts, a.slots_x);
+            gpu.mark("experts_decode");
             experts_decode(gpu, experts, h.y);
+            gpu.mark("combine_layernorm_forward");
             combine_layernorm_forward(h.out, norm_after(model, l), h.mid, h.y, h.routing.weight, h.slot, N, K,
                                       C, stream);
         } else {
             host_begin[0] = 0, host_begin[1] = int(N);
+            gpu.mark("experts_encode");
             experts_encode(gpu, experts, h.ln_2);
+            gpu.mark("experts_decode");
             experts_decode(gpu, experts, a.proj);
+            gpu.mark("residual_layernorm_forward");
             residual_layernorm_forward(h.out, norm_after(model, l), h.mid, a.proj, N, C, stream);
         }
         const bool masked = experts.fused && c.relu() && experts.D % 128 == 0; // no bits but those of units
         const size_t slots = c.moe() ? N * K : N;
+        gpu.mark("count_active");
         count_active(&a.totals->active, experts.z, masked ? (const uint4*)experts.mask : nullptr,
                      slots * experts.D, stream);
         x = h.out;
     }
     Product head{a.logits, a.ln_f, model.w.wte, N, V, C};
     head.b_transposed = true, head.out_stride = model.shape().padded_vocab();
+    gpu.mark("head");
     multiply(gpu, head);
-    if (!model.targets) return;
+    if (!model.targets) return gpu.mark(nullptr);
+    gpu.mark("classifier");
     classifier(a.losses, a.logits, model.targets, gradient_scale / N, N, V, head.out_stride, stream);
+    gpu.mark("sum_losses");
     sum_losses_kernel<<<1, 1024, 0, stream>>>(&a.totals->loss, a.losses, double(share) / N, N);
     cuda_check(cudaGetLastError());
+    gpu.mark(nullptr);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -2792,10 +2826,13 @@ inline void backward(Model& model, float aux_scale) { // aux_scale: gradient_sca
 
     Product to_x{a.dln, a.logits, model.w.wte, N, C, V};
     to_x.a_stride = Vp;
+    gpu.mark("head to ln_f");
     multiply(gpu, to_x);
     Product to_wte{g.wte, a.logits, a.ln_f, V, C, N};
     to_wte.a_transposed = true, to_wte.a_stride = Vp, to_wte.accumulate = true;
+    gpu.mark("head to wte");
     multiply(gpu, to_wte);
+    gpu.mark("layernorm_backward ln_f");
     cuda_check(cudaMemsetAsync(a.dresidual, 0, N * C * sizeof(floatX), stream));
     layernorm_backward(a.dresidual, g.ln_f_weight, g.ln_f_bias, a.dln, a.h.back().out, a.ln_f_mean,
                        a.ln_f_rstd, model.w.ln_f_weight, a.partial, N, C, stream);
@@ -2814,43 +2851,62 @@ inline void backward(Model& model, float aux_scale) { // aux_scale: gradient_sca
                                        nullptr, N, C, stream);
         }
         if (c.moe()) {
+            gpu.mark("combine_backward");
             combine_backward(a.dy, a.dweight, a.dresidual, h.y, h.routing.weight, h.slot, N, K, C, stream);
+            gpu.mark("gather again");
             gather(a.slots_x, h.ln_2, h.token, N * K, C, stream);
-            if (model.recompute >= 1) experts_encode(gpu, experts, a.slots_x);
+            if (model.recompute >= 1) {
+                gpu.mark("experts_encode again");
+                experts_encode(gpu, experts, a.slots_x);
+            }
             experts_backward(gpu, experts, a.dslots, dw.w_enc, dw.b_enc, dw.w_dec, dw.b_dec, a.dh, a.db,
                              a.partial, a.dy, a.slots_x);
+            gpu.mark("router_backward");
             router_backward(a.dln, h.dstatistics, a.dmu, a.dvar, a.partial, a.dslots, a.dweight, h.slot,
                             h.ln_2, h.routing, h.statistics, h.begin, aux_scale, c.topk(), N, E, K, C,
                             stream);
         } else {
-            if (model.recompute >= 1) experts_encode(gpu, experts, h.ln_2);
+            if (model.recompute >= 1) {
+                gpu.mark("experts_encode again");
+                experts_encode(gpu, experts, h.ln_2);
+            }
             experts_backward(gpu, experts, a.dln, dw.fc_weight, dw.fc_bias, dw.fc_proj_weight,
                              dw.fc_proj_bias, a.dh, a.db, a.partial, a.dresidual, h.ln_2);
         }
+        gpu.mark("layernorm_backward ln_2");
         layernorm_backward(a.dresidual, dw.ln_2_weight, dw.ln_2_bias, a.dln, h.mid, h.ln_2_mean, h.ln_2_rstd,
                            w.ln_2_weight, a.partial, N, C, stream);
+        gpu.mark("linear_backward c_proj");
         linear_backward(gpu, a.datt, dw.c_proj_weight, dw.c_proj_bias, a.partial, a.dresidual, h.att,
                         w.c_proj_weight, all, N, C, C);
+        gpu.mark("attention_backward");
         attention_backward(a.dqkv, a.delta, a.datt, h.att, h.lse, h.qkv, B, T, C, c.n_head, stream);
+        gpu.mark("linear_backward c_attn");
         linear_backward(gpu, a.dln, dw.c_attn_weight, dw.c_attn_bias, a.partial, a.dqkv, h.ln_1,
                         w.c_attn_weight, all, N, C, 3 * C);
+        gpu.mark("layernorm_backward ln_1");
         layernorm_backward(a.dresidual, dw.ln_1_weight, dw.ln_1_bias, a.dln, x, h.ln_1_mean, h.ln_1_rstd,
                            w.ln_1_weight, a.partial, N, C, stream);
     }
+    gpu.mark("embedding_backward");
     embedding_backward(g.wte, g.wpe, a.partial, a.dresidual, model.places, B, T, C, stream);
+    gpu.mark(nullptr);
 }
 
 inline void zero_gradients(Model& model) {
     const cudaStream_t stream = model.gpu.stream;
+    model.gpu.mark("zero_gradients");
     cuda_check(cudaMemsetAsync(model.gradients.data, 0, model.gradients.count * sizeof(float), stream));
     if (model.dstatistics.count)
         cuda_check(
             cudaMemsetAsync(model.dstatistics.data, 0, model.dstatistics.count * sizeof(float), stream));
+    model.gpu.mark(nullptr);
 }
 
 // After the last micro-batch of a step: what the router asks of the experts' weights.
 inline void finish_gradients(Model& model) {
     const Config& c = model.config;
+    model.gpu.mark("expert_statistics_backward");
     for (size_t l = 0; l < c.n_layer && c.moe(); l++) {
         const LayerActivations& h = model.a.h[l];
         const LayerParameters<floatX>& w = model.w.h[l];
@@ -2861,6 +2917,7 @@ inline void finish_gradients(Model& model) {
             expert_statistics_backward(dw.w_enc, dw.b_enc, h.dstatistics, w.w_enc, w.b_enc, h.statistics,
                                        c.n_expert, c.d_expert, c.n_embd, model.gpu.stream);
     }
+    model.gpu.mark(nullptr);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -2872,15 +2929,18 @@ inline void finish_gradients(Model& model) {
 inline void update(Model& model, const AdamW& adam, uint64_t t, uint64_t seed) {
     Totals* totals = model.a.totals;
     const cudaStream_t stream = model.gpu.stream;
+    model.gpu.mark("gradient_norm");
     gradient_norm(&totals->norm, model.a.norm_partial, model.gradients.data, model.gradients.count, stream);
     const float fix_1 = float(1 / (1 - std::pow(double(adam.beta_1), double(t)))),
                 fix_2 = float(1 / (1 - std::pow(double(adam.beta_2), double(t))));
     const size_t fours = model.gradients.count / 4;
+    model.gpu.mark("update");
     update_kernel<<<blocks_for(fours, 256), 256, 0, stream>>>(
         model.weights.data, (float4*)model.master_weights(), (const float4*)model.gradients.data,
         (float4*)model.moment_1.data, (float4*)model.moment_2.data, model.decays.data, totals, adam, fix_1,
         fix_2, rounding_key(seed, t), fours);
     cuda_check(cudaGetLastError());
+    model.gpu.mark(nullptr);
     model.statistics_stale = true;
 }
 

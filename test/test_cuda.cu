@@ -219,6 +219,31 @@ static void check_memory() {
     check(before == after && before > 0, "%zu bytes were free, then %zu", before, after);
 }
 
+// The hook that a benchmark times a step by sees every launcher in order, and changes nothing.
+static void check_hook() {
+    const Setting s = setting_of(cases[0], 3, 9, false);
+    Model model(s.c, s.B, s.T);
+    load_weights(model, s.weights.data(), 0, 1);
+    const Step plain = one_step(model, s);
+    std::map<std::string, size_t> calls;
+    std::string last, order; // of what is launched once per micro-batch
+    model.gpu.before_launch = [&](const char* launcher) {
+        last = launcher ? launcher : "";
+        calls[last]++;
+        const char* const once[] = {"embedding_layernorm_forward", "head", "classifier",
+                                    "embedding_backward"};
+        for (int i = 0; i < 4; i++)
+            if (last == once[i]) order += char('0' + i);
+    };
+    const Step marked = one_step(model, s);
+    update(model, {}, 1, 1);
+    check(marked.gradients == plain.gradients && marked.totals.loss == plain.totals.loss);
+    check(last.empty(), "the last mark is %s", last.c_str());
+    check(calls["linear_backward c_attn"] == s.micros * s.c.n_layer && calls["head"] == s.micros + 1 &&
+          calls["embedding_backward"] == s.micros && calls["update"] == 1);
+    check(order == "0101230123", "the order of launchers: %s", order.c_str()); // the first: logits alone
+}
+
 // A step whose gradient is not finite leaves weights and moments as they were.
 static void check_not_finite() {
     Setting s = setting_of(cases[0], 3, 9, false);
@@ -263,6 +288,7 @@ int main() {
             check_against_reference(untied_setting(v, false), (std::string(v.name) + ", undecided").c_str(),
                                     relu_tolerance);
         check_memory();
+        check_hook();
         check_not_finite();
         setenv("EMU_CUBLASLT_EPILOGUES", "bias", 1); // the kernels that stand in for missing epilogues
         for (const Case& v : {cases[0], cases[1], cases[5]})
