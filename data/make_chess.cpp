@@ -363,7 +363,7 @@ int main(int argc, char** argv) {
         if (s.out.empty()) fail_usage("--out DIR is missing");
         if (!s.train_text.empty() && s.train_text == s.val_text)
             fail_usage("--train-text and --val-text name the same file");
-        if (s.threads == 0) s.threads = omp_get_num_procs();
+        if (s.threads == 0) s.threads = omp_get_max_threads();
 
         catch_interrupts();
         const double begin = now_seconds();

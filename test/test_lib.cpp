@@ -1,10 +1,10 @@
 // What the programs share apart from the arithmetic: config, table of tensors, checkpoints, upcycling,
 // command line, random numbers, schedule, numbers for people. Every refusal is provoked and its message read.
 #include "../dev/cpu/model.h"
-#include "../dev/run/checkpoint.h"
 #include "../dev/lib/options.h"
-#include "../dev/run/schedule.h"
 #include "../dev/lib/terminal.h"
+#include "../dev/run/checkpoint.h"
+#include "../dev/run/schedule.h"
 #include "../dev/run/upcycle.h"
 #include "check.h"
 #include <filesystem>
@@ -651,7 +651,7 @@ static void test_upcycled_loss() {
 struct Settings {
     int64_t count = 5, cold = 2;
     double rate = 0.25;
-    std::string name = "x", kind = "relu";
+    std::string name = "x", kind = "relu", files;
     bool quick = false;
     Options options;
     explicit Settings(const char* positional = "") : options("prog", "Does things.", positional) {
@@ -662,6 +662,7 @@ struct Settings {
         options.section("Words");
         options.add('n', "name", "TEXT", &name, "what it is called");
         options.add(0, "kind", &kind, {"relu", "gelu"}, "which kind");
+        options.add(0, "files", "GLOB", &files, "which files", Stored::Free);
         options.add('q', "quick", &quick, "hurry");
     }
     bool parse(std::vector<std::string> words) {
@@ -729,6 +730,29 @@ static void test_options() {
     check_usage({"stray"}, "'stray': unexpected argument");
     check_usage({"--count", "5", "--", "--rate"}, "'--rate': unexpected argument");
 
+    // What was probably meant is said.
+    check_usage({"--nmae", "x"}, "'--nmae': unknown option, or an ambiguous short form, or one that takes no "
+                                 "value: did you mean --name?");
+    check_usage({"--kind", "rleu"}, "--kind: 'rleu' is unknown, expected relu|gelu: did you mean relu?");
+    check_usage({"-q", "1"}, "'1': unexpected argument: -q takes no value here, leave 1 out");
+    check_usage({"--quick", "yes", "-c", "1"}, "'yes': unexpected argument: --quick takes no value here");
+    write_all(folder + "/train_000007.bin", "x"), write_all(folder + "/train_000010.bin", "x");
+    const std::string a = folder + "/train_000007.bin", b = folder + "/train_000010.bin",
+                      quote =
+                          ": unexpected argument: if the shell made several names of a pattern, quote it: "
+                          "--files '" +
+                          folder + "/train_*.bin'";
+    check_usage({"--files", a, b, "-c", "1"}, quote);
+    check_usage({"--files=" + a, b}, quote);
+    check_usage({"--files", a, folder + "/absent"}, "absent': unexpected argument");
+    check(nearest_word("smal", {"demo", "chess", "small", "medium"}) == "small" &&
+          nearest_word("chses", {"demo", "chess"}) == "chess" &&
+          nearest_word("runs/x.bin", {"demo"}).empty() && nearest_word("", {"demo"}).empty());
+    check(edit_distance("", "abc") == 3 && edit_distance("abc", "acb") == 1 &&
+          edit_distance("ab", "ab") == 0);
+    check(s.options.stored("files") == Stored::Free && s.options.stored("count") == Stored::Fixed &&
+          s.options.stored("threads") == Stored::No);
+
     Settings with_files("FILE...");
     check(with_files.parse({"a", "--count", "1", "b", "--", "-c"}) && with_files.count == 1);
     check((with_files.options.arguments == std::vector<std::string>{"a", "b", "-c"}));
@@ -744,7 +768,7 @@ static void test_options() {
              {"usage: prog [options]\n", "Does things.", "\nNumbers\n", "-c, --count N", "how many [5]",
               "    --cold N", "how cold [2]", "-r, --rate RATE", "how fast [0.25]", "-n, --name TEXT",
               "what it is called [x]", "--kind relu|gelu", "which kind [relu]", "-q, --quick", "hurry\n",
-              "-h, --help"})
+              "    --threads N", "-h, --help"})
             check(help.find(part) != std::string::npos, "--help lacks %s", part);
         check(asked.count == 3);
     }
@@ -753,9 +777,10 @@ static void test_options() {
     Settings from, to;
     from.parse({"--count", "-2", "--cold", "9223372036854775807", "--rate", "0.30000000000000004", "--name",
                 "a=b c\"", "--kind", "gelu", "--quick"});
-    check(
-        (from.options.names() == std::vector<std::string>{"count", "cold", "rate", "name", "kind", "quick"}));
-    for (const std::string& name : from.options.names()) to.options.restore(name, from.options.text(name));
+    check((from.options.names() ==
+           std::vector<std::string>{"count", "cold", "rate", "name", "kind", "files", "quick", "threads"}));
+    for (const std::string& name : from.options.names())
+        if (from.options.stored(name) != Stored::No) to.options.restore(name, from.options.text(name));
     check(to.count == -2 && to.cold == INT64_MAX && to.rate == 0.1 + 0.2 && to.name == "a=b c\"" &&
           to.kind == "gelu" && to.quick);
     check(to.options.text("quick") == "1" && !to.options.given("quick"), "restored is not given");
@@ -781,6 +806,62 @@ static void test_run_main() {
                                     "?'" &&
           quoted(std::string(100, 'a')) == "'" + std::string(80, 'a') + "...'");
     check(strf("%d %s", 5, std::string(5000, 'x').c_str()).size() == 5002 && strf("%s", "").empty());
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Threads
+
+// Trees that look like /proc and /sys of containers.
+static void test_threads() {
+    auto file = [](const std::string& path, const std::string& text) {
+        make_directories(parent_directory(folder + "/" + path));
+        write_all(folder + "/" + path, text);
+    };
+    check(cpu_quota(folder) == INFINITY, "no control groups");
+    // Version 2: the group's own quota, or a smaller one above it.
+    file("v2/proc/self/cgroup", "0::/user/job\n");
+    file("v2/sys/fs/cgroup/user/job/cpu.max", "max 100000\n");
+    check(cpu_quota(folder + "/v2") == INFINITY);
+    file("v2/sys/fs/cgroup/user/job/cpu.max", "150000 100000\n");
+    check(cpu_quota(folder + "/v2") == 1.5);
+    file("v2/sys/fs/cgroup/user/cpu.max", "50000 100000\n");
+    check(cpu_quota(folder + "/v2") == 0.5);
+    file("v2/sys/fs/cgroup/cpu.max", "20000 100000\n");
+    check(cpu_quota(folder + "/v2") == 0.2);
+    // Version 1, with the files at the top only, as in a container.
+    file("v1/proc/self/cgroup", "12:memory:/docker/a\n4:cpu,cpuacct:/docker/a\n1:name=systemd:/docker/a\n");
+    file("v1/sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "-1\n");
+    file("v1/sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us", "100000\n");
+    check(cpu_quota(folder + "/v1") == INFINITY);
+    file("v1/sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us", "250000\n");
+    check(cpu_quota(folder + "/v1") == 2.5);
+    file("broken/proc/self/cgroup", "0::\nrubbish\n4:cpu:\n0:");
+    file("broken/sys/fs/cgroup/cpu.max", "nonsense");
+    check(cpu_quota(folder + "/broken") == INFINITY);
+
+    const struct {
+        int asked, environment, cores;
+        double quota;
+        int count;
+        const char* text;
+    } cases[] = {{0, 0, 2, INFINITY, 2, "2 threads of 2 cores"},
+                 {0, 0, 1, INFINITY, 1, "1 thread of 1 core"},
+                 {0, 0, 8, 0.5, 1, "1 thread: a quota of 0.5 cores"},
+                 {0, 0, 8, 2.6, 3, "3 threads: a quota of 2.6 cores"},
+                 {0, 0, 2, 8, 2, "2 threads of 2 cores"},
+                 {0, 4, 2, 0.5, 4, "4 threads, as OMP_NUM_THREADS says"},
+                 {1, 4, 2, INFINITY, 1, "1 thread, as --threads says"}};
+    for (const auto& c : cases) {
+        const ThreadChoice choice = choose_threads(c.asked, c.environment, c.cores, c.quota);
+        check(choice.count == c.count && choice.text == c.text, "%d: %s, expected %s", choice.count,
+              choice.text.c_str(), c.text);
+    }
+#ifdef _OPENMP
+    Settings s;
+    check(s.parse({"--threads", "3"}) && omp_get_max_threads() == 3 && threads_text.find("3 threads") == 0);
+    omp_set_num_threads(1);
+#endif
+    check_usage({"--threads", "-1"}, "--threads: -1 is out of range");
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -927,8 +1008,8 @@ int main() {
         };
         try {
             for (auto test : {test_config, test_parameters, test_checkpoint_dtypes, test_bad_checkpoints,
-                              test_newest, test_upcycle, test_upcycled_loss, test_options, test_run_main,
-                              test_terminal, test_random, test_schedule})
+                              test_newest, test_upcycle, test_upcycled_loss, test_options, test_threads,
+                              test_run_main, test_terminal, test_random, test_schedule})
                 in_folder(test);
             for (const Variant& v : variants)
                 in_folder([&] { test_round_trip<float>(v, "F32"), test_round_trip<double>(v, "F64"); });

@@ -4,8 +4,8 @@
 #include "../data/chess.h"
 #include "../data/loader.h"
 #include "../dev/cpu/model.h"
-#include "../dev/run/checkpoint.h"
 #include "../dev/lib/terminal.h"
+#include "../dev/run/checkpoint.h"
 #include "process.h"
 #include <csignal>
 #include <regex>
@@ -423,6 +423,13 @@ static void test_variants() {
 }
 
 static void test_threads() {
+    for (const string program : {train, sampler, evaluator, make_text, make_chess})
+        check_names(works(program + " --help").out, "--threads N");
+    check(works(tiny_run("threads_said", 1, "--threads 2")).out.find("2 threads, as --threads says") !=
+              string::npos ||
+          train != cpu_train);
+    check(works(tiny_run("threads_env", 1)).out.find("1 thread, as OMP_NUM_THREADS says") != string::npos ||
+          train != cpu_train);
     for (const string flags : {"", "--act gelu --router topk", "--ffn dense"}) {
         for (const char* threads : {"1", "2"})
             works(string("env OMP_WAIT_POLICY=passive OMP_NUM_THREADS=") + threads + " " +
@@ -683,6 +690,7 @@ static void test_resume_flags() {
     refuses(resume + "--init small", 1, "--init small (was demo)");
     refuses(resume + "--init " + model_file("base", 20), 1, "--init base", "(was demo)");
     refuses(resume + "--upcycle", 1, "--upcycle");
+    refuses(resume + "--final-lr-frac 0", 1, "--final-lr-frac 0 (was 0.1)");
     refuses(resume + "--train few.bin", 1, "other data", "tokens in 1 shards", "was");
     string other = read_file("chess/train_000000.bin"); // as large, but one token is another
     other[1024 + 2 * 5] ^= 1;
@@ -695,6 +703,14 @@ static void test_resume_flags() {
     works(resume + "--val-every 3 --print-every 4 --checkpoint-every 2 --sample-every 7 --val "
                    "chess/val_000000.bin -m 1");
     check(read_file(model_file("flags", 20)) == read_file(model_file("flags_whole", 20)));
+    // A free flag is taken as given, also where that is its default: what is stored of it says so.
+    prepare("flags");
+    works(resume + "--recompute 2 --zero-stage 1 --checkpoint-every 15");
+    works("rm flags/*20.safetensors");
+    works(resume + "--recompute 0 --zero-stage 0");
+    check(metadata_entry(SafeTensorsFile(state_file("flags", 20)), "flag.recompute") == "0" &&
+          metadata_entry(SafeTensorsFile(state_file("flags", 20)), "flag.zero-stage") == "0" &&
+          metadata_entry(SafeTensorsFile(state_file("flags", 20)), "flag.checkpoint-every") == "15");
     works(resume + "--batch 0 --lr 0 --warmup -1"); // no values of their own: as it was
     check(fs::exists(model_file("flags", 12)) && !std::isnan(last_in_log("flags", "val_loss", 15)));
     // The whole command line again, as the user has it in the shell's history, is fine.

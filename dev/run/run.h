@@ -32,27 +32,28 @@ struct Flags {
 
     void declare(Options& o) {
         const int64_t big = int64_t(1) << 40;
+        const Stored free = Stored::Free, preset = Stored::FromPreset; // the others stay as the run began
         o.section("Data and files");
-        o.add('i', "train", "GLOB", &train, "token shards to train on");
-        o.add('j', "val", "GLOB", &val, "token shards to validate on (none: no validation)");
-        o.add('o', "out", "DIR", &out, "folder for checkpoints and log.jsonl");
+        o.add('i', "train", "GLOB", &train, "token shards to train on", free);
+        o.add('j', "val", "GLOB", &val, "token shards to validate on (none: no validation)", free);
+        o.add('o', "out", "DIR", &out, "folder for checkpoints and log.jsonl", Stored::No);
         o.add('e', "init", "FILE|NAME", &init,
               "start from a checkpoint, or a new model of preset demo, chess, small or medium");
         o.add('y', "resume", &resume,
-              "continue the run in --out from its newest whole checkpoint, with its flags");
+              "continue the run in --out from its newest whole checkpoint, with its flags", Stored::No);
         o.add(0, "upcycle", &upcycle, "make a mixture of experts from the dense checkpoint of --init");
         o.add(0, "tokenizer", "FILE", &tokenizer,
-              "GPT-2 only: the file written by data/fineweb.py, to print samples as text");
+              "GPT-2 only: the file written by data/fineweb.py, to print samples as text", free);
         o.section("Batch and length of the run (default: the preset's)");
-        o.add('b', "batch", "ROWS", &batch, 0, 1 << 20, "sequences per micro-batch");
-        o.add('t', "seq", "TOKENS", &seq, 0, 1 << 24, "positions per sequence");
+        o.add('b', "batch", "ROWS", &batch, 0, 1 << 20, "sequences per micro-batch", preset);
+        o.add('t', "seq", "TOKENS", &seq, 0, 1 << 24, "positions per sequence", preset);
         o.add('d', "total-tokens", "TOKENS", &total_tokens, 0, big,
-              "tokens per step, reached by gradient accumulation");
-        o.add('x', "steps", "STEPS", &steps, 0, big, "optimizer steps");
+              "tokens per step, reached by gradient accumulation", preset);
+        o.add('x', "steps", "STEPS", &steps, 0, big, "optimizer steps", preset);
         o.section("Optimization");
-        o.add('l', "lr", "RATE", &lr, 0, 1e30, "peak learning rate (0: the preset's)");
+        o.add('l', "lr", "RATE", &lr, 0, 1e30, "peak learning rate (0: the preset's)", preset);
         o.add('u', "warmup", "STEPS", &warmup, -1, big,
-              "steps of linear warm-up (-1: the preset's, at most a tenth of --steps)");
+              "steps of linear warm-up (-1: the preset's, at most a tenth of --steps)", preset);
         o.add('q', "final-lr-frac", "FRACTION", &final_lr_frac, 0, 1,
               "learning rate at the end, as a fraction of the peak");
         o.add('c', "weight-decay", "DECAY", &weight_decay, 0, 10, "on matrices and embeddings");
@@ -61,40 +62,34 @@ struct Flags {
         o.add(0, "seed", "N", &seed, 0, INT64_MAX, "of initial weights, data order, upcycling and samples");
         o.section("While it runs");
         o.add(0, "print-every", "STEPS", &print_every, 1, big,
-              "steps between step lines; on a terminal those between show in place");
-        o.add('v', "val-every", "STEPS", &val_every, 0, big,
-              "steps between validations (0: at the end only)");
+              "steps between step lines; on a terminal those between show in place", free);
+        o.add('v', "val-every", "STEPS", &val_every, 0, big, "steps between validations (0: at the end only)",
+              free);
         o.add('m', "val-batches", "BATCHES", &val_batches, 0, big,
-              "micro-batches per validation (0: the whole set)");
-        o.add('s', "sample-every", "STEPS", &sample_every, 0, big, "steps between samples (0: none)");
+              "micro-batches per validation (0: the whole set)", free);
+        o.add('s', "sample-every", "STEPS", &sample_every, 0, big, "steps between samples (0: none)", free);
         o.add('n', "checkpoint-every", "STEPS", &checkpoint_every, 0, big,
-              "steps between checkpoints (0: at the end only)");
+              "steps between checkpoints (0: at the end only)", free);
+        o.add_threads();
         o.section("Model (default: the preset's)");
-        o.add(0, "layers", "L", &layers, 0, 1024, "layers");
-        o.add(0, "heads", "NH", &heads, 0, 1024, "attention heads");
-        o.add(0, "embd", "C", &embd, 0, 1 << 16, "channels");
-        o.add(0, "experts", "E", &experts, 0, 4096, "experts per layer");
-        o.add(0, "active", "K", &active, 0, 4096, "experts per token");
-        o.add(0, "d-expert", "D", &d_expert, 0, 1 << 20, "hidden units per expert (a dense model has K*D)");
+        o.add(0, "layers", "L", &layers, 0, 1024, "layers", preset);
+        o.add(0, "heads", "NH", &heads, 0, 1024, "attention heads", preset);
+        o.add(0, "embd", "C", &embd, 0, 1 << 16, "channels", preset);
+        o.add(0, "experts", "E", &experts, 0, 4096, "experts per layer", preset);
+        o.add(0, "active", "K", &active, 0, 4096, "experts per token", preset);
+        o.add(0, "d-expert", "D", &d_expert, 0, 1 << 20, "hidden units per expert (a dense model has K*D)",
+              preset);
         o.add(0, "ffn", &ffn, ffn_words, "feed-forward layer");
         o.add(0, "act", &act, act_words, "activation");
         o.add(0, "router", &router, router_words, "sparsity is MoE-X's, topk a learned linear one");
         o.section("GPU only (no effect on the CPU)");
         o.add('z', "zero-stage", "STAGE", &zero_stage, 0, 1,
-              "optimizer state: 0 whole on every GPU, 1 sharded");
-        o.add(
-            'r', "recompute", "LEVEL", &recompute, 0, 2,
-            "recompute activations in the backward pass to save memory: 0 none, 1 units, 2 also LayerNorms");
+              "optimizer state: 0 whole on every GPU, 1 sharded", free);
+        o.add('r', "recompute", "LEVEL", &recompute, 0, 2,
+              "recompute activations in the backward pass to save memory: 0 none, 1 units, 2 also LayerNorms",
+              free);
     }
 };
-
-// Flags that may differ when a run resumes: they change what is shown and kept, not what is computed.
-inline bool free_to_change(const std::string& flag) {
-    static const std::set<std::string> names = {
-        "out",         "resume",       "tokenizer",        "val",        "print-every", "val-every",
-        "val-batches", "sample-every", "checkpoint-every", "zero-stage", "recompute",   "train"};
-    return names.count(flag) > 0;
-}
 
 // ---------------------------------------------------------------------------------------------------------
 // What the flags resolve to
@@ -149,17 +144,16 @@ inline void resume_flags(Run& run, Options& options) {
     std::string differ;
     for (const std::string& name : options.names()) {
         const auto stored = run.state_file->metadata.find("flag." + name);
-        if (stored == run.state_file->metadata.end() || name == "resume" || name == "out") continue;
+        if (stored == run.state_file->metadata.end()) continue;
         const std::string now = options.text(name);
-        const bool as_preset =
-            now == options.initial(name) && (now == "0" || now == "-1"); // no value of its own
-        if (!options.given(name) || as_preset) {
+        const Stored kind = options.stored(name);
+        if (!options.given(name) || (kind == Stored::FromPreset && now == options.initial(name))) {
             try {
                 options.restore(name, stored->second);
             } catch (const Error& e) {
                 fail("%s: metadata: %s", state, e.what());
             }
-        } else if (!free_to_change(name) && now != stored->second)
+        } else if (kind != Stored::Free && now != stored->second)
             differ += strf("%s--%s %s (was %s)", differ.empty() ? "" : ", ", name.c_str(), now.c_str(),
                            stored->second.c_str());
     }
@@ -289,7 +283,7 @@ inline Strings state_strings(const Run& run, const Options& options) {
                        {"position", std::to_string(run.train->position)},
                        {"data", run.data}};
     for (const std::string& name : options.names())
-        if (name != "resume" && name != "out") strings["flag." + name] = options.text(name);
+        if (options.stored(name) != Stored::No) strings["flag." + name] = options.text(name);
     return strings;
 }
 
