@@ -36,6 +36,42 @@ template <class T> struct Device {
     }
 };
 
+#ifdef MOEX_EMU // programs that the emulator stops
+
+struct Death {
+    int status;
+    std::string message;
+};
+// Runs f in a child and returns how it ended and what it wrote to stderr.
+static Death run_child(const std::function<void()>& f) {
+    int ends[2];
+    if (pipe(ends) != 0) fail("no pipe");
+    fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) {
+        dup2(ends[1], 2);
+        f();
+        _exit(0);
+    }
+    close(ends[1]);
+    Death d{0, ""};
+    char part[4096];
+    for (ssize_t n; (n = read(ends[0], part, sizeof part)) > 0;) d.message.append(part, size_t(n));
+    close(ends[0]);
+    waitpid(child, &d.status, 0);
+    return d;
+}
+template <class... Parts> static void check_stops(int line, const std::function<void()>& f, Parts... parts) {
+    const Death d = run_child(f);
+    bool named =
+        d.message.rfind("emu: ", 0) == 0 && std::count(d.message.begin(), d.message.end(), '\n') == 1;
+    for (const std::string& part : {std::string(parts)...})
+        named = named && d.message.find(part) != std::string::npos;
+    check_at(WIFEXITED(d.status) && WEXITSTATUS(d.status) == 1 && named, __FILE__, line,
+             strf("status %d, message: %s", d.status, d.message.c_str()));
+}
+#endif
+
 // ---- launches -------------------------------------------------------------------------------------------
 
 struct Index {
@@ -829,6 +865,9 @@ static void test_problem(const Problem& p) {
     const size_t space = 1 << 20;
     cublasLtMatmulPreferenceSetAttribute(x.preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &space,
                                          sizeof space);
+    const uint32_t reduction = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+    cublasLtMatmulPreferenceSetAttribute(x.preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reduction,
+                                         sizeof reduction);
     const cublasStatus_t status = x.heuristic(found, n_found);
     if (!check(status == CUBLAS_STATUS_SUCCESS && n_found == 1, "%s", name.c_str())) return;
     Device<char> workspace(space);
@@ -883,6 +922,101 @@ static void test_problem(const Problem& p) {
     check(worst < 2 && worst_sum < 1 && right, "%s: error %.2f, of the vector %.2f, mask and gaps %s",
           name.c_str(), worst, worst_sum, right ? "right" : "wrong");
 }
+
+#ifdef MOEX_EMU
+// An algorithm serves the sizes it was asked for, and another number of rows; it can be told to refuse.
+static void test_algorithms() {
+    const cudaDataType h = CUDA_R_16BF, f = CUDA_R_32F;
+    Device<unsigned short> memory(300 * 300);
+    Device<float> sums(300 * 300);
+    cublasLtMatmulHeuristicResult_t r{};
+    int n = 0;
+    const auto ask = [&](const Problem& p) {
+        Descriptors x(p, p.transa ? p.k : p.m, p.transb ? p.n : p.k, p.m);
+        return x.heuristic(r, n);
+    };
+    // the product p by the algorithm in r
+    const auto run = [&](const Problem& p) {
+        Descriptors x(p, p.transa ? p.k : p.m, p.transb ? p.n : p.k, p.m);
+        x.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, memory.data);
+        const float one = 1, zero = 0;
+        void* const out = p.out == f ? (void*)sums.data : memory.data;
+        return cublasLtMatmul(lt, x.operation, &one, memory.data, x.a, memory.data, x.b, &zero, out, x.d, out,
+                              x.d, &r.algo, nullptr, 0, 0);
+    };
+    const auto right = CUBLAS_STATUS_SUCCESS, refused = CUBLAS_STATUS_NOT_SUPPORTED;
+    const cublasLtEpilogue_t plain = CUBLASLT_EPILOGUE_DEFAULT;
+    const Problem forward{64, 32, 16, true, false, h, h, plain, 1, 0, 0};
+    const auto changed = [](Problem p, int m, int n, int k) { return p.m = m, p.n = n, p.k = k, p; };
+    check(ask(forward) == right && run(forward) == right && run(forward) == right);
+    check(run(changed(forward, 64, 31, 16)) == right, "another number of rows");
+    check(run(changed(forward, 72, 32, 16)) == refused, "another width");
+    check(run(changed(forward, 64, 32, 24)) == refused, "another depth");
+    Problem other = forward;
+    other.transa = false;
+    check(run(other) == refused, "not transposed");
+    other = forward, other.out = f;
+    check(run(other) == refused, "another type");
+    const Problem backward{64, 32, 16, false, true, h, f, plain, 1, 0, 0}; // sums over the rows
+    check(ask(backward) == right && run(backward) == right);
+    check(run(changed(backward, 64, 32, 9)) == right, "another number of rows");
+    check(run(changed(backward, 64, 40, 16)) == refused, "another width");
+
+    setenv("EMU_CUBLASLT_REFUSE", "2", 1);
+    check(ask(forward) == right && run(forward) == right, "the first use is none of a reuse");
+    std::string uses;
+    for (int i = 0; i < 6; i++) uses += run(forward) == right ? '1' : '0';
+    check(uses == "101010", "%s", uses.c_str());
+    setenv("EMU_CUBLASLT_REFUSE", "1", 1);
+    check(ask(forward) == right && run(changed(forward, 64, 31, 16)) == refused, "of another size");
+    check(ask(forward) == right && run(forward) == right && run(forward) == refused);
+    unsetenv("EMU_CUBLASLT_REFUSE");
+
+    // epilogues that are missing for a type, for few rows, or at all
+    const auto knows = [&](const char* list, cublasLtEpilogue_t e, cudaDataType type, int rows) {
+        setenv("EMU_CUBLASLT_MISSING", list, 1);
+        Problem p = changed(forward, 64, rows, 16);
+        p.epilogue = e, p.in = p.out = type;
+        const bool found = ask(p) == right;
+        unsetenv("EMU_CUBLASLT_MISSING");
+        return found;
+    };
+    const cublasLtEpilogue_t bias = CUBLASLT_EPILOGUE_BIAS, relu = CUBLASLT_EPILOGUE_RELU_BIAS;
+    check(knows("relu_bias", bias, h, 4) && !knows("relu_bias", relu, h, 4) &&
+          !knows("relu_bias", relu, f, 4));
+    check(knows("gelu,relu_bias/bf16", relu, f, 4) && !knows("gelu,relu_bias/bf16", relu, h, 4));
+    check(knows("relu_bias/bf16/3", relu, h, 4) && !knows("relu_bias/bf16/3", relu, h, 3));
+    check_stops(
+        __LINE__, [&] { knows("swish", relu, h, 4); }, "EMU_CUBLASLT_MISSING has 'swish'");
+
+    // Sums of parts of k in bf16, unless that is ruled out: 1, then 2^-9 in each of many parts, is lost.
+    const int k = 300 * 256;
+    const std::vector<unsigned short> ones(k, bf16_bits(1));
+    std::vector<unsigned short> small(k, 0);
+    small[0] = bf16_bits(1);
+    for (int i = 256; i < k; i += 256) small[size_t(i)] = bf16_bits(0x1p-9f);
+    const Device<unsigned short> a(ones), b(small), d(1);
+    for (const uint32_t mask :
+         {uint32_t(CUBLASLT_REDUCTION_SCHEME_MASK), uint32_t(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE)}) {
+        Descriptors x({1, 1, k, true, false, h, h, plain, 1, 0, 0}, k, k, 1);
+        cublasLtMatmulPreferenceSetAttribute(x.preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &mask,
+                                             sizeof mask);
+        uint32_t scheme = 0;
+        check(x.heuristic(r, n) == right &&
+              cublasLtMatmulAlgoConfigGetAttribute(&r.algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &scheme,
+                                                   sizeof scheme, nullptr) == right);
+        const float one = 1, zero = 0;
+        check(cublasLtMatmul(lt, x.operation, &one, a.data, x.a, b.data, x.b, &zero, d.data, x.d, d.data, x.d,
+                             &r.algo, nullptr, 0, 0) == right);
+        const bool narrow = mask == CUBLASLT_REDUCTION_SCHEME_MASK;
+        const float sum = __bfloat162float(__ushort_as_bfloat16(d.get()[0]));
+        check(scheme == (narrow ? CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE
+                                : CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE) &&
+                  sum == (narrow ? 1 : 1.5859375f),
+              "scheme %u, sum %g", scheme, double(sum));
+    }
+}
+#endif
 
 static void test_cublaslt() {
     check(cublasLtCreate(&lt) == CUBLAS_STATUS_SUCCESS);
@@ -968,45 +1102,13 @@ static void test_cublaslt() {
     x.set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_RELU_BIAS);
     check(refused(CUBLAS_STATUS_NOT_SUPPORTED));
     unsetenv("EMU_CUBLASLT_EPILOGUES");
+    test_algorithms();
 #endif
     cublasLtDestroy(lt);
 }
 
 // ---- strictness: what hardware leaves undefined ---------------------------------------------------------
 #ifdef MOEX_EMU
-
-struct Death {
-    int status;
-    std::string message;
-};
-// Runs f in a child and returns how it ended and what it wrote to stderr.
-static Death run_child(const std::function<void()>& f) {
-    int ends[2];
-    if (pipe(ends) != 0) fail("no pipe");
-    fflush(stdout);
-    const pid_t child = fork();
-    if (child == 0) {
-        dup2(ends[1], 2);
-        f();
-        _exit(0);
-    }
-    close(ends[1]);
-    Death d{0, ""};
-    char part[4096];
-    for (ssize_t n; (n = read(ends[0], part, sizeof part)) > 0;) d.message.append(part, size_t(n));
-    close(ends[0]);
-    waitpid(child, &d.status, 0);
-    return d;
-}
-template <class... Parts> static void check_stops(int line, const std::function<void()>& f, Parts... parts) {
-    const Death d = run_child(f);
-    bool named =
-        d.message.rfind("emu: ", 0) == 0 && std::count(d.message.begin(), d.message.end(), '\n') == 1;
-    for (const std::string& part : {std::string(parts)...})
-        named = named && d.message.find(part) != std::string::npos;
-    check_at(WIFEXITED(d.status) && WEXITSTATUS(d.status) == 1 && named, __FILE__, line,
-             strf("status %d, message: %s", d.status, d.message.c_str()));
-}
 
 __global__ void barrier_after_exit(int n) {
     if (int(threadIdx.x) >= n) return;

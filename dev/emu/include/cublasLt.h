@@ -2,12 +2,22 @@
 // bf16 matrices, with every epilogue of fp32 compute. What the documentation rules out is answered with its
 // status (CUBLAS_STATUS_NOT_SUPPORTED, or no algorithm from the heuristic); matrices that leave their
 // allocation stop the program, where a GPU would read or write what is there. The workspace that an algorithm
-// claims is overwritten, as it would be. EMU_CUBLASLT_EPILOGUES=0: the heuristic knows the default epilogue
-// only.
+// claims is overwritten, as it would be. An algorithm serves the product it was asked for; of others only
+// those that differ in the number of rows of a batch (n, or k where op(B) is a transpose: sums over rows).
+//
+// Environment:  EMU_CUBLASLT_EPILOGUES=0     the heuristic knows the default epilogue only; =bias: and the
+// bias
+//               EMU_CUBLASLT_MISSING=LIST    it does not know these: name[/type of D[/up to this n]], e.g.
+//                                            relu_aux_bias,dgelu_bgrad/fp32,gelu_aux_bias/bf16/4
+//               EMU_CUBLASLT_REFUSE=n        every n-th reuse of an algorithm is refused: a call that is not
+//                                            its first, or for other sizes than it was asked for
 #pragma once
 #include "cuda_runtime.h"
 #include "emu/gemm.h"
 #include "library_types.h"
+#include <set>
+#include <sstream>
+#include <string>
 
 typedef enum {
     CUBLAS_STATUS_SUCCESS = 0,
@@ -272,10 +282,26 @@ inline cublasStatus_t cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPrefere
     return CUBLAS_STATUS_INVALID_VALUE;
 }
 
+typedef enum {
+    CUBLASLT_REDUCTION_SCHEME_NONE = 0,
+    CUBLASLT_REDUCTION_SCHEME_INPLACE = 1,
+    CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE = 2,
+    CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE = 4,
+    CUBLASLT_REDUCTION_SCHEME_MASK = 7,
+} cublasLtReductionScheme_t;
+
 typedef struct {
-    uint64_t workspace;
-    uint32_t align[4], epilogue; // what it was chosen for
+    uint64_t workspace, question; // the heuristic's calls are counted
+    uint64_t m, n, k;             // what it was chosen for ..
+    uint32_t align[4], epilogue, types, transposes;
+    uint32_t reduction; // cublasLtReductionScheme_t, of the sums of parts of k
 } cublasLtMatmulAlgo_t;
+typedef enum {
+    CUBLASLT_ALGO_CONFIG_ID = 0,
+    CUBLASLT_ALGO_CONFIG_TILE_ID = 1,
+    CUBLASLT_ALGO_CONFIG_SPLITK_NUM = 2,
+    CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME = 3,
+} cublasLtMatmulAlgoConfigAttributes_t;
 typedef struct {
     cublasLtMatmulAlgo_t algo;
     size_t workspaceSize;
@@ -289,67 +315,63 @@ typedef struct {
 namespace emu {
 
 struct Epilogue {
-    bool relu, gelu, bias, aux, drelu, dgelu, bias_gradient, sum_a, sum_b;
-    bool known;
+    const char* name;
+    uint32_t number;
+    bool bias, relu, gelu, drelu, dgelu, aux, bias_gradient, sum_a, sum_b;
 };
-inline Epilogue epilogue_of(uint32_t number) {
-    Epilogue e{};
-    e.known = true;
-    switch (number) {
-    case CUBLASLT_EPILOGUE_DEFAULT:
-        break;
-    case CUBLASLT_EPILOGUE_BIAS:
-        e.bias = true;
-        break;
-    case CUBLASLT_EPILOGUE_RELU:
-        e.relu = true;
-        break;
-    case CUBLASLT_EPILOGUE_RELU_BIAS:
-        e.relu = e.bias = true;
-        break;
-    case CUBLASLT_EPILOGUE_RELU_AUX:
-        e.relu = e.aux = true;
-        break;
-    case CUBLASLT_EPILOGUE_RELU_AUX_BIAS:
-        e.relu = e.aux = e.bias = true;
-        break;
-    case CUBLASLT_EPILOGUE_GELU:
-        e.gelu = true;
-        break;
-    case CUBLASLT_EPILOGUE_GELU_BIAS:
-        e.gelu = e.bias = true;
-        break;
-    case CUBLASLT_EPILOGUE_GELU_AUX:
-        e.gelu = e.aux = true;
-        break;
-    case CUBLASLT_EPILOGUE_GELU_AUX_BIAS:
-        e.gelu = e.aux = e.bias = true;
-        break;
-    case CUBLASLT_EPILOGUE_DRELU:
-        e.drelu = e.aux = true;
-        break;
-    case CUBLASLT_EPILOGUE_DRELU_BGRAD:
-        e.drelu = e.aux = e.bias_gradient = true;
-        break;
-    case CUBLASLT_EPILOGUE_DGELU:
-        e.dgelu = e.aux = true;
-        break;
-    case CUBLASLT_EPILOGUE_DGELU_BGRAD:
-        e.dgelu = e.aux = e.bias_gradient = true;
-        break;
-    case CUBLASLT_EPILOGUE_BGRADA:
-        e.sum_a = true;
-        break;
-    case CUBLASLT_EPILOGUE_BGRADB:
-        e.sum_b = true;
-        break;
-    default:
-        e.known = false;
-    }
-    return e;
+constexpr Epilogue epilogues[] = {
+    // name, number          bias relu gelu drelu dgelu aux bgrad suma sumb
+    {"default", CUBLASLT_EPILOGUE_DEFAULT, 0, 0, 0, 0, 0, 0, 0, 0, 0},
+    {"bias", CUBLASLT_EPILOGUE_BIAS, 1, 0, 0, 0, 0, 0, 0, 0, 0},
+    {"relu", CUBLASLT_EPILOGUE_RELU, 0, 1, 0, 0, 0, 0, 0, 0, 0},
+    {"relu_bias", CUBLASLT_EPILOGUE_RELU_BIAS, 1, 1, 0, 0, 0, 0, 0, 0, 0},
+    {"relu_aux", CUBLASLT_EPILOGUE_RELU_AUX, 0, 1, 0, 0, 0, 1, 0, 0, 0},
+    {"relu_aux_bias", CUBLASLT_EPILOGUE_RELU_AUX_BIAS, 1, 1, 0, 0, 0, 1, 0, 0, 0},
+    {"gelu", CUBLASLT_EPILOGUE_GELU, 0, 0, 1, 0, 0, 0, 0, 0, 0},
+    {"gelu_bias", CUBLASLT_EPILOGUE_GELU_BIAS, 1, 0, 1, 0, 0, 0, 0, 0, 0},
+    {"gelu_aux", CUBLASLT_EPILOGUE_GELU_AUX, 0, 0, 1, 0, 0, 1, 0, 0, 0},
+    {"gelu_aux_bias", CUBLASLT_EPILOGUE_GELU_AUX_BIAS, 1, 0, 1, 0, 0, 1, 0, 0, 0},
+    {"drelu", CUBLASLT_EPILOGUE_DRELU, 0, 0, 0, 1, 0, 1, 0, 0, 0},
+    {"drelu_bgrad", CUBLASLT_EPILOGUE_DRELU_BGRAD, 0, 0, 0, 1, 0, 1, 1, 0, 0},
+    {"dgelu", CUBLASLT_EPILOGUE_DGELU, 0, 0, 0, 0, 1, 1, 0, 0, 0},
+    {"dgelu_bgrad", CUBLASLT_EPILOGUE_DGELU_BGRAD, 0, 0, 0, 0, 1, 1, 1, 0, 0},
+    {"bgrada", CUBLASLT_EPILOGUE_BGRADA, 0, 0, 0, 0, 0, 0, 0, 1, 0},
+    {"bgradb", CUBLASLT_EPILOGUE_BGRADB, 0, 0, 0, 0, 0, 0, 0, 0, 1},
+};
+inline const Epilogue* epilogue_of(uint32_t number) {
+    for (const Epilogue& e : epilogues)
+        if (e.number == number) return &e;
+    return nullptr;
 }
 
-// Can these shapes, types and this epilogue be done at all? Pointers are looked at by cublasLtMatmul only.
+// Does the environment say that the heuristic has nothing for this epilogue, this type of D and n columns?
+inline bool is_missing(const Epilogue& e, uint32_t type, uint64_t n) {
+    const char* const setting = getenv("EMU_CUBLASLT_EPILOGUES");
+    const bool plain = e.number == CUBLASLT_EPILOGUE_DEFAULT;
+    if (setting && strcmp(setting, "0") == 0 && !plain) return true;
+    if (setting && strcmp(setting, "bias") == 0 && !plain && e.number != CUBLASLT_EPILOGUE_BIAS) return true;
+    const char* const missing = getenv("EMU_CUBLASLT_MISSING");
+    std::stringstream list(missing ? missing : "");
+    for (std::string entry; std::getline(list, entry, ',');) {
+        std::stringstream parts(entry);
+        std::string name, of, most;
+        std::getline(parts, name, '/');
+        std::getline(parts, of, '/');
+        std::getline(parts, most);
+        const auto is_named = [&](const Epilogue& one) { return name == one.name; };
+        if (!std::any_of(std::begin(epilogues), std::end(epilogues), is_named) ||
+            (of != "" && of != "bf16" && of != "fp32"))
+            die("EMU_CUBLASLT_MISSING has '%s', expected such as relu_aux_bias or relu_aux_bias/bf16/4",
+                entry.c_str());
+        if (is_named(e) && (of.empty() || (of == "bf16") == (type == CUDA_R_16BF)) &&
+            (most.empty() || n <= strtoull(most.c_str(), nullptr, 10)))
+            return true;
+    }
+    return false;
+}
+
+// Can these shapes, types and this epilogue be done at all, as the documentation has it? Pointers are looked
+// at by cublasLtMatmul only.
 inline cublasStatus_t check_matmul(const cublasLtMatmulDescOpaque_t& d, const cublasLtMatrixLayoutOpaque_t& a,
                                    const cublasLtMatrixLayoutOpaque_t& b,
                                    const cublasLtMatrixLayoutOpaque_t& c,
@@ -371,14 +393,9 @@ inline cublasStatus_t check_matmul(const cublasLtMatmulDescOpaque_t& d, const cu
     const bool bf16 =
         a.type == CUDA_R_16BF && b.type == CUDA_R_16BF && (out.type == CUDA_R_16BF || out.type == CUDA_R_32F);
     if (!(fp32 || bf16) || c.type != out.type) return CUBLAS_STATUS_NOT_SUPPORTED;
-    const Epilogue e = epilogue_of(d.epilogue);
-    const char* const setting = getenv("EMU_CUBLASLT_EPILOGUES"); // all that are known, or
-    const bool none = setting && strcmp(setting, "0") == 0,
-               only_bias = setting && strcmp(setting, "bias") == 0;
-    const bool plain = d.epilogue == CUBLASLT_EPILOGUE_DEFAULT,
-               with_bias = d.epilogue == CUBLASLT_EPILOGUE_BIAS;
-    if (!e.known || (none && !plain) || (only_bias && !plain && !with_bias))
-        return CUBLAS_STATUS_NOT_SUPPORTED;
+    const Epilogue* const epilogue = epilogue_of(d.epilogue);
+    if (!epilogue) return CUBLAS_STATUS_NOT_SUPPORTED;
+    const Epilogue& e = *epilogue;
     // Bias and its gradient have D's type; so has what GELU keeps, ReLU keeps one bit.
     if ((e.bias || e.bias_gradient || e.sum_a || e.sum_b) && d.bias_type != -1 &&
         d.bias_type != int32_t(out.type))
@@ -425,6 +442,38 @@ inline void check_memory(const char* name, const void* data, const cublasLtMatri
             size_t(l.rows), size_t(l.cols), size_t(l.ld), data);
 }
 
+// What an algorithm was chosen for, and whether it can do this product, too.
+inline void describe(cublasLtMatmulAlgo_t& algo, const cublasLtMatmulDescOpaque_t& d,
+                     const cublasLtMatrixLayoutOpaque_t& a, const cublasLtMatrixLayoutOpaque_t& out) {
+    algo.m = out.rows;
+    algo.n = out.cols;
+    algo.k = d.transa != CUBLAS_OP_N ? a.rows : a.cols;
+    algo.epilogue = d.epilogue;
+    algo.types = a.type << 16 | out.type;
+    algo.transposes = uint32_t(d.transa != CUBLAS_OP_N) << 1 | uint32_t(d.transb != CUBLAS_OP_N);
+}
+inline bool serves(const cublasLtMatmulAlgo_t& algo, const cublasLtMatmulAlgo_t& product) {
+    const bool sums_over_rows = product.transposes & 1;
+    return algo.m == product.m && (sums_over_rows ? algo.n == product.n : algo.k == product.k) &&
+           algo.epilogue == product.epilogue && algo.types == product.types &&
+           algo.transposes == product.transposes;
+}
+
+// Counts the uses of every answer of the heuristic; true: EMU_CUBLASLT_REFUSE wants this one refused.
+inline bool refuse_reuse(const cublasLtMatmulAlgo_t& algo, const cublasLtMatmulAlgo_t& product) {
+    static std::mutex mutex;
+    static std::set<uint64_t> used;
+    static uint64_t reuses = 0;
+    const char* const setting = getenv("EMU_CUBLASLT_REFUSE");
+    std::lock_guard lock(mutex);
+    const bool first = used.insert(algo.question).second;
+    const bool same = algo.m == product.m && algo.n == product.n && algo.k == product.k;
+    if (!setting || (first && same)) return false;
+    const uint64_t every = strtoull(setting, nullptr, 10);
+    if (every == 0) die("EMU_CUBLASLT_REFUSE is '%s', expected a number, 1 or more", setting);
+    return ++reuses % every == 0;
+}
+
 } // namespace emu
 
 // ---- the calls ------------------------------------------------------------------------------------------
@@ -439,14 +488,47 @@ inline cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t handle, cu
     *found = 0;
     const cublasStatus_t status = emu::check_matmul(*desc, *a, *b, *c, *d);
     if (status != CUBLAS_STATUS_SUCCESS) return status;
+    if (emu::is_missing(*emu::epilogue_of(desc->epilogue), d->type, d->cols))
+        return CUBLAS_STATUS_NOT_SUPPORTED;
+    static std::atomic<uint64_t> questions{0};
     cublasLtMatmulHeuristicResult_t r{};
-    r.algo.epilogue = desc->epilogue;
+    emu::describe(r.algo, *desc, *a, *d);
+    r.algo.question = ++questions;
+    // A GPU with few tiles to go round takes the fastest sum of parts of k that it may.
+    const uint32_t allowed = preference ? preference->reduction : ~0u;
+    if (d->type == CUDA_R_16BF && r.algo.k > emu::depth_tile)
+        for (const uint32_t scheme :
+             {CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE, CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE})
+            if (allowed & scheme) r.algo.reduction = scheme;
     for (int i = 0; i < 4; i++) r.algo.align[i] = std::min(16u, preference ? preference->align[i] : 16u);
     if (preference) r.algo.workspace = std::min<uint64_t>(preference->workspace, 4096);
     r.workspaceSize = r.algo.workspace;
-    r.wavesCount = 1;
+    r.wavesCount = float(double((d->rows + 127) / 128) * double((d->cols + 127) / 128) / 132); // on an H100
     results[0] = r;
     *found = 1;
+    return CUBLAS_STATUS_SUCCESS;
+}
+
+inline cublasStatus_t cublasLtMatmulAlgoConfigGetAttribute(const cublasLtMatmulAlgo_t* algo,
+                                                           cublasLtMatmulAlgoConfigAttributes_t attribute,
+                                                           void* value, size_t bytes, size_t* written) {
+    uint32_t number = 0;
+    switch (attribute) {
+    case CUBLASLT_ALGO_CONFIG_ID:
+    case CUBLASLT_ALGO_CONFIG_TILE_ID:
+        break;
+    case CUBLASLT_ALGO_CONFIG_SPLITK_NUM:
+        number = algo->reduction ? uint32_t((algo->k + emu::depth_tile - 1) / emu::depth_tile) : 1;
+        break;
+    case CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME:
+        number = algo->reduction;
+        break;
+    default:
+        return CUBLAS_STATUS_INVALID_VALUE;
+    }
+    if (!value || bytes < sizeof number) return CUBLAS_STATUS_INVALID_VALUE;
+    memcpy(value, &number, sizeof number);
+    if (written) *written = sizeof number;
     return CUBLAS_STATUS_SUCCESS;
 }
 
@@ -461,7 +543,8 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
         return CUBLAS_STATUS_INVALID_VALUE;
     const cublasStatus_t status = emu::check_matmul(*desc, *a_layout, *b_layout, *c_layout, *d_layout);
     if (status != CUBLAS_STATUS_SUCCESS) return status;
-    const emu::Epilogue e = emu::epilogue_of(desc->epilogue);
+    const emu::Epilogue& e = *emu::epilogue_of(desc->epilogue);
+    if (!algo && emu::is_missing(e, d_layout->type, d_layout->cols)) return CUBLAS_STATUS_NOT_SUPPORTED;
     const bool has_vector = e.bias || e.bias_gradient || e.sum_a || e.sum_b;
     float scale, keep;
     memcpy(&scale, alpha, sizeof scale);
@@ -469,9 +552,12 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
     if ((keep != 0 && !c) || (has_vector && !desc->bias) || (e.aux && !desc->aux))
         return CUBLAS_STATUS_INVALID_VALUE;
     if (algo) {
-        if (algo->epilogue != desc->epilogue) return CUBLAS_STATUS_NOT_SUPPORTED;
+        cublasLtMatmulAlgo_t product{};
+        emu::describe(product, *desc, *a_layout, *d_layout);
+        if (!emu::serves(*algo, product)) return CUBLAS_STATUS_NOT_SUPPORTED;
         if (algo->workspace > workspace_bytes || (algo->workspace && !workspace))
             return CUBLAS_STATUS_INVALID_VALUE;
+        if (emu::refuse_reuse(*algo, product)) return CUBLAS_STATUS_NOT_SUPPORTED;
         if (algo->workspace) memset(workspace, 0xFF, algo->workspace);
     }
     const void* const pointers[] = {a, b, keep != 0 ? c : d, d};
@@ -517,31 +603,34 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
         // same
         const size_t strips = (n + emu::tile - 1) / emu::tile;
         std::vector<float> sums(e.bias_gradient ? strips * m : 0);
-        emu::gemm(A, B, m, n, k, [&](size_t i0, size_t j0, size_t rows, size_t columns, const float* tile) {
-            for (size_t j = 0; j < columns; j++) {
-                for (size_t i = 0; i < rows; i++) {
-                    const size_t row = i0 + i, column = j0 + j, bit = column * aux_ld + row;
-                    float x = scale * tile[j * emu::tile + i];
-                    if (keep != 0) x += keep * C.get(row, column);
-                    if (e.bias) x += vector.get(row, 0);
-                    if (e.relu &&
-                        e.aux) { // a tile has whole bytes of the mask to itself: 96 rows are 12 bytes
-                        const unsigned char one = (unsigned char)(1u << bit % 8);
-                        if (x > 0)
-                            mask[bit / 8] |= one;
-                        else
-                            mask[bit / 8] &= (unsigned char)(~one);
+        const bool narrow_parts = algo && algo->reduction == CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE;
+        emu::gemm(
+            A, B, m, n, k, narrow_parts,
+            [&](size_t i0, size_t j0, size_t rows, size_t columns, const float* tile) {
+                for (size_t j = 0; j < columns; j++) {
+                    for (size_t i = 0; i < rows; i++) {
+                        const size_t row = i0 + i, column = j0 + j, bit = column * aux_ld + row;
+                        float x = scale * tile[j * emu::tile + i];
+                        if (keep != 0) x += keep * C.get(row, column);
+                        if (e.bias) x += vector.get(row, 0);
+                        if (e.relu &&
+                            e.aux) { // a tile has whole bytes of the mask to itself: 96 rows are 12 bytes
+                            const unsigned char one = (unsigned char)(1u << bit % 8);
+                            if (x > 0)
+                                mask[bit / 8] |= one;
+                            else
+                                mask[bit / 8] &= (unsigned char)(~one);
+                        }
+                        if (e.gelu && e.aux) kept.set(row, column, x);
+                        if (e.relu) x = x > 0 ? x : 0;
+                        if (e.gelu) x = emu::gelu(x);
+                        if (e.drelu) x = mask[bit / 8] >> bit % 8 & 1 ? x : 0;
+                        if (e.dgelu) x *= emu::gelu_gradient(kept.get(row, column));
+                        if (e.bias_gradient) sums[j0 / emu::tile * m + row] += x;
+                        D.set(row, column, x);
                     }
-                    if (e.gelu && e.aux) kept.set(row, column, x);
-                    if (e.relu) x = x > 0 ? x : 0;
-                    if (e.gelu) x = emu::gelu(x);
-                    if (e.drelu) x = mask[bit / 8] >> bit % 8 & 1 ? x : 0;
-                    if (e.dgelu) x *= emu::gelu_gradient(kept.get(row, column));
-                    if (e.bias_gradient) sums[j0 / emu::tile * m + row] += x;
-                    D.set(row, column, x);
                 }
-            }
-        });
+            });
         if (e.bias_gradient)
             for (size_t i = 0; i < m; i++) {
                 float sum = 0;

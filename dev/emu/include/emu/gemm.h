@@ -82,9 +82,10 @@ multiply_strips(float* c, const float* a, const float* b, size_t depth) {
 }
 
 // The product of a (m,k) and b (k,n) in tiles: finish(i0, j0, rows, columns, c) is called for each, its sums
-// being c[j * tile + i].
+// being c[j * tile + i]. narrow_parts: what is summed of every part of k is rounded to bf16, as split-K in
+// the type of the output does.
 template <class Finish>
-void gemm(const Matrix& a, const Matrix& b, size_t m, size_t n, size_t k, Finish finish) {
+void gemm(const Matrix& a, const Matrix& b, size_t m, size_t n, size_t k, bool narrow_parts, Finish finish) {
     const size_t tiles_m = (m + tile - 1) / tile, tiles_n = (n + tile - 1) / tile;
     parallel_for(tiles_m * tiles_n, [&](size_t t) {
         static thread_local std::vector<float> memory(tile * depth_tile * 2 + tile * tile);
@@ -100,6 +101,8 @@ void gemm(const Matrix& a, const Matrix& b, size_t m, size_t n, size_t k, Finish
             for (size_t j = 0; j < columns; j += strip_n)
                 for (size_t i = 0; i < rows; i += strip_m)
                     multiply_strips(c + j * tile + i, packed_a + i * depth, packed_b + j * depth, depth);
+            if (narrow_parts)
+                for (size_t i = 0; i < tile * tile; i++) c[i] = bf16_to_float(float_to_bf16(c[i]));
         }
         finish(i0, j0, rows, columns, c);
     });
