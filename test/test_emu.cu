@@ -191,6 +191,7 @@ static void test_launch_errors() {
     check(cudaGetLastError() == cudaErrorInvalidValue);
     check(cudaFuncSetAttribute(use_dynamic, cudaFuncAttributeMaxDynamicSharedMemorySize, (227 << 10) + 1) ==
           cudaErrorInvalidValue);
+    check(cudaFuncSetAttribute(use_dynamic, cudaFuncAttributeMaxDynamicSharedMemorySize, 0) == cudaSuccess);
     cudaGetLastError();
 }
 
@@ -1325,6 +1326,303 @@ static void test_random_order() {
 }
 #endif
 
+// ---- streams that run late ------------------------------------------------------------------------------
+
+#ifdef MOEX_EMU
+__global__ void set(int* x, int value) { x[threadIdx.x] = value; }
+__global__ void times_two_plus(int* x, int add) { x[threadIdx.x] = 2 * x[threadIdx.x] + add; }
+__global__ void copy_kernel(int* to, const int* from) { to[threadIdx.x] = from[threadIdx.x]; }
+
+// How many of 20 seeds give something else than `expected`.
+static int seeds_that_differ(int expected, const std::function<int()>& f) {
+    int different = 0;
+    for (int seed = 1; seed <= 20; seed++) {
+        setenv("EMU_STREAMS", strf("random:%d", seed).c_str(), 1);
+        different += f() != expected;
+        cudaDeviceSynchronize();
+    }
+    unsetenv("EMU_STREAMS");
+    return different;
+}
+
+struct TwoStreams {
+    cudaStream_t a, b;
+    cudaEvent_t event;
+    int* pinned;
+    Device<int> x{32}, y{32};
+    explicit TwoStreams(unsigned flags = cudaStreamDefault) {
+        cudaStreamCreateWithFlags(&a, flags);
+        cudaStreamCreateWithFlags(&b, flags);
+        cudaEventCreate(&event);
+        cudaMallocHost(&pinned, 32 * sizeof(int));
+    }
+    TwoStreams(const TwoStreams&) = delete;
+    ~TwoStreams() {
+        cudaDeviceSynchronize();
+        cudaStreamDestroy(a);
+        cudaStreamDestroy(b);
+        cudaEventDestroy(event);
+        cudaFreeHost(pinned);
+    }
+};
+constexpr size_t int_row = 32 * sizeof(int);
+
+// A wait that is there gives the same for every seed, one that is missing does not.
+static void test_waits() {
+    TwoStreams s;
+    // between streams
+    const auto across = [&](bool waits) {
+        set<<<1, 32>>>(s.x.data, 1);
+        set<<<1, 32>>>(s.y.data, 1);
+        cudaDeviceSynchronize();
+        for (int i = 0; i < 5; i++) times_two_plus<<<1, 32, 0, s.a>>>(s.x.data, i);
+        cudaEventRecord(s.event, s.a);
+        if (waits) cudaStreamWaitEvent(s.b, s.event);
+        copy_kernel<<<1, 32, 0, s.b>>>(s.y.data, s.x.data);
+        return s.y.get()[7];
+    };
+    check(across(true) == 58 && across(false) == 58);
+    check(seeds_that_differ(58, [&] { return across(true); }) == 0);
+    check(seeds_that_differ(58, [&] { return across(false); }) > 3);
+    // an event means what it was recorded for before the wait was put, not what comes later
+    const auto recorded_again = [&] {
+        set<<<1, 32>>>(s.x.data, 1);
+        cudaDeviceSynchronize();
+        cudaEventRecord(s.event, s.a);
+        cudaStreamWaitEvent(s.b, s.event);
+        times_two_plus<<<1, 32, 0, s.a>>>(s.x.data, 0);
+        cudaEventRecord(s.event, s.a);
+        copy_kernel<<<1, 32, 0, s.b>>>(s.y.data, s.x.data);
+        return s.y.get()[0];
+    };
+    check(seeds_that_differ(2, recorded_again) > 3);
+    // the host reads what a copy has not yet brought: always 0xFF, even where the number was there before
+    const auto read_back = [&](bool waits) {
+        set<<<1, 32>>>(s.x.data, 5);
+        cudaDeviceSynchronize();
+        s.pinned[3] = 5;
+        cudaMemcpyAsync(s.pinned, s.x.data, int_row, cudaMemcpyDeviceToHost, s.a);
+        cudaEventRecord(s.event, s.a);
+        if (waits) cudaEventSynchronize(s.event);
+        return s.pinned[3];
+    };
+    check(seeds_that_differ(5, [&] { return read_back(true); }) == 0);
+    check(seeds_that_differ(-1, [&] { return read_back(false); }) == 0);
+    // the host overwrites what a copy has not yet taken
+    const auto reuse = [&](bool waits) {
+        s.pinned[0] = 1;
+        cudaMemcpyAsync(s.x.data, s.pinned, int_row, cudaMemcpyHostToDevice, s.a);
+        if (waits) cudaStreamSynchronize(s.a);
+        s.pinned[0] = 2;
+        return s.x.get()[0];
+    };
+    check(seeds_that_differ(1, [&] { return reuse(true); }) == 0);
+    check(seeds_that_differ(2, [&] { return reuse(false); }) == 0);
+    // .. unless it is not pinned: then the driver has it when the call returns
+    const auto pageable = [&] {
+        std::vector<int> host(32, 1);
+        cudaMemcpyAsync(s.x.data, host.data(), int_row, cudaMemcpyHostToDevice, s.a);
+        host.assign(32, 2);
+        cudaMemcpyAsync(host.data(), s.x.data, int_row, cudaMemcpyDeviceToHost, s.a); // the host waits
+        return host[31];
+    };
+    check(seeds_that_differ(1, pageable) == 0);
+    // a buffer that goes up and comes down in one stream is not poisoned before it has gone up
+    const auto up_and_down = [&] {
+        s.pinned[1] = 9;
+        cudaMemcpyAsync(s.x.data, s.pinned, int_row, cudaMemcpyHostToDevice, s.a);
+        times_two_plus<<<1, 32, 0, s.a>>>(s.x.data, 0);
+        cudaMemcpyAsync(s.pinned, s.x.data, int_row, cudaMemcpyDeviceToHost, s.a);
+        cudaStreamSynchronize(s.a);
+        return s.pinned[1];
+    };
+    check(seeds_that_differ(18, up_and_down) == 0);
+}
+
+// Without a stream: the legacy default stream, which blocking streams wait for and which waits for them.
+static void test_default_stream() {
+    for (const bool blocking : {true, false}) {
+        TwoStreams s(blocking ? cudaStreamDefault : cudaStreamNonBlocking);
+        const auto run = [&] {
+            cudaMemset(s.x.data, 0, int_row);
+            cudaDeviceSynchronize();
+            set<<<1, 32, 0, s.a>>>(s.x.data, 3);
+            times_two_plus<<<1, 32>>>(s.x.data, 1);
+            times_two_plus<<<1, 32, 0, s.b>>>(s.x.data, 1);
+            cudaDeviceSynchronize();
+            return s.x.get()[0];
+        };
+        const int different = seeds_that_differ(15, run);
+        check(blocking ? different == 0 : different > 3, "%d seeds", different);
+    }
+}
+
+// What waits, and what does not.
+static void test_what_waits() {
+    setenv("EMU_STREAMS", "random:3", 1);
+    TwoStreams s;
+    int calls = 0;
+    const auto count = [](void* data) { ++*static_cast<int*>(data); };
+    const auto put = [&] {
+        calls = 0;
+        cudaLaunchHostFunc(s.a, count, &calls);
+    };
+    int* p = nullptr;
+    put();
+    check(cudaMalloc(&p, 4) == cudaSuccess && calls == 0, "cudaMalloc does not wait");
+    check(cudaMemset(p, 0, 4) == cudaSuccess && calls == 0, "nor does cudaMemset");
+    check(cudaStreamSynchronize(s.b) == cudaSuccess && cudaFree(p) == cudaSuccess && calls == 1,
+          "cudaFree does");
+    put();
+    check(cudaMalloc(&p, 4) == cudaSuccess && cudaFreeAsync(p, s.a) == cudaSuccess && calls == 0);
+    check(cudaStreamSynchronize(s.a) == cudaSuccess && calls == 1 && cudaFree(p) == cudaErrorInvalidValue);
+    cudaGetLastError();
+    check_stops(
+        __LINE__,
+        [&] {
+            cudaMalloc(&p, 4), cudaFreeAsync(p, s.a), cudaMemsetAsync(p, 0, 4, s.a);
+            cudaDeviceSynchronize();
+        },
+        "cudaMemsetAsync: the memory at ", "has been freed");
+    put();
+    std::vector<int> host(32);
+    cudaMemcpy(host.data(), s.x.data, int_row, cudaMemcpyDeviceToHost);
+    check(calls == 1, "a blocking copy waits for blocking streams");
+    put();
+    cudaMemcpy(s.y.data, s.x.data, int_row, cudaMemcpyDeviceToDevice);
+    check(calls == 0, "one within the device does not");
+    cudaDeviceSynchronize();
+    // questions, and times
+    cudaEvent_t start;
+    cudaEventCreate(&start);
+    float ms = -1;
+    check(cudaEventElapsedTime(&ms, start, s.event) == cudaErrorInvalidResourceHandle, "not recorded");
+    check(cudaEventQuery(start) == cudaSuccess && cudaEventSynchronize(start) == cudaSuccess,
+          "nor is that waited for");
+    cudaEventRecord(start, s.a);
+    set<<<1, 32, 0, s.a>>>(s.x.data, 1);
+    cudaEventRecord(s.event, s.a);
+    check(cudaEventElapsedTime(&ms, start, s.event) == cudaErrorNotReady);
+    check(cudaStreamQuery(s.a) == cudaErrorNotReady);
+    int questions = 1;
+    while (cudaEventQuery(s.event) == cudaErrorNotReady) questions++;
+    check(questions > 1 && questions < 10 && cudaStreamQuery(s.a) == cudaSuccess, "%d questions", questions);
+    cudaGetLastError();
+    check(cudaEventElapsedTime(&ms, start, s.event) == cudaSuccess && ms >= 0);
+    cudaEventDestroy(start);
+    // one seed, one order
+    std::vector<std::string> orders;
+    for (const int seed : {1, 2, 3, 4, 5, 6, 7, 8, 5}) {
+        setenv("EMU_STREAMS", strf("random:%d", seed).c_str(), 1);
+        std::string order;
+        struct Note {
+            std::string* order;
+            char name;
+        } notes[] = {{&order, 'a'}, {&order, 'b'}};
+        cudaStream_t a, b;
+        cudaStreamCreate(&a), cudaStreamCreate(&b);
+        for (int i = 0; i < 8; i++)
+            cudaLaunchHostFunc(
+                i % 2 ? a : b,
+                [](void* data) {
+                    const Note& note = *static_cast<Note*>(data);
+                    note.order->push_back(note.name);
+                },
+                &notes[i % 2]);
+        cudaDeviceSynchronize();
+        cudaStreamDestroy(a), cudaStreamDestroy(b);
+        orders.push_back(order);
+    }
+    check(orders[4].size() == 8 && orders[4] == orders[8], "the same seed, the same order");
+    check(std::count(orders.begin(), orders.end(), orders[0]) < 9, "another seed, another order");
+    unsetenv("EMU_STREAMS");
+}
+
+// Products on two streams: each needs a workspace of its own.
+static void test_products_on_streams() {
+    check(cublasLtCreate(&lt) == CUBLAS_STATUS_SUCCESS);
+    const Problem p{32, 32, 32, false, false, CUDA_R_32F, CUDA_R_32F, CUBLASLT_EPILOGUE_DEFAULT, 1, 0, 0};
+    const auto multiply = [&](bool shared) {
+        TwoStreams s;
+        Device<float> a(std::vector<float>(1024, 1)), out(2 * 1024);
+        Device<char> workspace(2 * 8192);
+        Descriptors x(p, 32, 32, 32);
+        const size_t bytes = 8192;
+        cublasLtMatmulPreferenceSetAttribute(x.preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes,
+                                             sizeof bytes);
+        cublasLtMatmulHeuristicResult_t r{};
+        int n = 0;
+        x.heuristic(r, n);
+        for (int i = 0; i < 8; i++) {
+            const float one = i == 7, zero = 0; // on the host, and gone when the product is computed
+            check(cublasLtMatmul(lt, x.operation, &one, a.data, x.a, a.data, x.b, &zero,
+                                 out.data + i % 2 * 1024, x.d, out.data + i % 2 * 1024, x.d, &r.algo,
+                                 workspace.data + (shared ? 0 : i % 2 * bytes), bytes,
+                                 i % 2 ? s.a : s.b) == CUBLAS_STATUS_SUCCESS);
+        }
+        const std::vector<float> got = out.get();
+        return got[0] == 0 && got[1024 + 5] == 32 ? 1 : 0;
+    };
+    check(seeds_that_differ(1, [&] { return multiply(false); }) == 0);
+    int refused = 0;
+    for (int seed = 1; seed <= 20; seed++) {
+        const Death d = run_child([&] {
+            setenv("EMU_STREAMS", strf("random:%d", seed).c_str(), 1);
+            multiply(true);
+        });
+        refused += d.message.find("emu: cublasLtMatmul: its workspace at ") == 0 && d.status != 0;
+    }
+    check(refused > 3, "a workspace for two streams is noticed by %d seeds of 20", refused);
+    cublasLtDestroy(lt);
+}
+
+static void test_stream_misuse() {
+    setenv("EMU_STREAMS", "random", 1);
+    cudaStream_t s;
+    cudaEvent_t e;
+    check(cudaStreamCreate(&s) == cudaSuccess && cudaEventCreate(&e) == cudaSuccess);
+    check_stops(
+        __LINE__, [&] { nothing<<<1, 1, 0, s>>>(), cudaStreamDestroy(s); }, "cudaStreamDestroy",
+        "nobody has waited", "1 operation");
+    check(cudaStreamDestroy(s) == cudaSuccess && cudaEventDestroy(e) == cudaSuccess);
+    check_stops(
+        __LINE__, [&] { nothing<<<1, 1, 0, s>>>(); }, "nothing: this stream has been destroyed");
+    check_stops(
+        __LINE__, [&] { cudaStreamSynchronize(s); }, "cudaStreamSynchronize: this stream has been destroyed");
+    check_stops(
+        __LINE__, [&] { cudaMemsetAsync(Device<int>(1).data, 0, 4, s); }, "cudaMemsetAsync: this stream");
+    check_stops(
+        __LINE__, [&] { cudaEventRecord(e, nullptr); }, "cudaEventRecord: this event has been destroyed");
+    check_stops(
+        __LINE__, [&] { cudaStreamWaitEvent(nullptr, e); },
+        "cudaStreamWaitEvent: this event has been destroyed");
+    check(cudaEventRecord(nullptr, nullptr) == cudaErrorInvalidResourceHandle);
+    check(cudaStreamCreateWithFlags(&s, 8) == cudaErrorInvalidValue);
+    setenv("EMU_STREAMS", "sideways", 1);
+    check_stops(
+        __LINE__, [] { nothing<<<1, 1>>>(); }, "EMU_STREAMS is 'sideways'");
+    unsetenv("EMU_STREAMS");
+    cudaGetLastError();
+}
+
+static void test_late_streams() {
+    test_waits();
+    test_default_stream();
+    test_what_waits();
+    test_products_on_streams();
+    test_stream_misuse();
+    // everything else while streams run late
+    setenv("EMU_STREAMS", "random:7", 1);
+    evaluations = 0;
+    test_launches();
+    test_launch_errors();
+    test_runtime();
+    test_shared();
+    test_cublaslt();
+    unsetenv("EMU_STREAMS");
+}
+#endif
+
 // ---------------------------------------------------------------------------------------------------------
 // NCCL: every collective of three ranks, each a thread with numbers of its own.
 
@@ -1415,6 +1713,7 @@ int main() {
         test_strictness();
         evaluations = 0;
         test_random_order();
+        test_late_streams();
 #endif
         return finish();
     });

@@ -474,6 +474,113 @@ inline bool refuse_reuse(const cublasLtMatmulAlgo_t& algo, const cublasLtMatmulA
     return ++reuses % every == 0;
 }
 
+// A call of cublasLtMatmul that has been checked.
+struct MatmulCall {
+    cublasLtMatmulDescOpaque_t desc;
+    cublasLtMatrixLayoutOpaque_t a_layout, b_layout, c_layout, d_layout;
+    float scale, keep; // alpha, beta
+    const void *a, *b, *c;
+    void* d;
+    bool narrow_parts;
+    void run() const;
+};
+inline void MatmulCall::run() const {
+    const Epilogue& e = *epilogue_of(desc.epilogue);
+    const bool has_vector = e.bias || e.bias_gradient || e.sum_a || e.sum_b;
+    const bool transa = desc.transa != CUBLAS_OP_N, transb = desc.transb != CUBLAS_OP_N;
+    const size_t m = d_layout.rows, n = d_layout.cols, k = transa ? a_layout.rows : a_layout.cols;
+    const bool bf16_out = d_layout.type == CUDA_R_16BF;
+    const size_t out_bytes = type_bytes(d_layout.type);
+
+    for (int32_t batch = 0; batch < d_layout.batch_count; batch++) {
+        check_memory("A", a, a_layout, batch);
+        check_memory("B", b, b_layout, batch);
+        check_memory("D", d, d_layout, batch);
+        if (keep != 0) check_memory("C", c, c_layout, batch);
+        const Matrix A = matrix_of(a, a_layout, transa, batch), B = matrix_of(b, b_layout, transb, batch);
+        const Matrix C = matrix_of(c, c_layout, false, batch), D = matrix_of(d, d_layout, false, batch);
+        // bias, or where a gradient of it goes: a column vector (n long for BGRADB, m otherwise)
+        const Matrix vector{static_cast<char*>(desc.bias) + int64_t(out_bytes) * desc.bias_stride * batch,
+                            bf16_out, 1, 0};
+        if (has_vector && !device_memory().holds(vector.data, (e.sum_b ? n : m) * out_bytes))
+            die("cublasLtMatmul: the bias vector at %p is not all in device memory", vector.data);
+        // what ReLU and GELU keep: bits or elements, columns aux_ld apart
+        const bool bits = e.relu || e.drelu;
+        const size_t aux_ld = size_t(desc.aux_ld);
+        char* const aux = static_cast<char*>(desc.aux) +
+                          (bits ? desc.aux_stride * batch / 8 : desc.aux_stride * batch * int64_t(out_bytes));
+        const Matrix kept{aux, bf16_out, 1, aux_ld};
+        unsigned char* const mask = reinterpret_cast<unsigned char*>(aux);
+        const size_t aux_bytes = bits ? ((n - 1) * aux_ld + m + 7) / 8 : ((n - 1) * aux_ld + m) * out_bytes;
+        if (e.aux && !device_memory().holds(aux, aux_bytes))
+            die("cublasLtMatmul: the auxiliary matrix at %p is not all in device memory",
+                static_cast<void*>(aux));
+
+        // gradients of the bias, one partial sum for each column of tiles, so that the order is always the
+        // same
+        const size_t strips = (n + tile - 1) / tile;
+        std::vector<float> sums(e.bias_gradient ? strips * m : 0);
+        gemm(A, B, m, n, k, narrow_parts,
+             [&](size_t i0, size_t j0, size_t rows, size_t columns, const float* product) {
+                 for (size_t j = 0; j < columns; j++) {
+                     for (size_t i = 0; i < rows; i++) {
+                         const size_t row = i0 + i, column = j0 + j, bit = column * aux_ld + row;
+                         float x = scale * product[j * tile + i];
+                         if (keep != 0) x += keep * C.get(row, column);
+                         if (e.bias) x += vector.get(row, 0);
+                         if (e.relu &&
+                             e.aux) { // a tile has whole bytes of the mask to itself: 96 rows are 12 bytes
+                             const unsigned char one = (unsigned char)(1u << bit % 8);
+                             if (x > 0)
+                                 mask[bit / 8] |= one;
+                             else
+                                 mask[bit / 8] &= (unsigned char)(~one);
+                         }
+                         if (e.gelu && e.aux) kept.set(row, column, x);
+                         if (e.relu) x = x > 0 ? x : 0;
+                         if (e.gelu) x = gelu(x);
+                         if (e.drelu) x = mask[bit / 8] >> bit % 8 & 1 ? x : 0;
+                         if (e.dgelu) x *= gelu_gradient(kept.get(row, column));
+                         if (e.bias_gradient) sums[j0 / tile * m + row] += x;
+                         D.set(row, column, x);
+                     }
+                 }
+             });
+        if (e.bias_gradient)
+            for (size_t i = 0; i < m; i++) {
+                float sum = 0;
+                for (size_t s = 0; s < strips; s++) sum += sums[s * m + i];
+                vector.set(i, 0, sum);
+            }
+        if (e.sum_a || e.sum_b)
+            parallel_for(e.sum_a ? m : n, [&](size_t i) {
+                float sum = 0;
+                for (size_t l = 0; l < k; l++) sum += e.sum_a ? A.get(i, l) : B.get(l, i);
+                vector.set(i, 0, sum);
+            });
+    }
+}
+
+// Between its beginning and its end a product has its workspace to itself.
+inline void put_product(cudaStream_t stream, const MatmulCall& call, void* workspace, size_t bytes) {
+    const char* const name = "cublasLtMatmul";
+    static std::atomic<uint64_t> products{0};
+    const uint64_t mark = ~++products; // small numbers' complements are NaN
+    if (bytes >= sizeof mark) {
+        streams().put(stream, name, [workspace, bytes, mark] {
+            memset(workspace, 0xFF, bytes);
+            memcpy(workspace, &mark, sizeof mark);
+        });
+    }
+    streams().put(stream, name, [call, workspace, bytes, mark] {
+        if (bytes >= sizeof mark && memcmp(workspace, &mark, sizeof mark) != 0)
+            die("cublasLtMatmul: its workspace at %p was written to before it was done: has each stream its "
+                "own?",
+                workspace);
+        call.run();
+    });
+}
+
 } // namespace emu
 
 // ---- the calls ------------------------------------------------------------------------------------------
@@ -537,7 +644,7 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
                                      cublasLtMatrixLayout_t b_layout, const void* beta, const void* c,
                                      cublasLtMatrixLayout_t c_layout, void* d,
                                      cublasLtMatrixLayout_t d_layout, const cublasLtMatmulAlgo_t* algo,
-                                     void* workspace, size_t workspace_bytes, cudaStream_t) {
+                                     void* workspace, size_t workspace_bytes, cudaStream_t stream) {
     if (!handle || !desc || !alpha || !beta || !a || !b || !d || !a_layout || !b_layout || !c_layout ||
         !d_layout)
         return CUBLAS_STATUS_INVALID_VALUE;
@@ -558,7 +665,6 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
         if (algo->workspace > workspace_bytes || (algo->workspace && !workspace))
             return CUBLAS_STATUS_INVALID_VALUE;
         if (emu::refuse_reuse(*algo, product)) return CUBLAS_STATUS_NOT_SUPPORTED;
-        if (algo->workspace) memset(workspace, 0xFF, algo->workspace);
     }
     const void* const pointers[] = {a, b, keep != 0 ? c : d, d};
     const cublasLtMatrixLayout_t layouts[] = {a_layout, b_layout, c_layout, d_layout};
@@ -567,82 +673,9 @@ inline cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc
         if (reinterpret_cast<uintptr_t>(pointers[i]) % align != 0) return CUBLAS_STATUS_NOT_SUPPORTED;
     }
     if (e.aux && reinterpret_cast<uintptr_t>(desc->aux) % 16 != 0) return CUBLAS_STATUS_NOT_SUPPORTED;
-    const bool transa = desc->transa != CUBLAS_OP_N, transb = desc->transb != CUBLAS_OP_N;
-    const size_t m = d_layout->rows, n = d_layout->cols, k = transa ? a_layout->rows : a_layout->cols;
-    const bool bf16_out = d_layout->type == CUDA_R_16BF;
-    const size_t out_bytes = emu::type_bytes(d_layout->type);
-
-    for (int32_t batch = 0; batch < d_layout->batch_count; batch++) {
-        emu::check_memory("A", a, *a_layout, batch);
-        emu::check_memory("B", b, *b_layout, batch);
-        emu::check_memory("D", d, *d_layout, batch);
-        if (keep != 0) emu::check_memory("C", c, *c_layout, batch);
-        const emu::Matrix A = emu::matrix_of(a, *a_layout, transa, batch),
-                          B = emu::matrix_of(b, *b_layout, transb, batch);
-        const emu::Matrix C = emu::matrix_of(c, *c_layout, false, batch),
-                          D = emu::matrix_of(d, *d_layout, false, batch);
-        // bias, or where a gradient of it goes: a column vector (n long for BGRADB, m otherwise)
-        const emu::Matrix vector{
-            static_cast<char*>(desc->bias) + int64_t(out_bytes) * desc->bias_stride * batch, bf16_out, 1, 0};
-        if (has_vector && !emu::device_memory().holds(vector.data, (e.sum_b ? n : m) * out_bytes))
-            emu::die("cublasLtMatmul: the bias vector at %p is not all in device memory", vector.data);
-        // what ReLU and GELU keep: bits or elements, columns aux_ld apart
-        const bool bits = e.relu || e.drelu;
-        const size_t aux_ld = size_t(desc->aux_ld);
-        char* const aux =
-            static_cast<char*>(desc->aux) +
-            (bits ? desc->aux_stride * batch / 8 : desc->aux_stride * batch * int64_t(out_bytes));
-        const emu::Matrix kept{aux, bf16_out, 1, aux_ld};
-        unsigned char* const mask = reinterpret_cast<unsigned char*>(aux);
-        const size_t aux_bytes = bits ? ((n - 1) * aux_ld + m + 7) / 8 : ((n - 1) * aux_ld + m) * out_bytes;
-        if (e.aux && !emu::device_memory().holds(aux, aux_bytes))
-            emu::die("cublasLtMatmul: the auxiliary matrix at %p is not all in device memory",
-                     static_cast<void*>(aux));
-
-        // gradients of the bias, one partial sum for each column of tiles, so that the order is always the
-        // same
-        const size_t strips = (n + emu::tile - 1) / emu::tile;
-        std::vector<float> sums(e.bias_gradient ? strips * m : 0);
-        const bool narrow_parts = algo && algo->reduction == CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE;
-        emu::gemm(
-            A, B, m, n, k, narrow_parts,
-            [&](size_t i0, size_t j0, size_t rows, size_t columns, const float* tile) {
-                for (size_t j = 0; j < columns; j++) {
-                    for (size_t i = 0; i < rows; i++) {
-                        const size_t row = i0 + i, column = j0 + j, bit = column * aux_ld + row;
-                        float x = scale * tile[j * emu::tile + i];
-                        if (keep != 0) x += keep * C.get(row, column);
-                        if (e.bias) x += vector.get(row, 0);
-                        if (e.relu &&
-                            e.aux) { // a tile has whole bytes of the mask to itself: 96 rows are 12 bytes
-                            const unsigned char one = (unsigned char)(1u << bit % 8);
-                            if (x > 0)
-                                mask[bit / 8] |= one;
-                            else
-                                mask[bit / 8] &= (unsigned char)(~one);
-                        }
-                        if (e.gelu && e.aux) kept.set(row, column, x);
-                        if (e.relu) x = x > 0 ? x : 0;
-                        if (e.gelu) x = emu::gelu(x);
-                        if (e.drelu) x = mask[bit / 8] >> bit % 8 & 1 ? x : 0;
-                        if (e.dgelu) x *= emu::gelu_gradient(kept.get(row, column));
-                        if (e.bias_gradient) sums[j0 / emu::tile * m + row] += x;
-                        D.set(row, column, x);
-                    }
-                }
-            });
-        if (e.bias_gradient)
-            for (size_t i = 0; i < m; i++) {
-                float sum = 0;
-                for (size_t s = 0; s < strips; s++) sum += sums[s * m + i];
-                vector.set(i, 0, sum);
-            }
-        if (e.sum_a || e.sum_b)
-            emu::parallel_for(e.sum_a ? m : n, [&](size_t i) {
-                float sum = 0;
-                for (size_t l = 0; l < k; l++) sum += e.sum_a ? A.get(i, l) : B.get(l, i);
-                vector.set(i, 0, sum);
-            });
-    }
+    const bool narrow_parts = algo && algo->reduction == CUBLASLT_REDUCTION_SCHEME_OUTPUT_TYPE;
+    const emu::MatmulCall call{*desc, *a_layout, *b_layout, *c_layout, *d_layout, scale,
+                               keep,  a,         b,         c,         d,         narrow_parts};
+    emu::put_product(stream, call, workspace, algo ? size_t(algo->workspace) : 0);
     return CUBLAS_STATUS_SUCCESS;
 }

@@ -15,9 +15,9 @@
 //
 //     emu/types.h    qualifiers, dim3, vector types        emu/fiber.h    switching stacks
 //     emu/machine.h  blocks, threads, shared memory        emu/device.h   what device code calls
-//     emu/ptx.h      mma, ldmatrix, cp.async, ...          cuda_runtime.h the host's side (this file)
-//     cuda_bf16.h    bfloat16                              cublasLt.h     matrix products with epilogues
-//     nccl.h         collectives between threads
+//     emu/ptx.h      mma, ldmatrix, cp.async, ...          emu/streams.h  streams and events
+//     cuda_runtime.h the host's side (this file)           cublasLt.h     matrix products with epilogues
+//     cuda_bf16.h    bfloat16                              nccl.h         collectives between threads
 //
 // Strict where hardware is silent. The program stops with kernel, block and thread for: a barrier that some
 // thread of the block does not reach, or reaches at another line; a warp operation whose mask names a lane
@@ -27,18 +27,20 @@
 // leaves it; copies outside of device memory are refused with the error a GPU gives.
 //
 // Environment:  EMU_ORDER=random[:seed]   threads and blocks in random order: what differs lacks a barrier
+//               EMU_STREAMS=random[:seed] what is put on streams runs late, in any order that streams and
+//                                         events allow: what differs lacks a wait
 //               EMU_THREADS=n             workers (default: the cores this process may use, at most 16)
 //               EMU_MEMORY=bytes          what cudaMalloc gives before cudaErrorMemoryAllocation
-//               EMU_CUBLASLT_EPILOGUES=0  cublasLt has the default epilogue only; =bias: and the bias
+//               EMU_CUBLASLT_..=          what cublasLt refuses: see cublasLt.h
 //
-// Not emulated: time (streams are synchronous; a kernel that waits for another block may wait for ever),
+// Not emulated: time (kernels run one after the other; one that waits for another block may wait for ever),
 // kernels started by kernels, clusters, textures, CUDA graphs.
 #pragma once
 #include "emu/device.h"
 #include "emu/ptx.h"
+#include "emu/streams.h"
 #include "emu/types.h"
 #include <cstdlib>
-#include <ctime>
 #include <map>
 #include <mutex>
 
@@ -79,8 +81,9 @@ inline cudaError_t result(cudaError_t error) {
     return error;
 }
 
-// The device memory: what is allocated, by address, and the symbols whose address was asked for.
-struct DeviceMemory {
+// Memory that is known by address: the device's, with the symbols whose address was asked for, and what the
+// host has pinned.
+struct Memory {
     std::mutex mutex;
     std::map<const char*, size_t> regions;
     size_t used = 0;
@@ -99,8 +102,12 @@ struct DeviceMemory {
         return size_t(first - start) <= size && bytes <= size - size_t(first - start);
     }
 };
-inline DeviceMemory& device_memory() {
-    static DeviceMemory* const memory = new DeviceMemory;
+inline Memory& device_memory() {
+    static Memory* const memory = new Memory;
+    return *memory;
+}
+inline Memory& pinned_memory() {
+    static Memory* const memory = new Memory;
     return *memory;
 }
 
@@ -238,16 +245,13 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
 }
 inline cudaError_t cudaDriverGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
 inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
-inline cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
-inline cudaError_t cudaDeviceReset() { return cudaSuccess; }
+inline cudaError_t cudaDeviceSynchronize() { return emu::streams().finish_all(), cudaSuccess; }
+inline cudaError_t cudaDeviceReset() { return cudaDeviceSynchronize(); }
 
 // ---- memory ---------------------------------------------------------------------------------------------
 
-typedef struct CUstream_st* cudaStream_t;
-typedef struct CUevent_st* cudaEvent_t;
-
 inline cudaError_t emu_malloc(void** p, size_t bytes) {
-    emu::DeviceMemory& memory = emu::device_memory();
+    emu::Memory& memory = emu::device_memory();
     std::lock_guard lock(memory.mutex);
     *p = nullptr;
     if (bytes == 0) return cudaSuccess;
@@ -265,9 +269,11 @@ template <class T> cudaError_t cudaMalloc(T** p, size_t bytes) {
 template <class T> cudaError_t cudaMallocAsync(T** p, size_t bytes, cudaStream_t) {
     return cudaMalloc(p, bytes);
 }
+// Waits for all that is pending; cudaMalloc does not.
 inline cudaError_t cudaFree(void* p) {
     if (!p) return cudaSuccess;
-    emu::DeviceMemory& memory = emu::device_memory();
+    emu::streams().finish_all();
+    emu::Memory& memory = emu::device_memory();
     std::lock_guard lock(memory.mutex);
     const auto region = memory.regions.find(static_cast<char*>(p));
     if (region == memory.regions.end()) return emu::result(cudaErrorInvalidValue);
@@ -276,7 +282,20 @@ inline cudaError_t cudaFree(void* p) {
     free(p);
     return cudaSuccess;
 }
-inline cudaError_t cudaFreeAsync(void* p, cudaStream_t) { return cudaFree(p); }
+inline cudaError_t cudaFreeAsync(void* p, cudaStream_t stream) {
+    if (!p) return cudaSuccess;
+    if (!emu::device_memory().holds(p, 1)) return emu::result(cudaErrorInvalidValue);
+    emu::streams().put(stream, "cudaFreeAsync", [p] {
+        emu::Memory& memory = emu::device_memory();
+        std::lock_guard lock(memory.mutex);
+        const auto region = memory.regions.find(static_cast<char*>(p));
+        if (region == memory.regions.end()) emu::die("cudaFreeAsync: %p is no longer allocated", p);
+        memory.used -= region->second;
+        memory.regions.erase(region);
+        free(p);
+    });
+    return cudaSuccess;
+}
 inline cudaError_t cudaMemGetInfo(size_t* available, size_t* total) {
     *total = emu::device_memory().total();
     *available = *total - std::min(*total, emu::device_memory().used);
@@ -290,13 +309,28 @@ enum {
     cudaHostAllocWriteCombined = 4
 };
 template <class T> cudaError_t cudaHostAlloc(T** p, size_t bytes, unsigned) {
-    void* memory;
-    if (posix_memalign(&memory, 256, bytes ? bytes : 1) != 0) return emu::result(cudaErrorMemoryAllocation);
-    *p = static_cast<T*>(memory);
+    void* data;
+    if (posix_memalign(&data, 256, bytes ? bytes : 1) != 0) return emu::result(cudaErrorMemoryAllocation);
+    std::lock_guard lock(emu::pinned_memory().mutex);
+    emu::pinned_memory().regions[static_cast<char*>(data)] = bytes;
+    *p = static_cast<T*>(data);
     return cudaSuccess;
 }
 template <class T> cudaError_t cudaMallocHost(T** p, size_t bytes) { return cudaHostAlloc(p, bytes, 0); }
-inline cudaError_t cudaFreeHost(void* p) { return free(p), cudaSuccess; }
+inline cudaError_t cudaFreeHost(void* p) {
+    if (!p) return cudaSuccess;
+    emu::streams().finish_all();
+    std::lock_guard lock(emu::pinned_memory().mutex);
+    if (!emu::pinned_memory().regions.erase(static_cast<char*>(p))) return emu::result(cudaErrorInvalidValue);
+    free(p);
+    return cudaSuccess;
+}
+// Pinned memory has one address for both.
+template <class T> cudaError_t cudaHostGetDevicePointer(T** device, void* host, unsigned) {
+    if (!emu::pinned_memory().holds(host, 1)) return emu::result(cudaErrorInvalidValue);
+    *device = static_cast<T*>(host);
+    return cudaSuccess;
+}
 
 enum cudaMemcpyKind {
     cudaMemcpyHostToHost = 0,
@@ -305,42 +339,134 @@ enum cudaMemcpyKind {
     cudaMemcpyDeviceToDevice = 3,
     cudaMemcpyDefault = 4,
 };
-inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
-    const bool to_device = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
-    const bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
-    if (bytes == 0) return cudaSuccess;
-    if (unsigned(kind) > cudaMemcpyDefault || (to_device && !emu::device_memory().holds(to, bytes)) ||
-        (from_device && !emu::device_memory().holds(from, bytes)))
-        return emu::result(cudaErrorInvalidValue);
-    memmove(to, from, bytes);
+
+namespace emu {
+
+// `height` rows of `width` bytes each, `pitch` bytes apart.
+struct Rows {
+    char* data;
+    size_t pitch, width, height;
+    size_t span() const { return (height - 1) * pitch + width; }
+    Range range() const { return {data, span()}; }
+    void fill(int value) const {
+        for (size_t y = 0; y < height; y++) memset(data + y * pitch, value, width);
+    }
+    void copy_from(const Rows& from) const {
+        for (size_t y = 0; y < height; y++) memmove(data + y * pitch, from.data + y * from.pitch, width);
+    }
+};
+
+// What stands where something will be written: 0xFF, as long as nothing that is pending may read it first.
+inline void poison(const Rows& to, bool on_device) {
+    Streams& s = streams();
+    if (on_device ? !s.anything_pending() : !s.is_read(to.range())) to.fill(0xFF);
+}
+
+// When a call's turn comes: is the memory that it was given still there?
+inline void check_allocated(const char* call, const Rows& r) {
+    if (!device_memory().holds(r.data, r.span()))
+        die("%s: the memory at %p has been freed before its turn came", call, static_cast<void*>(r.data));
+}
+
+// blocking: the call of that kind, without a stream. What it waits for is what the documentation says.
+inline cudaError_t copy(const char* call, const Rows& to, const Rows& from, cudaMemcpyKind kind,
+                        cudaStream_t stream, bool blocking) {
+    if (unsigned(kind) > cudaMemcpyDefault || to.pitch < to.width || from.pitch < to.width)
+        return result(cudaErrorInvalidValue);
+    if (to.width == 0 || to.height == 0) return cudaSuccess;
+    const bool inferred = kind == cudaMemcpyDefault;
+    const bool to_device = inferred ? device_memory().holds(to.data, to.span())
+                                    : kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice;
+    const bool from_device = inferred ? device_memory().holds(from.data, from.span())
+                                      : kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
+    if ((to_device && !device_memory().holds(to.data, to.span())) ||
+        (from_device && !device_memory().holds(from.data, from.span())))
+        return result(cudaErrorInvalidValue);
+
+    Streams& s = streams();
+    const std::lock_guard lock(s.mutex);
+    s.listen();
+    if (!s.late) return s.live(stream, call), to.copy_from(from), cudaSuccess;
+    if (!to_device && !from_device) { // the host waits
+        s.finish(stream, call);
+        to.copy_from(from);
+        return cudaSuccess;
+    }
+    const bool pinned = pinned_memory().holds((to_device ? from : to).data, (to_device ? from : to).span());
+    if (to_device && !from_device &&
+        !pinned) { // by way of a buffer of the driver's, filled before the call returns
+        const auto staged = std::make_shared<std::vector<char>>(to.width * to.height);
+        const Rows buffer{staged->data(), to.width, to.width, to.height};
+        buffer.copy_from(from);
+        poison(to, true);
+        s.put(stream, call, [=] {
+            check_allocated(call, to);
+            to.copy_from(buffer);
+            (void)staged; // keeps the buffer
+        });
+        return cudaSuccess;
+    }
+    const bool overlapping = from_device && to_device && to.range().meets(from.range());
+    if (!overlapping) poison(to, to_device);
+    const uint64_t number = s.put(
+        stream, call,
+        [=] {
+            if (to_device) check_allocated(call, to);
+            if (from_device) check_allocated(call, from);
+            to.copy_from(from);
+        },
+        from_device ? nothing : from.range());
+    const bool waits = from_device && to_device ? false : blocking || !pinned;
+    if (waits) s.finish(stream, call, number);
     return cudaSuccess;
 }
+
+inline cudaError_t fill(const char* call, void* p, int value, size_t bytes, cudaStream_t stream) {
+    if (bytes == 0) return cudaSuccess;
+    if (!device_memory().holds(p, bytes)) return result(cudaErrorInvalidValue);
+    Streams& s = streams();
+    const std::lock_guard lock(s.mutex);
+    s.listen();
+    const Rows to{static_cast<char*>(p), bytes, bytes, 1};
+    if (s.late) poison(to, true);
+    s.put(stream, call, [=] {
+        check_allocated(call, to);
+        to.fill(value);
+    });
+    return cudaSuccess;
+}
+
+inline Rows rows(const void* p, size_t pitch, size_t width, size_t height) {
+    return {static_cast<char*>(const_cast<void*>(p)), pitch, width, height};
+}
+
+} // namespace emu
+
+inline cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+    return emu::copy("cudaMemcpy", emu::rows(to, bytes, bytes, 1), emu::rows(from, bytes, bytes, 1), kind,
+                     nullptr, true);
+}
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
-                                   cudaStream_t = nullptr) {
-    return cudaMemcpy(to, from, bytes, kind);
+                                   cudaStream_t stream = nullptr) {
+    return emu::copy("cudaMemcpyAsync", emu::rows(to, bytes, bytes, 1), emu::rows(from, bytes, bytes, 1),
+                     kind, stream, false);
 }
 inline cudaError_t cudaMemcpy2D(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width,
                                 size_t height, cudaMemcpyKind kind) {
-    if (to_pitch < width || from_pitch < width) return emu::result(cudaErrorInvalidValue);
-    for (size_t y = 0; y < height; y++)
-        if (cudaError_t error = cudaMemcpy(static_cast<char*>(to) + y * to_pitch,
-                                           static_cast<const char*>(from) + y * from_pitch, width, kind))
-            return error;
-    return cudaSuccess;
+    return emu::copy("cudaMemcpy2D", emu::rows(to, to_pitch, width, height),
+                     emu::rows(from, from_pitch, width, height), kind, nullptr, true);
 }
 inline cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
                                      size_t width, size_t height, cudaMemcpyKind kind,
-                                     cudaStream_t = nullptr) {
-    return cudaMemcpy2D(to, to_pitch, from, from_pitch, width, height, kind);
+                                     cudaStream_t stream = nullptr) {
+    return emu::copy("cudaMemcpy2DAsync", emu::rows(to, to_pitch, width, height),
+                     emu::rows(from, from_pitch, width, height), kind, stream, false);
 }
 inline cudaError_t cudaMemset(void* p, int value, size_t bytes) {
-    if (bytes == 0) return cudaSuccess;
-    if (!emu::device_memory().holds(p, bytes)) return emu::result(cudaErrorInvalidValue);
-    memset(p, value, bytes);
-    return cudaSuccess;
+    return emu::fill("cudaMemset", p, value, bytes, nullptr);
 }
-inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t = nullptr) {
-    return cudaMemset(p, value, bytes);
+inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream = nullptr) {
+    return emu::fill("cudaMemsetAsync", p, value, bytes, stream);
 }
 
 // __device__ and __constant__ variables are ordinary ones; asking for the address makes it device memory.
@@ -365,16 +491,8 @@ template <class T> cudaError_t cudaMemcpyFromSymbol(void* to, const T& symbol, s
     return cudaMemcpy(to, static_cast<char*>(p) + offset, bytes, kind);
 }
 
-// ---- streams and events: everything has happened when the call returns ----------------------------------
+// ---- streams and events ---------------------------------------------------------------------------------
 
-struct CUstream_st {
-    unsigned flags;
-};
-struct CUevent_st {
-    timespec time;
-    bool recorded;
-};
-enum { cudaStreamDefault = 0, cudaStreamNonBlocking = 1 };
 enum {
     cudaEventDefault = 0,
     cudaEventBlockingSync = 1,
@@ -383,8 +501,14 @@ enum {
 };
 enum { cudaEventWaitDefault = 0 };
 
-inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned flags) {
-    return *s = new CUstream_st{flags}, cudaSuccess;
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+    if (flags > cudaStreamNonBlocking) return emu::result(cudaErrorInvalidValue);
+    emu::Streams& s = emu::streams();
+    const std::lock_guard lock(s.mutex);
+    s.all.push_back({flags});
+    s.all.back().priority = s.random.next();
+    *stream = &s.all.back();
+    return cudaSuccess;
 }
 inline cudaError_t cudaStreamCreate(cudaStream_t* s) {
     return cudaStreamCreateWithFlags(s, cudaStreamDefault);
@@ -392,35 +516,88 @@ inline cudaError_t cudaStreamCreate(cudaStream_t* s) {
 inline cudaError_t cudaStreamCreateWithPriority(cudaStream_t* s, unsigned flags, int) {
     return cudaStreamCreateWithFlags(s, flags);
 }
-inline cudaError_t cudaStreamDestroy(cudaStream_t s) { return delete s, cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaStreamQuery(cudaStream_t) { return cudaSuccess; }
-inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t e, unsigned = 0) {
-    return emu::result(e ? cudaSuccess : cudaErrorInvalidResourceHandle);
+// Hardware lets what is pending run on, beside whatever comes next.
+inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    if (!stream) return emu::result(cudaErrorInvalidResourceHandle);
+    emu::Streams& s = emu::streams();
+    const std::lock_guard lock(s.mutex);
+    const size_t pending = s.live(stream, "cudaStreamDestroy").queue.size();
+    if (pending) emu::die("cudaStreamDestroy: nobody has waited for the last %zu operations on it", pending);
+    stream->destroyed = true;
+    return cudaSuccess;
 }
-inline cudaError_t cudaLaunchHostFunc(cudaStream_t, void (*f)(void*), void* data) {
-    return f(data), cudaSuccess;
+inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    return emu::streams().finish(stream, "cudaStreamSynchronize"), cudaSuccess;
+}
+// Something is done at every question, so that a loop around it ends.
+inline cudaError_t cudaStreamQuery(cudaStream_t stream) {
+    emu::Streams& s = emu::streams();
+    const std::lock_guard lock(s.mutex);
+    const CUstream_st& asked = s.live(stream, "cudaStreamQuery");
+    if (asked.queue.empty()) return cudaSuccess;
+    s.step();
+    return cudaErrorNotReady;
+}
+inline cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned = 0) {
+    if (!event) return emu::result(cudaErrorInvalidResourceHandle);
+    const char* const call = "cudaStreamWaitEvent";
+    const std::shared_ptr<emu::Record> last = emu::live(event, call).last; // as recorded now, not later
+    if (last)
+        emu::streams().put(
+            stream, call, [] {}, emu::nothing, last);
+    return cudaSuccess;
+}
+inline cudaError_t cudaLaunchHostFunc(cudaStream_t stream, void (*f)(void*), void* data) {
+    emu::streams().put(
+        stream, "cudaLaunchHostFunc", [f, data] { f(data); }, emu::anything);
+    return cudaSuccess;
 }
 
-inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) {
-    return *e = new CUevent_st{}, cudaSuccess;
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned flags) {
+    emu::Streams& s = emu::streams();
+    const std::lock_guard lock(s.mutex);
+    s.events.push_back({flags});
+    return *e = &s.events.back(), cudaSuccess;
 }
 inline cudaError_t cudaEventCreate(cudaEvent_t* e) { return cudaEventCreateWithFlags(e, cudaEventDefault); }
-inline cudaError_t cudaEventDestroy(cudaEvent_t e) { return delete e, cudaSuccess; }
-inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t = nullptr) {
+inline cudaError_t cudaEventDestroy(cudaEvent_t e) {
     if (!e) return emu::result(cudaErrorInvalidResourceHandle);
-    clock_gettime(CLOCK_MONOTONIC, &e->time);
-    e->recorded = true;
+    emu::live(e, "cudaEventDestroy").destroyed = true;
+    return cudaSuccess;
+}
+inline cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t stream = nullptr) {
+    if (!e) return emu::result(cudaErrorInvalidResourceHandle);
+    const auto record = std::make_shared<emu::Record>();
+    emu::live(e, "cudaEventRecord").last = record;
+    emu::streams().put(stream, "cudaEventRecord", [record] {
+        clock_gettime(CLOCK_MONOTONIC, &record->time);
+        record->done = true;
+    });
     return cudaSuccess;
 }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t e) {
-    return emu::result(e ? cudaSuccess : cudaErrorInvalidResourceHandle);
+    if (!e) return emu::result(cudaErrorInvalidResourceHandle);
+    const std::shared_ptr<emu::Record> last = emu::live(e, "cudaEventSynchronize").last;
+    emu::Streams& s = emu::streams();
+    const std::lock_guard lock(s.mutex);
+    s.run_until([&] { return !last || last->done; });
+    return cudaSuccess;
 }
-inline cudaError_t cudaEventQuery(cudaEvent_t e) { return cudaEventSynchronize(e); }
+inline cudaError_t cudaEventQuery(cudaEvent_t e) {
+    if (!e) return emu::result(cudaErrorInvalidResourceHandle);
+    const std::shared_ptr<emu::Record> last = emu::live(e, "cudaEventQuery").last;
+    if (!last || last->done) return cudaSuccess;
+    const std::lock_guard lock(emu::streams().mutex);
+    emu::streams().step();
+    return cudaErrorNotReady;
+}
 inline cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to) {
-    if (!from || !to || !from->recorded || !to->recorded) return emu::result(cudaErrorInvalidResourceHandle);
-    *milliseconds = float(double(to->time.tv_sec - from->time.tv_sec) * 1e3 +
-                          double(to->time.tv_nsec - from->time.tv_nsec) * 1e-6);
+    if (!from || !to || !from->last || !to->last || ((from->flags | to->flags) & cudaEventDisableTiming))
+        return emu::result(cudaErrorInvalidResourceHandle);
+    if (!from->last->done || !to->last->done) return emu::result(cudaErrorNotReady);
+    const timespec &begin = from->last->time, &end = to->last->time;
+    *milliseconds =
+        float(double(end.tv_sec - begin.tv_sec) * 1e3 + double(end.tv_nsec - begin.tv_nsec) * 1e-6);
     return cudaSuccess;
 }
 
@@ -451,12 +628,13 @@ inline SharedLimits& shared_limits() {
 struct Config { // what stands between <<< and >>>
     dim3 grid, block;
     size_t dynamic_shared;
-    Config(dim3 grid, dim3 block, size_t dynamic_shared = 0, cudaStream_t = nullptr)
-        : grid(grid), block(block), dynamic_shared(dynamic_shared) {}
+    cudaStream_t stream;
+    Config(dim3 grid, dim3 block, size_t dynamic_shared = 0, cudaStream_t stream = nullptr)
+        : grid(grid), block(block), dynamic_shared(dynamic_shared), stream(stream) {}
 };
 
 inline void start(const char* name, const Config& c, const void* kernel, void (*body)(const void*),
-                  const void* arguments) {
+                  const std::shared_ptr<const void>& arguments) {
     const dim3 g = c.grid, b = c.block;
     const bool fits = g.x && g.y && g.z && g.x <= 0x7fffffff && g.y <= 65535 && g.z <= 65535 && b.x && b.y &&
                       b.z && b.x <= 1024 && b.y <= 1024 && b.z <= 64 && b.x * b.y * b.z <= max_threads;
@@ -464,7 +642,7 @@ inline void start(const char* name, const Config& c, const void* kernel, void (*
     const size_t limit = shared_limits().of(kernel);
     if (c.dynamic_shared > limit) return void(result(cudaErrorInvalidValue));
     // Static shared memory counts, too, and is known when its declaration is reached.
-    Launch launch{name, g, b, c.dynamic_shared, limit, body, arguments, false, 0};
+    Launch launch{name, g, b, c.dynamic_shared, limit, body, arguments.get(), false, 0};
     if (const char* order = getenv("EMU_ORDER")) {
         static std::atomic<uint64_t> launches{0};
         if (strncmp(order, "random", 6) != 0 || (order[6] && order[6] != ':'))
@@ -472,29 +650,29 @@ inline void start(const char* name, const Config& c, const void* kernel, void (*
         launch.random = true;
         launch.seed = Random{strtoull(order[6] ? order + 7 : "1", nullptr, 10) + (launches++ << 32)}.next();
     }
-    run_grid(launch);
+    streams().put(c.stream, name, [launch, arguments] { run_grid(launch); });
 }
 
 // kernel<<<config>>>(arguments): they are converted to the kernel's parameters here, once.
 template <class... P> void launch(const char* name, const Config& config, void (*kernel)(P...),
                                   std::type_identity_t<P>... arguments) {
     typedef std::tuple<void (*)(P...), P...> Call;
-    const Call call(kernel, arguments...);
+    const auto call = std::make_shared<const Call>(kernel, arguments...);
     const auto body = [](const void* call) {
         std::apply([](void (*f)(P...), const P&... a) { f(a...); }, *static_cast<const Call*>(call));
     };
-    start(name, config, reinterpret_cast<const void*>(kernel), body, &call);
+    start(name, config, reinterpret_cast<const void*>(kernel), body, call);
 }
 
 // The same for a kernel template whose parameters follow from the arguments; its limit is 48 KiB.
 template <class F, class... A>
 void launch_deduced(const char* name, const Config& config, F kernel, A... arguments) {
     typedef std::tuple<F, A...> Call;
-    const Call call(kernel, arguments...);
+    const auto call = std::make_shared<const Call>(kernel, arguments...);
     const auto body = [](const void* call) {
         std::apply([](const F& f, const A&... a) { f(a...); }, *static_cast<const Call*>(call));
     };
-    start(name, config, nullptr, body, &call);
+    start(name, config, nullptr, body, call);
 }
 
 } // namespace emu
