@@ -38,7 +38,8 @@ c++filt < "$log" | awk -v arch="$arch" '
         wanted = index($0, "\047" arch "\047") > 0
         name = $0
         sub(/.*entry function \047(void )?/, "", name)
-        sub(/\(.*/, "", name)
+        sub(/[(\047].*/, "", name)
+        gsub(/ /, "", name)
     }
     wanted && /spill stores/ { spills = $0; gsub(/[^0-9,]/, "", spills); split(spills, bytes, ","); spilled = bytes[2] + bytes[3] }
     wanted && /Used [0-9]+ registers/ {
