@@ -67,18 +67,36 @@ help:
 	@echo "make clean         remove build/"
 
 # ---------------------------------------------------------------------------------------------------------
-# Programs. Each is one source file; the compiler writes down which headers it read (-MMD).
+# Every source that is not a program is compiled once and goes into the archive of its layer: libmoex.a (dev/lib,
+# data, dev/run), libcpu.a (dev/cpu) and libinterp.a (dev/interp); libdouble.a is dev/cpu in double. A program is
+# its own object and the archives below it, linked from the top of the house to the bottom. The compiler writes
+# down which headers it read (-MMD).
 
-$(B)/train_moex_cpu: dev/cpu/train_moex.cpp
-$(B)/sample_cpu:     dev/cpu/sample.cpp
-$(B)/make_chess:     data/make_chess.cpp
-$(B)/make_text:      data/make_text.cpp
-$(addprefix $(B)/,$(INTERP)): $(B)/%: dev/interp/%.cpp
-$(addprefix $(B)/,$(BENCHES)): $(B)/%: dev/bench/%.cpp
-$(addprefix $(B)/,$(TESTS) dump_reference): $(B)/%: test/%.cpp
+MAINS     = $(addprefix data/,make_chess.cpp make_text.cpp) $(addprefix dev/cpu/,train_moex.cpp sample.cpp) $(INTERP:%=dev/interp/%.cpp)
+SOURCES   = $(filter-out $(MAINS),$(wildcard $(addsuffix /*.cpp,$(1))))
+MOEX_CPP := $(call SOURCES,dev/lib data dev/run)
+CPU_CPP  := $(call SOURCES,dev/cpu)
+INTERP_CPP := $(call SOURCES,dev/interp)
 
-# These compute in double.
-$(B)/test_gradients $(B)/dump_reference: FLAGS += -DMOEX_DOUBLE
+$(B)/libmoex.a:   $(MOEX_CPP:%.cpp=$(B)/obj/%.o)
+$(B)/libcpu.a:    $(CPU_CPP:%.cpp=$(B)/obj/%.o)
+$(B)/libdouble.a: $(CPU_CPP:%.cpp=$(B)/double/%.o)
+$(B)/libinterp.a: $(INTERP_CPP:%.cpp=$(B)/obj/%.o)
+LIBRARIES = $(addprefix $(B)/,libmoex.a libcpu.a libdouble.a libinterp.a)
+$(LIBRARIES): Makefile
+	@rm -f $@
+	@ar rcs $@ $(filter %.o,$^)
+
+MAKERS = make_chess make_text
+DOUBLE = test_gradients dump_reference
+
+$(B)/train_moex_cpu: $(B)/obj/dev/cpu/train_moex.o
+$(B)/sample_cpu:     $(B)/obj/dev/cpu/sample.o
+$(addprefix $(B)/,$(MAKERS)):  $(B)/%: $(B)/obj/data/%.o
+$(addprefix $(B)/,$(INTERP)):  $(B)/%: $(B)/obj/dev/interp/%.o
+$(addprefix $(B)/,$(BENCHES)): $(B)/%: $(B)/obj/dev/bench/%.o
+$(addprefix $(B)/,$(filter-out $(DOUBLE),$(TESTS))): $(B)/%: $(B)/obj/test/%.o
+$(addprefix $(B)/,$(DOUBLE)):  $(B)/%: $(B)/double/test/%.o
 
 # The report's page: files that an editor knows, put into the program as they are.
 PAGE_SCRIPTS = $(addprefix dev/interp/page/,$(addsuffix .js,charts run board sparsity router units main))# in this order
@@ -91,44 +109,53 @@ $(B)/page.cpp: $(PAGE) Makefile
 	    { embed page_html dev/interp/page/page.html; embed page_style dev/interp/page/style.css; embed page_script $(PAGE_SCRIPTS); } > $@
 $(B)/page.o: $(B)/page.cpp
 	$(COMPILE) -c $< -o $@
-$(B)/report $(B)/test_report: $(B)/page.o
+$(B)/libinterp.a: $(B)/page.o
 
 BINARIES = $(addprefix $(B)/,$(PROGRAMS) $(TESTS) $(BENCHES) dump_reference)
-$(BINARIES): Makefile
-	@mkdir -p $(B)
-	$(COMPILE) $(filter %.cpp %.o,$^) -o $@
--include $(addsuffix .d,$(BINARIES))
+OF_DATA  = $(MAKERS) perft test_chess test_make_chess test_data test_safetensors # these wait for nothing else
+$(addprefix $(B)/,$(filter-out $(OF_DATA) $(DOUBLE) train_moex_cpu sample_cpu,$(notdir $(BINARIES)))): $(B)/libinterp.a
+$(addprefix $(B)/,$(filter-out $(OF_DATA) $(DOUBLE),$(notdir $(BINARIES)))): $(B)/libcpu.a
+$(addprefix $(B)/,$(DOUBLE)): $(B)/libdouble.a
+$(BINARIES): $(B)/libmoex.a
+$(BINARIES):
+	$(LINK)
+
+LINK = $(CXX) $(CXXFLAGS) $(OPENMP) $(filter %.o,$^) $(filter %.a,$^) -o $@
+$(B)/obj/%.o: %.cpp Makefile
+	@mkdir -p $(@D)
+	$(COMPILE) -c $< -o $@
+$(B)/double/%.o: %.cpp Makefile
+	@mkdir -p $(@D)
+	$(COMPILE) -DMOEX_DOUBLE -c $< -o $@
+-include $(shell find $(B)/obj $(B)/double -name '*.d' 2>/dev/null)
 
 # ---------------------------------------------------------------------------------------------------------
 # The CUDA programs: by nvcc for the GPU, and by dev/emu and the C++ compiler for the CPU. What ptxas says of
 # registers and spills is kept beside the binary; test/test_ptxas.sh reads it.
 
 CUDA_SOURCES = train_moex.cu sample.cu dev/interp/bsp_gpu.cu dev/bench/bench_gpu.cu $(wildcard test/*.cu)
+CUDA_LAYERS  = $(B)/libinterp.a $(B)/libmoex.a # train_moex.cu and dev/cpu know nothing of each other
 CUDA_TESTS   = test_kernels test_cuda test_sample test_units
 NVCC_FLAGS   = -std=c++20 -O3 --expt-relaxed-constexpr -lineinfo -t 0 -Xptxas -v \
                $(foreach a,$(GPU_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) -Xcompiler -Wall,-Wextra$(if $(OPENMP),$(comma)-fopenmp)
-NVCC_COMPILE = @mkdir -p $(@D); echo "$(NVCC) -> $@"; $(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $@.d -MT $@ $(firstword $(filter %.cu,$^)) $(filter %.o,$^) -lcublasLt -o $@ \
+NVCC_COMPILE = @mkdir -p $(@D); echo "$(NVCC) -> $@"; $(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $@.d -MT $@ $(firstword $(filter %.cu,$^)) $(filter %.o,$^) $(filter %.a,$^) -lcublasLt -o $@ \
                > $@.ptxas 2>&1 || { grep -v 'ptxas info\|bytes stack' $@.ptxas >&2; exit 1; }
 
 vpath %.cu . dev/interp dev/bench
 CUDA_PROGRAMS = train_moex sample bsp_gpu bench_gpu
-$(addprefix $(B)/,$(CUDA_PROGRAMS)): $(B)/%: %.cu Makefile
+$(addprefix $(B)/,$(CUDA_PROGRAMS)): $(B)/%: %.cu $(CUDA_LAYERS) Makefile
 	$(NVCC_COMPILE)
 $(addprefix $(B)/,$(addsuffix _fp32,$(CUDA_PROGRAMS))): private NVCC_FLAGS += -DPRECISION_FP32
-$(addprefix $(B)/,$(addsuffix _fp32,$(CUDA_PROGRAMS))): $(B)/%_fp32: %.cu Makefile
+$(addprefix $(B)/,$(addsuffix _fp32,$(CUDA_PROGRAMS))): $(B)/%_fp32: %.cu $(CUDA_LAYERS) Makefile
 	$(NVCC_COMPILE)
-$(addprefix $(B)/gpu/,$(CUDA_TESTS)): $(B)/gpu/%: test/%.cu $(B)/reference.o Makefile
+$(addprefix $(B)/gpu/,$(CUDA_TESTS)): $(B)/gpu/%: test/%.cu $(B)/double/test/reference.o $(CUDA_LAYERS) Makefile
 	$(NVCC_COMPILE)
 $(addprefix $(B)/gpu/,$(addsuffix _fp32,$(CUDA_TESTS))): private NVCC_FLAGS += -DPRECISION_FP32
-$(addprefix $(B)/gpu/,$(addsuffix _fp32,$(CUDA_TESTS))): $(B)/gpu/%_fp32: test/%.cu $(B)/reference.o Makefile
+$(addprefix $(B)/gpu/,$(addsuffix _fp32,$(CUDA_TESTS))): $(B)/gpu/%_fp32: test/%.cu $(B)/double/test/reference.o $(CUDA_LAYERS) Makefile
 	$(NVCC_COMPILE)
 
-$(B)/reference.o: test/reference.cpp Makefile
-	@mkdir -p $(B)
-	$(COMPILE) -DMOEX_DOUBLE -MF $(B)/reference.d -c $< -o $@
-$(B)/translate: dev/emu/translate.cpp Makefile
-	@mkdir -p $(B)
-	$(COMPILE) $< -o $@
+$(B)/translate: $(B)/obj/dev/emu/translate.o $(B)/libmoex.a
+	$(LINK)
 $(B)/emu/%.cpp: $(B)/translate $(CUDA_SOURCES)
 	@mkdir -p $(B)/emu
 	$(B)/translate $(firstword $(wildcard $*.cu test/$*.cu dev/interp/$*.cu dev/bench/$*.cu)) $@
@@ -136,17 +163,17 @@ $(B)/emu/%.cpp: $(B)/translate $(CUDA_SOURCES)
 EMU_BINARIES = $(addprefix $(B)/,$(EMULATED) $(foreach t,$(CUDA_TESTS),$(t)_emu $(t)_fp32_emu) test_emu bench_gpu_emu)
 EMU_CXXFLAGS ?= $(if $(SAN),$(CXXFLAGS) -g0,$(subst -O3,-O2,$(CXXFLAGS)) $(if $(filter test_%,$(@F)),,-g))
 EMU_COMPILE  = $(CXX) $(FLAGS) $(EMU_CXXFLAGS) $(OPENMP) -MMD -MP -fno-strict-aliasing -I dev/emu/include -I test \
-               -MF $@.d -MT $@ $(filter %.cpp %.o,$^) -o $@
+               -MF $@.d -MT $@ $(filter %.cpp %.o,$^) $(filter %.a,$^) -o $@
 $(B)/%_fp32_emu: private FLAGS += -DPRECISION_FP32
-$(B)/%_fp32_emu: $(B)/emu/%.cpp Makefile
+$(B)/%_fp32_emu: $(B)/emu/%.cpp $(CUDA_LAYERS) Makefile
 	$(EMU_COMPILE)
-$(B)/%_emu: $(B)/emu/%.cpp Makefile
+$(B)/%_emu: $(B)/emu/%.cpp $(CUDA_LAYERS) Makefile
 	$(EMU_COMPILE)
-$(B)/test_emu: $(B)/emu/test_emu.cpp Makefile
+$(B)/test_emu: $(B)/emu/test_emu.cpp $(B)/libmoex.a Makefile
 	$(EMU_COMPILE)
-$(foreach t,$(CUDA_TESTS),$(B)/$(t)_emu $(B)/$(t)_fp32_emu): $(B)/reference.o
+$(foreach t,$(CUDA_TESTS),$(B)/$(t)_emu $(B)/$(t)_fp32_emu): $(B)/double/test/reference.o
 .SECONDARY: $(addprefix $(B)/emu/,$(addsuffix .cpp,$(CUDA_PROGRAMS) test_emu $(CUDA_TESTS)))
--include $(addsuffix .d,$(EMU_BINARIES) $(addprefix $(B)/,$(CUDA_PROGRAMS) $(addsuffix _fp32,$(CUDA_PROGRAMS))) $(addprefix $(B)/gpu/,$(CUDA_TESTS) $(addsuffix _fp32,$(CUDA_TESTS)))) $(B)/reference.d $(B)/translate.d
+-include $(addsuffix .d,$(EMU_BINARIES) $(addprefix $(B)/,$(CUDA_PROGRAMS) $(addsuffix _fp32,$(CUDA_PROGRAMS))) $(addprefix $(B)/gpu/,$(CUDA_TESTS) $(addsuffix _fp32,$(CUDA_TESTS))))
 
 # ---------------------------------------------------------------------------------------------------------
 # The demo: two commands' worth of everything, on a machine with g++ and make and nothing else.
@@ -235,10 +262,13 @@ FUZZERS = fuzz_checkpoint fuzz_shard fuzz_pgn fuzz_interp
 fuzz: $(addprefix build/fuzz/,$(FUZZERS))
 	@for f in $(FUZZERS); do echo "== $$f, $(FUZZ_SECONDS) seconds"; mkdir -p build/fuzz/corpus_$$f; \
 	    build/fuzz/$$f -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -print_final_stats=1 -verbosity=0 build/fuzz/corpus_$$f || exit 1; done
-build/fuzz/fuzz_%: test/fuzz_%.cpp Makefile
-	@mkdir -p build/fuzz
-	clang++ $(FLAGS) -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -MMD -MP $< -o $@
--include $(addprefix build/fuzz/,$(addsuffix .d,$(FUZZERS)))
+FUZZ_COMPILE = clang++ $(FLAGS) -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all
+build/fuzz/%.o: %.cpp Makefile
+	@mkdir -p $(@D)
+	$(FUZZ_COMPILE) -MMD -MP -c $< -o $@
+$(addprefix build/fuzz/,$(FUZZERS)): build/fuzz/%: build/fuzz/test/%.o $(MOEX_CPP:%.cpp=build/fuzz/%.o) $(CPU_CPP:%.cpp=build/fuzz/%.o) $(INTERP_CPP:%.cpp=build/fuzz/%.o)
+	$(FUZZ_COMPILE) $(filter %.o,$^) -o $@
+-include $(shell find build/fuzz -name '*.d' 2>/dev/null)
 
 clean:
 	rm -rf build

@@ -1,22 +1,30 @@
-// The reference of dev/cpu in double, behind the names of reference.h. Everything that its headers include is
-// included first, outside, so that the namespace takes in nothing but the reference itself.
+// The reference of dev/cpu in double, behind the names of reference.h. Its sources stand in a namespace,
+// since the CUDA program has functions of the same names; what they include is included first, outside, so
+// that the namespace takes in nothing but the reference itself.
 #include "reference.h"
-#include "../dev/run/parameters.h"
 #include "../dev/lib/threads.h"
+#include "../dev/run/parameters.h"
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <new>
 #include <numeric>
 #include <sys/mman.h>
 #include <utility>
+#include <vector>
 
 namespace reference {
 
 namespace cpu {
-#include "../dev/cpu/model.h"
+#include "../dev/cpu/attention.cpp"
+#include "../dev/cpu/gemm.cpp"
+#include "../dev/cpu/layers.cpp"
+#include "../dev/cpu/model.cpp"
+#include "../dev/cpu/moe.cpp"
+#include "../dev/cpu/sparse.cpp"
 static_assert(sizeof(real) == 8, "build with -DMOEX_DOUBLE");
 } // namespace cpu
 

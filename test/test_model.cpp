@@ -10,6 +10,7 @@
 #include <array>
 #include <bit>
 #include <limits>
+#include <numeric>
 #include <set>
 
 constexpr double epsilon = std::numeric_limits<real>::epsilon();

@@ -1,0 +1,119 @@
+// The decoder of decode.h: the layers of the model for one row, on its cache.
+#include "decode.h"
+#include <algorithm>
+#include <cmath>
+
+Decoder::Decoder(const Model& model) : model(model) {
+    const Config& c = model.config;
+    const size_t E = c.n_expert, K = c.n_expert_active, C = c.n_embd, D = c.d_expert;
+    keys.resize(c.n_layer * c.block_size * C), values.resize(keys.size());
+    layers.resize(c.n_layer);
+    for (Layer& h : layers) {
+        h.z.resize(K * D);
+        if (!c.moe()) continue;
+        h.m.resize(E * C), h.v.resize(E * C), h.mb.resize(E), h.vb.resize(E);
+        h.g.resize(E), h.weight.resize(K), h.choice.resize(K);
+    }
+    logits.resize(c.vocab_size);
+    x.resize(C), norm.resize(C), qkv.resize(3 * C), att.resize(C), proj.resize(C);
+    scores.resize(c.block_size), mu.resize(E), sd.resize(E);
+    refresh();
+}
+
+void Decoder::refresh() {
+    const Config& c = model.config;
+    position = 0;
+    for (size_t l = 0; l < c.n_layer && c.moe() && !c.topk(); l++) {
+        Layer& h = layers[l];
+        expert_statistics_forward(h.m.data(), h.v.data(), h.mb.data(), h.vb.data(), model.w.h[l].w_enc,
+                                  model.w.h[l].b_enc, c.n_expert, c.d_expert, c.n_embd);
+    }
+}
+
+// out (rows) = weight (rows, columns) x + bias
+static void matrix_vector(real* out, const real* weight, const real* bias, const real* x, size_t rows,
+                          size_t columns) {
+#pragma omp parallel for schedule(static) if (rows * columns > 1 << 17)
+    for (size_t r = 0; r < rows; r++) {
+        const real* row = weight + r * columns;
+        real sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (size_t i = 0; i < columns; i++) sum += row[i] * x[i];
+        out[r] = sum + (bias ? bias[r] : 0);
+    }
+}
+
+void Decoder::layernorm(const real* weight, const real* bias) {
+    real mean, rstd;
+    layernorm_forward(norm.data(), &mean, &rstd, x.data(), weight, bias, 1, x.size());
+}
+
+void Decoder::attend(size_t l) {
+    const Config& c = model.config;
+    const size_t C = c.n_embd, HS = C / c.n_head, T = position + 1;
+    real *k = keys.data() + l * c.block_size * C, *v = values.data() + l * c.block_size * C;
+    std::copy(&qkv[C], &qkv[C] + C, k + position * C);
+    std::copy(&qkv[C] + C, &qkv[C] + 2 * C, v + position * C);
+    const real scale = 1 / std::sqrt(real(HS));
+    for (size_t head = 0; head < c.n_head; head++) {
+        const size_t at = head * HS;
+        real most = -INFINITY, sum = 0;
+        for (size_t t = 0; t < T; t++) {
+            real dot = 0;
+#pragma omp simd reduction(+ : dot)
+            for (size_t i = 0; i < HS; i++) dot += qkv[at + i] * k[t * C + at + i];
+            scores[t] = scale * dot;
+            most = std::max(most, scores[t]);
+        }
+        for (size_t t = 0; t < T; t++) sum += scores[t] = std::exp(scores[t] - most);
+        std::fill(&att[at], &att[at] + HS, real(0));
+        for (size_t t = 0; t < T; t++)
+            for (size_t i = 0; i < HS; i++) att[at + i] += scores[t] / sum * v[t * C + at + i];
+    }
+}
+
+void Decoder::step(int32_t token) {
+    const Config& c = model.config;
+    const size_t C = c.n_embd, E = c.n_expert, K = c.n_expert_active, D = c.d_expert, W = c.dense_width();
+    if (position >= c.block_size) fail("the context of %zu tokens is full", c.block_size);
+    if (token < 0 || size_t(token) >= c.vocab_size)
+        fail("token %d is not in the vocabulary of %zu", token, c.vocab_size);
+    embedding_forward(x.data(), &token, model.w.wte, model.w.wpe + position * C, 1, 1, C);
+    for (size_t l = 0; l < c.n_layer; l++) {
+        const LayerParameters<real>& w = model.w.h[l];
+        Layer& h = layers[l];
+        layernorm(w.ln_1_weight, w.ln_1_bias);
+        matrix_vector(qkv.data(), w.c_attn_weight, w.c_attn_bias, norm.data(), 3 * C, C);
+        attend(l);
+        matrix_vector(proj.data(), w.c_proj_weight, w.c_proj_bias, att.data(), C, C);
+        residual_forward(x.data(), x.data(), proj.data(), C);
+        layernorm(w.ln_2_weight, w.ln_2_bias);
+        if (c.moe()) {
+            if (c.topk())
+                matrix_vector(h.g.data(), w.router, nullptr, norm.data(), E, C);
+            else
+                router_forward(h.g.data(), mu.data(), sd.data(), norm.data(), h.m.data(), h.v.data(),
+                               h.mb.data(), h.vb.data(), 1, E, C);
+            choice_forward(h.choice.data(), h.weight.data(), h.g.data(), 1, E, K);
+            for (size_t k = 0; k < K; k++) {
+                const size_t j = h.choice[k];
+                real* z = h.z.data() + k * D;
+                matrix_vector(z, w.w_enc + j * D * C, w.b_enc + j * D, norm.data(), D, C);
+                activation_forward(z, z, D, c.relu());
+                for (size_t i = 0; i < C; i++) proj[i] = w.b_dec[j * C + i];
+                for (size_t u = 0; u < D; u++)
+                    if (z[u] != 0) // a silent unit moves nothing, not even its row from memory
+                        for (size_t i = 0; i < C; i++) proj[i] += z[u] * w.w_dec[(j * D + u) * C + i];
+                for (size_t i = 0; i < C; i++) x[i] += h.weight[k] * proj[i];
+            }
+        } else {
+            matrix_vector(h.z.data(), w.fc_weight, w.fc_bias, norm.data(), W, C);
+            activation_forward(h.z.data(), h.z.data(), W, c.relu());
+            matrix_vector(proj.data(), w.fc_proj_weight, w.fc_proj_bias, h.z.data(), C, W);
+            residual_forward(x.data(), x.data(), proj.data(), C);
+        }
+    }
+    layernorm(model.w.ln_f_weight, model.w.ln_f_bias);
+    matrix_vector(logits.data(), model.w.wte, nullptr, norm.data(), c.vocab_size, C);
+    position++;
+}

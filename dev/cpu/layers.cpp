@@ -1,0 +1,194 @@
+// The layers of layers.h, in its order: there the formulas and shapes, here the loops.
+#include "layers.h"
+#include <algorithm>
+
+void add_column_sums(real* sums, const real* x, const int32_t* begin, size_t G, size_t M) {
+    const size_t width = 64;
+#pragma omp parallel for collapse(2) schedule(static)
+    for (size_t g = 0; g < G; g++)
+        for (size_t j = 0; j < M; j += width) {
+            const size_t columns = std::min(width, M - j);
+            real sum[64] = {};
+            for (size_t n = begin[g]; n < size_t(begin[g + 1]); n++)
+                for (size_t i = 0; i < columns; i++) sum[i] += x[n * M + j + i];
+            for (size_t i = 0; i < columns; i++) sums[g * M + j + i] += sum[i];
+        }
+}
+
+void add_column_sums(real* sums, const real* x, size_t N, size_t M) {
+    const int32_t all[] = {0, int32_t(N)};
+    add_column_sums(sums, x, all, 1, M);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Embedding
+
+void embedding_forward(real* out, const int32_t* tokens, const real* wte, const real* wpe, size_t B, size_t T,
+                       size_t C) {
+#pragma omp parallel for schedule(static) if (B * T > 1)
+    for (size_t n = 0; n < B * T; n++) {
+        const real *token = wte + tokens[n] * C, *position = wpe + n % T * C;
+        for (size_t i = 0; i < C; i++) out[n * C + i] = token[i] + position[i];
+    }
+}
+
+void embedding_backward(real* dwte, real* dwpe, const real* dout, const int32_t* tokens, size_t B, size_t T,
+                        size_t C) {
+    const size_t width = 64;
+#pragma omp parallel for schedule(static)
+    for (size_t j = 0; j < C; j += width)
+        for (size_t n = 0; n < B * T; n++) {
+            real *token = dwte + tokens[n] * C, *position = dwpe + n % T * C;
+            for (size_t i = j; i < std::min(j + width, C); i++) {
+                token[i] += dout[n * C + i];
+                position[i] += dout[n * C + i];
+            }
+        }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// LayerNorm
+
+void layernorm_forward(real* out, real* mean, real* rstd, const real* x, const real* weight, const real* bias,
+                       size_t N, size_t C) {
+#pragma omp parallel for schedule(static) if (N > 1)
+    for (size_t n = 0; n < N; n++) {
+        const real* row = x + n * C;
+        real m = 0, v = 0;
+#pragma omp simd reduction(+ : m)
+        for (size_t i = 0; i < C; i++) m += row[i];
+        m /= C;
+#pragma omp simd reduction(+ : v)
+        for (size_t i = 0; i < C; i++) v += (row[i] - m) * (row[i] - m);
+        const real r = 1 / std::sqrt(v / C + real(1e-5));
+        for (size_t i = 0; i < C; i++) out[n * C + i] = (row[i] - m) * r * weight[i] + bias[i];
+        mean[n] = m;
+        rstd[n] = r;
+    }
+}
+
+void layernorm_backward(real* dx, real* dweight, real* dbias, const real* dout, const real* x,
+                        const real* mean, const real* rstd, const real* weight, size_t N, size_t C) {
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+        for (size_t n = 0; n < N; n++) {
+            const real *row = x + n * C, *d = dout + n * C;
+            const real m = mean[n], r = rstd[n];
+            real sum = 0, sum_norm = 0;
+#pragma omp simd reduction(+ : sum, sum_norm)
+            for (size_t i = 0; i < C; i++) {
+                sum += weight[i] * d[i];
+                sum_norm += weight[i] * d[i] * ((row[i] - m) * r);
+            }
+            sum /= C, sum_norm /= C;
+            for (size_t i = 0; i < C; i++)
+                dx[n * C + i] += r * (weight[i] * d[i] - sum - (row[i] - m) * r * sum_norm);
+        }
+        const size_t width = 64;
+#pragma omp for schedule(static)
+        for (size_t j = 0; j < C; j += width) {
+            const size_t columns = std::min(width, C - j);
+            real weight_sum[64] = {}, bias_sum[64] = {};
+            for (size_t n = 0; n < N; n++)
+                for (size_t i = 0; i < columns; i++) {
+                    const real d = dout[n * C + j + i];
+                    weight_sum[i] += (x[n * C + j + i] - mean[n]) * rstd[n] * d;
+                    bias_sum[i] += d;
+                }
+            for (size_t i = 0; i < columns; i++) dweight[j + i] += weight_sum[i], dbias[j + i] += bias_sum[i];
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Linear
+
+void linear_forward(real* out, const real* x, const real* weight, const real* bias, size_t N, size_t C,
+                    size_t OC) {
+    multiply({out, row_major(x, C), row_major(weight, C).transposed(), N, OC, C, false, bias});
+}
+
+void linear_backward(real* dx, real* dweight, real* dbias, const real* dout, const real* x,
+                     const real* weight, size_t N, size_t C, size_t OC) {
+    multiply({dx, row_major(dout, OC), row_major(weight, C), N, C, OC});
+    multiply({dweight, row_major(dout, OC).transposed(), row_major(x, C), OC, C, N, true});
+    if (dbias) add_column_sums(dbias, dout, N, OC);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Activation
+
+size_t activate(real* out, const real* h, size_t count, bool relu) {
+    if (relu)
+        for (size_t i = 0; i < count; i++)
+            out[i] = h[i] > 0 ? h[i] : h[i] == h[i] ? 0 : h[i]; // NaN stays NaN
+    else
+#pragma omp simd
+        for (size_t i = 0; i < count; i++) out[i] = gelu(h[i]);
+    uint32_t active = 0;
+    for (size_t i = 0; i < count; i++) active += out[i] > 0;
+    return active;
+}
+
+void activate_backward(real* dh, const real* dout, const real* h, size_t count, bool relu) {
+    if (relu)
+        for (size_t i = 0; i < count; i++) dh[i] = h[i] > 0 ? dout[i] : 0;
+    else
+#pragma omp simd
+        for (size_t i = 0; i < count; i++) dh[i] = dout[i] * gelu_slope(h[i]);
+}
+
+constexpr size_t activation_block = 4096; // numbers at a time by one thread
+
+void activation_forward(real* out, const real* h, size_t count, bool relu) {
+#pragma omp parallel for schedule(static) if (count > 4 * activation_block)
+    for (size_t j = 0; j < count; j += activation_block)
+        activate(out + j, h + j, std::min(activation_block, count - j), relu);
+}
+
+void activation_backward(real* dh, const real* dout, const real* h, size_t count, bool relu) {
+#pragma omp parallel for schedule(static) if (count > 4 * activation_block)
+    for (size_t j = 0; j < count; j += activation_block)
+        activate_backward(dh + j, dout + j, h + j, std::min(activation_block, count - j), relu);
+}
+
+size_t count_active(const real* z, size_t count) {
+    size_t active = 0;
+#pragma omp parallel for simd schedule(static) reduction(+ : active) if (count > 16384)
+    for (size_t i = 0; i < count; i++) active += z[i] > 0;
+    return active;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Residual
+
+void residual_forward(real* out, const real* x, const real* y, size_t count) {
+#pragma omp parallel for schedule(static) if (count > 16384)
+    for (size_t i = 0; i < count; i++) out[i] = x[i] + y[i];
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Classifier
+
+void classifier(real* losses, real* logits, const int32_t* targets, size_t N, size_t V, real scale) {
+#pragma omp parallel for schedule(static)
+    for (size_t n = 0; n < N; n++) {
+        real* row = logits + n * V;
+        real most = row[0], sum = 0;
+#pragma omp simd reduction(max : most)
+        for (size_t v = 0; v < V; v++) most = row[v] > most ? row[v] : most;
+        const real target = row[targets[n]];
+        if (scale == 0) {
+#pragma omp simd reduction(+ : sum)
+            for (size_t v = 0; v < V; v++) sum += fast_exp(row[v] - most);
+        } else {
+#pragma omp simd reduction(+ : sum)
+            for (size_t v = 0; v < V; v++) sum += row[v] = fast_exp(row[v] - most);
+            const real factor = scale / sum;
+            for (size_t v = 0; v < V; v++) row[v] *= factor;
+            row[targets[n]] -= scale;
+        }
+        losses[n] = std::log(sum) + (most - target); // exact where two large logits differ little
+    }
+}

@@ -1,0 +1,260 @@
+// The model of model.h: its memory laid out, then the pass down the layers, the pass up, and the update.
+#include "model.h"
+#include <cmath>
+#include <numeric>
+
+// ---------------------------------------------------------------------------------------------------------
+// Memory
+
+// Lists every activation with its number of elements, for B x T tokens.
+template <class Visit>
+static void for_each_activation(const Config& c, size_t B, size_t T, Activations& a, Visit visit) {
+    const size_t N = B * T, C = c.n_embd, E = c.n_expert, K = c.n_expert_active, D = c.d_expert;
+    auto integers = [&](int32_t*& pointer, size_t count) { // kept in the block of reals
+        real* place = (real*)pointer;
+        visit(place, (count * sizeof(int32_t) + sizeof(real) - 1) / sizeof(real));
+        pointer = (int32_t*)place;
+    };
+    a.h.resize(c.n_layer);
+    visit(a.embedded, N * C);
+    for (LayerActivations& h : a.h) {
+        visit(h.ln_1, N * C), visit(h.ln_1_mean, N), visit(h.ln_1_rstd, N);
+        visit(h.qkv, N * 3 * C), visit(h.lse, N * c.n_head), visit(h.att, N * C);
+        visit(h.mid, N * C);
+        visit(h.ln_2, N * C), visit(h.ln_2_mean, N), visit(h.ln_2_rstd, N);
+        visit(h.z, N * K * D);
+        if (c.relu())
+            h.h = h.z; // relu(h) > 0 exactly where h > 0: one array serves as both
+        else
+            visit(h.h, N * K * D);
+        visit(h.out, N * C);
+        if (!c.moe()) continue;
+        visit(h.m, E * C), visit(h.v, E * C), visit(h.mb, E), visit(h.vb, E);
+        visit(h.mu, N * E), visit(h.sd, N * E), visit(h.g, N * E), visit(h.p, N * E), visit(h.mean_p, E);
+        visit(h.weight, N * K), visit(h.y, N * K * C);
+        integers(h.choice, N * K), integers(h.slot, N * K), integers(h.token, N * K),
+            integers(h.begin, E + 1);
+    }
+    visit(a.ln_f, N * C), visit(a.ln_f_mean, N), visit(a.ln_f_rstd, N);
+    visit(a.logits, N * c.vocab_size), visit(a.losses, N);
+    visit(a.proj, N * C);
+    visit(a.dresidual, N * C), visit(a.dln, N * C), visit(a.datt, N * C), visit(a.dqkv, N * 3 * C);
+    visit(a.dh, N * K * D);
+    if (!c.moe()) return;
+    visit(a.dy, N * K * C), visit(a.dslots, N * K * C);
+    visit(a.dg, N * E), visit(a.dmu, N * E), visit(a.dvar, N * E), visit(a.dweight, N * K);
+    visit(a.dm, E * C), visit(a.dv, E * C), visit(a.dmb, E), visit(a.dvb, E);
+}
+
+Model::Model(const Config& config, size_t B, size_t T, bool training)
+    : config(config), table(tensor_table(config)), weights(block_elements(table)), max_B(B), max_T(T) {
+    if (T > config.block_size) fail("T is %zu, more than the model's block_size %zu", T, config.block_size);
+    w = carve_parameters(config, table, weights.data);
+    if (B == 0) return;
+    if (training) {
+        gradients = Block(weights.count), moment_1 = Block(weights.count), moment_2 = Block(weights.count);
+        g = carve_parameters(config, table, gradients.data);
+    }
+    activations = Block(activation_elements(config, B, T));
+    size_t offset = 0;
+    for_each_activation(config, B, T, a, [&](real*& pointer, size_t count) {
+        pointer = activations.data + offset;
+        offset += round_up(count, 32);
+    });
+    products.resize(config.n_expert), parts.resize(config.n_expert);
+    partial.resize((weights.count + norm_block - 1) / norm_block);
+}
+
+size_t Model::activation_elements(const Config& config, size_t B, size_t T) {
+    size_t total = 0;
+    Activations unused{};
+    for_each_activation(config, B, T, unused, [&](real*&, size_t count) { total += round_up(count, 32); });
+    return total;
+}
+
+Experts layer_experts(Model& model, size_t l) {
+    const Config& c = model.config;
+    const LayerParameters<real>& w = model.w.h[l];
+    return {c.n_expert,
+            c.d_expert,
+            c.n_embd,
+            c.relu(),
+            w.w_enc,
+            w.b_enc,
+            w.w_dec,
+            w.b_dec,
+            model.a.h[l].begin,
+            model.products.data(),
+            model.parts.data(),
+            model.skip,
+            model.a.h[l].token};
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Forward
+
+double forward_logits(Model& model, const int32_t* tokens, size_t B, size_t T) {
+    if (B > model.max_B || T > model.max_T)
+        fail("a batch of %zu x %zu tokens does not fit in this model's memory", B, T);
+    const Config& c = model.config;
+    const size_t N = B * T, C = c.n_embd, E = c.n_expert, K = c.n_expert_active, D = c.d_expert, W = K * D;
+    Activations& a = model.a;
+    double aux = 0;
+    model.B = B, model.T = T, model.tokens = tokens, model.targets = nullptr;
+
+    embedding_forward(a.embedded, tokens, model.w.wte, model.w.wpe, B, T, C);
+    const real* x = a.embedded;
+    for (size_t l = 0; l < c.n_layer; l++) {
+        LayerParameters<real>& w = model.w.h[l];
+        LayerActivations& h = a.h[l];
+        layernorm_forward(h.ln_1, h.ln_1_mean, h.ln_1_rstd, x, w.ln_1_weight, w.ln_1_bias, N, C);
+        linear_forward(h.qkv, h.ln_1, w.c_attn_weight, w.c_attn_bias, N, C, 3 * C);
+        attention_forward(h.att, h.lse, h.qkv, B, T, C, c.n_head);
+        linear_forward(a.proj, h.att, w.c_proj_weight, w.c_proj_bias, N, C, C);
+        residual_forward(h.mid, x, a.proj, N * C);
+        layernorm_forward(h.ln_2, h.ln_2_mean, h.ln_2_rstd, h.mid, w.ln_2_weight, w.ln_2_bias, N, C);
+        if (c.moe()) {
+            if (c.topk()) {
+                linear_forward(h.g, h.ln_2, w.router, nullptr, N, C, E);
+            } else {
+                if (model.statistics_stale)
+                    expert_statistics_forward(h.m, h.v, h.mb, h.vb, w.w_enc, w.b_enc, E, D, C);
+                router_forward(h.g, h.mu, h.sd, h.ln_2, h.m, h.v, h.mb, h.vb, N, E, C);
+            }
+            choice_forward(h.choice, h.weight, h.g, N, E, K);
+            dispatch(h.begin, h.slot, h.token, h.choice, N, E, K);
+            aux += balance_forward(h.p, h.mean_p, h.g, h.begin, N, E, K);
+            h.active = experts_forward(h.y, h.z, h.h, h.ln_2, layer_experts(model, l));
+            combine_forward(h.out, h.mid, h.y, h.weight, h.slot, N, K, C);
+        } else {
+            linear_forward(h.h, h.ln_2, w.fc_weight, w.fc_bias, N, C, W);
+            activation_forward(h.z, h.h, N * W, c.relu());
+            h.active = count_active(h.z, N * W);
+            linear_forward(a.proj, h.z, w.fc_proj_weight, w.fc_proj_bias, N, W, C);
+            residual_forward(h.out, h.mid, a.proj, N * C);
+        }
+        x = h.out;
+    }
+    model.statistics_stale = false;
+    layernorm_forward(a.ln_f, a.ln_f_mean, a.ln_f_rstd, x, model.w.ln_f_weight, model.w.ln_f_bias, N, C);
+    linear_forward(a.logits, a.ln_f, model.w.wte, nullptr, N, C, c.vocab_size);
+    return aux;
+}
+
+Losses forward(Model& model, const int32_t* tokens, const int32_t* targets, size_t B, size_t T,
+               real gradient_scale) {
+    Losses losses;
+    losses.aux = forward_logits(model, tokens, B, T);
+    model.targets = targets;
+    classifier(model.a.losses, model.a.logits, targets, B * T, model.config.vocab_size,
+               gradient_scale / (B * T));
+    for (size_t n = 0; n < B * T; n++) losses.loss += model.a.losses[n];
+    losses.loss /= B * T;
+    return losses;
+}
+
+double mean_l0(const Model& model) {
+    double active = 0;
+    for (const LayerActivations& h : model.a.h) active += double(h.active);
+    return active / (model.B * model.T) / model.a.h.size();
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Backward
+
+void backward(Model& model, real aux_scale) {
+    const Config& c = model.config;
+    const size_t B = model.B, T = model.T, N = B * T;
+    const size_t C = c.n_embd, E = c.n_expert, K = c.n_expert_active, D = c.d_expert, W = K * D;
+    Activations& a = model.a;
+    Parameters<real>& g = model.g;
+
+    linear_backward(a.dln, g.wte, nullptr, a.logits, a.ln_f, model.w.wte, N, C, c.vocab_size);
+    std::fill(a.dresidual, a.dresidual + N * C, real(0));
+    layernorm_backward(a.dresidual, g.ln_f_weight, g.ln_f_bias, a.dln, a.h.back().out, a.ln_f_mean,
+                       a.ln_f_rstd, model.w.ln_f_weight, N, C);
+    for (size_t l = c.n_layer; l-- > 0;) {
+        LayerParameters<real>&w = model.w.h[l], &dw = g.h[l];
+        LayerActivations& h = a.h[l];
+        const real* x = l ? a.h[l - 1].out : a.embedded;
+        if (c.moe()) {
+            combine_backward(a.dy, a.dweight, a.dresidual, h.y, h.weight, h.slot, N, K, C);
+            experts_backward(a.dslots, dw.w_enc, dw.b_enc, dw.w_dec, dw.b_dec, a.dh, a.dy, h.ln_2, h.z, h.h,
+                             h.active, layer_experts(model, l));
+            gather_backward(a.dln, a.dslots, h.slot, N, K, C);
+            balance_backward(a.dg, h.p, h.begin, aux_scale, N, E, K);
+            choice_backward(a.dg, a.dweight, h.weight, h.choice, N, E, K);
+            if (c.topk()) {
+                linear_backward(a.proj, dw.router, nullptr, a.dg, h.ln_2, w.router, N, C, E);
+                residual_forward(a.dln, a.dln, a.proj, N * C);
+            } else {
+                for (auto [p, count] : {std::pair{a.dm, E * C}, {a.dv, E * C}, {a.dmb, E}, {a.dvb, E}})
+                    std::fill(p, p + count, real(0));
+                router_backward(a.dln, a.dm, a.dv, a.dmb, a.dvb, a.dmu, a.dvar, a.proj, a.dg, h.ln_2, h.mu,
+                                h.sd, h.m, h.v, N, E, C);
+                expert_statistics_backward(dw.w_enc, dw.b_enc, a.dm, a.dv, a.dmb, a.dvb, w.w_enc, w.b_enc,
+                                           h.m, h.mb, E, D, C);
+            }
+        } else {
+            linear_backward(a.dh, dw.fc_proj_weight, dw.fc_proj_bias, a.dresidual, h.z, w.fc_proj_weight, N,
+                            W, C);
+            activation_backward(a.dh, a.dh, h.h, N * W, c.relu());
+            linear_backward(a.dln, dw.fc_weight, dw.fc_bias, a.dh, h.ln_2, w.fc_weight, N, C, W);
+        }
+        layernorm_backward(a.dresidual, dw.ln_2_weight, dw.ln_2_bias, a.dln, h.mid, h.ln_2_mean, h.ln_2_rstd,
+                           w.ln_2_weight, N, C);
+        linear_backward(a.datt, dw.c_proj_weight, dw.c_proj_bias, a.dresidual, h.att, w.c_proj_weight, N, C,
+                        C);
+        attention_backward(a.dqkv, a.datt, h.att, h.lse, h.qkv, B, T, C, c.n_head);
+        linear_backward(a.dln, dw.c_attn_weight, dw.c_attn_bias, a.dqkv, h.ln_1, w.c_attn_weight, N, C,
+                        3 * C);
+        layernorm_backward(a.dresidual, dw.ln_1_weight, dw.ln_1_bias, a.dln, x, h.ln_1_mean, h.ln_1_rstd,
+                           w.ln_1_weight, N, C);
+    }
+    embedding_backward(g.wte, g.wpe, a.dresidual, model.tokens, B, T, C);
+}
+
+void zero_gradients(Model& model) {
+#pragma omp parallel for schedule(static)
+    for (size_t i = 0; i < model.gradients.count; i++) model.gradients.data[i] = 0;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Update
+
+double gradient_norm(Model& model) {
+    const size_t count = model.gradients.count, block = Model::norm_block, part = 1024;
+    const real* g = model.gradients.data;
+#pragma omp parallel for schedule(static)
+    for (size_t j = 0; j < count; j += block) {
+        double total = 0;
+        for (size_t k = j; k < std::min(j + block, count); k += part) {
+            const size_t end = std::min(k + part, count);
+            real sum = 0;
+#pragma omp simd reduction(+ : sum)
+            for (size_t i = k; i < end; i++) sum += g[i] * g[i];
+            total += sum;
+        }
+        model.partial[j / block] = total;
+    }
+    return std::sqrt(std::accumulate(model.partial.begin(), model.partial.end(), 0.0));
+}
+
+void update(Model& model, const AdamW& adam, uint64_t t, double gradient_scale) {
+    const real b1 = adam.beta_1, b2 = adam.beta_2, scale = gradient_scale, eps = adam.eps, lr = adam.lr;
+    const real fix_1 = 1 / (1 - std::pow(adam.beta_1, double(t))),
+               fix_2 = 1 / (1 - std::pow(adam.beta_2, double(t)));
+    for (const Tensor& tensor : model.table) {
+        real *w = model.weights.data + tensor.offset, *g = model.gradients.data + tensor.offset;
+        real *m = model.moment_1.data + tensor.offset, *v = model.moment_2.data + tensor.offset;
+        const real decay = tensor.decay ? adam.weight_decay : 0;
+#pragma omp parallel for simd schedule(static) if (tensor.count > 4096)
+        for (size_t i = 0; i < tensor.count; i++) {
+            const real G = scale * g[i];
+            m[i] = b1 * m[i] + (1 - b1) * G;
+            v[i] = b2 * v[i] + (1 - b2) * G * G;
+            w[i] -= lr * (fix_1 * m[i] / (std::sqrt(fix_2 * v[i]) + eps) + decay * w[i]);
+        }
+    }
+    model.statistics_stale = true;
+}
