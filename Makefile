@@ -44,7 +44,7 @@ BENCHES   = bench_cpu bench_bsp perft
 
 BY_NAME   = $(filter-out report,$(PROGRAMS)) $(GPU_PROGRAMS) $(EMULATED) # make report writes one
 
-.PHONY: all help found demo report test test-torch test-gpu bench fuzz clean $(BY_NAME)
+.PHONY: all help found demo report test test-torch test-gpu test-gpu-programs sanitize-gpu bench fuzz clean $(BY_NAME)
 all: found $(addprefix $(B)/,$(PROGRAMS) $(GPU_PROGRAMS))
 $(BY_NAME): %: $(B)/%
 
@@ -59,7 +59,7 @@ help:
 	@echo "make demo          play chess games, train a small MoE-X on them, sample, say what its units mean (about 5 minutes)"
 	@echo "make report        an HTML page on a run: RUN=runs/demo, GAMES=games.pgn for a chess model, DATA='val*.bin' for text"
 	@echo "make test          all tests (SAN=1: under the sanitizers)"
-	@echo "make test-gpu      the tests of the CUDA programs on the GPU, then compute-sanitizer"
+	@echo "make test-gpu      kernels, whole model and sampler on the GPU (also test-gpu-programs; sanitize-gpu: compute-sanitizer)"
 	@echo "make train_moex_emu  the CUDA trainer on the CPU, to step through a kernel in gdb (also sample_emu)"
 	@echo "make test-torch    the reference against an independent PyTorch twin (needs python3 with torch, numpy)"
 	@echo "make bench         speed of the reference and of bsp beside the machine's peak, and beside PyTorch when it is there (GPU: dev/bench/gpu.sh)"
@@ -221,13 +221,15 @@ ARGUMENTS_test_interp     = $(B)
 # The CUDA programs on the CPU: the emulator, every kernel, the model and the sampler in either precision, and the
 # program from the command line, whose checkpoints the CPU programs read and go on with.
 ARGUMENTS_test_sample = $(B)/sample_cpu
+SETTING_test_cuda_emu = EMU_STREAMS=random:1# in fp32 everything has happened when a call returns
 ifeq ($(SAN),1)
 CUDA_TEST_BINARIES = $(addprefix $(B)/,test_emu test_kernels_emu test_sample_emu)
 CUDA_TEST_RUNS = $(foreach t,$(CUDA_TEST_BINARIES),"$(t) $(ARGUMENTS_$(patsubst %_emu,%,$(notdir $(t))))")
 else
 CUDA_TEST_BINARIES = $(EMU_BINARIES) $(addprefix $(B)/,$(GPU_PROGRAMS))
-CUDA_TEST_RUNS = "$(B)/test_emu" $(foreach t,$(CUDA_TESTS),$(foreach p,_emu _fp32_emu,"$(B)/$(t)$(p) $(ARGUMENTS_$(t))")) \
-    "EMU_ORDER=random:1 $(B)/test_kernels_emu" "test/test_bench_gpu.sh $(B)/bench_gpu_emu" \
+CUDA_TEST_RUNS = "$(B)/test_emu" $(foreach t,$(CUDA_TESTS),$(foreach p,_emu _fp32_emu,"$(SETTING_$(t)$(p)) $(B)/$(t)$(p) $(ARGUMENTS_$(t))")) \
+    "EMU_ORDER=random:1 $(B)/test_kernels_emu" \
+    "test/test_bench_gpu.sh $(B)/bench_gpu_emu" "test/test_gpu_scripts.sh $(B)" \
     "$(B)/test_programs $(B) train_moex_emu sample_emu inputs help usage printed log checkpoints variants not_finite bad_models exchange gpu board" \
     "$(B)/test_programs $(B) train_moex_fp32_emu sample_fp32_emu inputs variants exchange sampling board trace" \
     "$(B)/test_interp $(B) bsp_gpu_fp32_emu" "test/test_ptxas.sh $(addprefix $(B)/,$(addsuffix .ptxas,$(GPU_PROGRAMS)))"
@@ -236,14 +238,14 @@ endif
 test: $(addprefix $(B)/,$(TESTS) $(PROGRAMS)) $(CUDA_TEST_BINARIES)
 	@test/run.sh $(foreach t,$(TESTS),"$(B)/$(t) $(ARGUMENTS_$(t))") $(CUDA_TEST_RUNS)
 
-# The same tests on the GPU.
+# On the GPU: kernels, whole model and sampler; the programs from the command line; compute-sanitizer.
 BOTH = $(1) $(addsuffix _fp32,$(1))
-test-gpu: $(addprefix $(B)/gpu/,$(call BOTH,$(CUDA_TESTS))) $(addprefix $(B)/,$(PROGRAMS) test_programs test_interp bsp_gpu_fp32 $(call BOTH,train_moex sample))
-	@nvidia-smi >/dev/null 2>&1 || { echo "moex: make test-gpu needs an NVIDIA GPU and its driver; make test runs these tests on the CPU" >&2; exit 1; }
-	@test/run.sh $(foreach t,$(call BOTH,$(CUDA_TESTS)),"$(B)/gpu/$(t) $(ARGUMENTS_$(t:_fp32=))") \
-	    "$(B)/test_programs $(B) train_moex sample inputs help usage printed log checkpoints variants not_finite bad_models exchange gpu board" \
-	    "$(B)/test_programs $(B) train_moex_fp32 sample_fp32 inputs variants upcycle kill exchange" \
-	    "test/test_ptxas.sh $(B)/train_moex.ptxas $(B)/sample.ptxas" "test/test_sanitizer.sh $(B)"
+test-gpu: $(addprefix $(B)/gpu/,$(call BOTH,$(CUDA_TESTS))) $(B)/sample_cpu
+	@test/on_gpu.sh $(B)
+test-gpu-programs: $(addprefix $(B)/,$(PROGRAMS) test_programs test_interp bsp_gpu_fp32 $(call BOTH,train_moex sample))
+	@test/on_gpu.sh $(B) programs
+sanitize-gpu: $(addprefix $(B)/,make_chess $(call BOTH,train_moex sample))
+	@test/test_sanitizer.sh $(B)
 
 PYTHON ?= $(shell for p in python3 /usr/bin/python3; do $$p -c 'import torch, numpy' 2>/dev/null && echo $$p && break; done)
 test-torch: $(addprefix $(B)/,dump_reference test_safetensors bsp make_chess)

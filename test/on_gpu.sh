@@ -14,7 +14,7 @@ runs=()
 if [[ ${2:-} == programs ]]; then
     runs+=("$b/test_programs $b train_moex sample inputs help usage printed log checkpoints variants not_finite bad_models exchange gpu board")
     runs+=("$b/test_programs $b train_moex_fp32 sample_fp32 inputs variants upcycle kill exchange")
-    runs+=("$b/test_interp $b bsp_gpu_fp32")
+    runs+=("$b/test_interp $b bsp_gpu_fp32" "test/test_ptxas.sh $b/train_moex.ptxas $b/sample.ptxas")
 else
     for precision in "" _fp32; do
         for test in ${MOEX_TESTS:-test_kernels test_cuda test_sample test_units}; do

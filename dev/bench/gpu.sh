@@ -128,7 +128,7 @@ if [[ -n $rehearse ]]; then
         make -s -j "$jobs" B="$b" all "${emulated[@]}" "$b/test_programs" "$b/test_interp" || exit 1
     fi
     mkdir -p "$scratch/build/gpu"
-    for program in "$b"/*; do [[ -f $program ]] && ln -s "$(realpath "$program")" "$scratch/build/"; done
+    for program in "$b"/*; do [[ -f $program ]] && ln -sf "$(realpath "$program")" "$scratch/build/"; done
     for program in "${emulated[@]}"; do
         name=$(basename "${program%_emu}")
         [[ $name == test_* ]] && name=gpu/$name
@@ -260,7 +260,7 @@ else
                 stage "PyTorch peer, $ffn, preset chess" 110 bash -c "peer $ffn 8 8 512 1023 10 32 2048"
             done
         elif wanted peer; then
-            skip "PyTorch peer" "no python3 here has a torch that sees the GPU (PYTHON names another)"
+            skip "PyTorch peer" "$([[ -n $python ]] && echo "a short rehearsal" || echo "no python3 here has a torch that sees the GPU (PYTHON names another)")"
         fi
         [[ " ${stages[*]} " == *" programs "* ]] && stage "Programs on the GPU" 300 test/on_gpu.sh "$b" programs
         wanted sanitize && stage "compute-sanitizer" 50 test/test_sanitizer.sh "$b"
