@@ -39,7 +39,7 @@ PROGRAMS  = train_moex_cpu sample_cpu $(INTERP) make_chess make_text
 GPU_PROGRAMS = $(if $(NVCC),$(addsuffix $(SUFFIX),train_moex sample bsp_gpu))
 EMULATED  = train_moex_emu train_moex_fp32_emu sample_emu sample_fp32_emu bsp_gpu_emu bsp_gpu_fp32_emu
 TESTS     = test_chess test_make_chess test_data test_safetensors test_log test_lib test_model test_gradients test_programs \
-            test_games test_boards test_bsp test_sparsity test_features test_report test_interp
+            test_ranks test_games test_boards test_bsp test_sparsity test_features test_report test_interp
 BENCHES   = bench_cpu bench_bsp perft
 
 BY_NAME   = $(filter-out report,$(PROGRAMS)) $(GPU_PROGRAMS) $(EMULATED) # make report writes one
@@ -95,7 +95,7 @@ $(B)/sample_cpu:     $(B)/obj/dev/cpu/sample.o
 $(addprefix $(B)/,$(MAKERS)):  $(B)/%: $(B)/obj/data/%.o
 $(addprefix $(B)/,$(INTERP)):  $(B)/%: $(B)/obj/dev/interp/%.o
 $(addprefix $(B)/,$(BENCHES)): $(B)/%: $(B)/obj/dev/bench/%.o
-$(addprefix $(B)/,$(filter-out $(DOUBLE),$(TESTS))): $(B)/%: $(B)/obj/test/%.o
+$(addprefix $(B)/,$(filter-out $(DOUBLE),$(TESTS)) rank_stub): $(B)/%: $(B)/obj/test/%.o
 $(addprefix $(B)/,$(DOUBLE)):  $(B)/%: $(B)/double/test/%.o
 
 # The report's page: files that an editor knows, put into the program as they are.
@@ -111,8 +111,8 @@ $(B)/page.o: $(B)/page.cpp
 	$(COMPILE) -c $< -o $@
 $(B)/libinterp.a: $(B)/page.o
 
-BINARIES = $(addprefix $(B)/,$(PROGRAMS) $(TESTS) $(BENCHES) dump_reference)
-OF_DATA  = $(MAKERS) perft test_chess test_make_chess test_data test_safetensors # these wait for nothing else
+BINARIES = $(addprefix $(B)/,$(PROGRAMS) $(TESTS) $(BENCHES) dump_reference rank_stub)
+OF_DATA  = $(MAKERS) perft test_chess test_make_chess test_data test_safetensors test_ranks rank_stub # these wait for nothing else
 $(addprefix $(B)/,$(filter-out $(OF_DATA) $(DOUBLE) train_moex_cpu sample_cpu,$(notdir $(BINARIES)))): $(B)/libinterp.a
 $(addprefix $(B)/,$(filter-out $(OF_DATA) $(DOUBLE),$(notdir $(BINARIES)))): $(B)/libcpu.a
 $(addprefix $(B)/,$(DOUBLE)): $(B)/libdouble.a
@@ -217,6 +217,7 @@ ARGUMENTS_test_data       = $(B)/make_text
 ARGUMENTS_test_make_chess = $(B)/make_chess
 ARGUMENTS_test_programs   = $(B)
 ARGUMENTS_test_interp     = $(B)
+ARGUMENTS_test_ranks      = $(B)/rank_stub
 
 # The CUDA programs on the CPU: the emulator, every kernel, the model and the sampler in either precision, and the
 # program from the command line, whose checkpoints the CPU programs read and go on with.
@@ -235,7 +236,7 @@ CUDA_TEST_RUNS = "$(B)/test_emu" $(foreach t,$(CUDA_TESTS),$(foreach p,_emu _fp3
     "$(B)/test_interp $(B) bsp_gpu_fp32_emu" "test/test_ptxas.sh $(addprefix $(B)/,$(addsuffix .ptxas,$(GPU_PROGRAMS)))"
 endif
 
-test: $(addprefix $(B)/,$(TESTS) $(PROGRAMS)) $(CUDA_TEST_BINARIES)
+test: $(addprefix $(B)/,$(TESTS) $(PROGRAMS) rank_stub) $(CUDA_TEST_BINARIES)
 	@test/run.sh $(foreach t,$(TESTS),"$(B)/$(t) $(ARGUMENTS_$(t))") $(CUDA_TEST_RUNS)
 
 # On the GPU: kernels, whole model and sampler; the programs from the command line; compute-sanitizer.
@@ -260,7 +261,7 @@ bench: $(addprefix $(B)/,$(BENCHES))
 	@if [ -n "$(PYTHON)" ]; then dev/bench/peers.sh $(B)/bench_cpu $(PYTHON); else echo "no python3 with torch: no peer beside it"; fi
 
 FUZZ_SECONDS ?= 600
-FUZZERS = fuzz_checkpoint fuzz_shard fuzz_pgn fuzz_interp
+FUZZERS = fuzz_checkpoint fuzz_shard fuzz_pgn fuzz_interp fuzz_ranks
 fuzz: $(addprefix build/fuzz/,$(FUZZERS))
 	@for f in $(FUZZERS); do echo "== $$f, $(FUZZ_SECONDS) seconds"; mkdir -p build/fuzz/corpus_$$f; \
 	    build/fuzz/$$f -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -print_final_stats=1 -verbosity=0 build/fuzz/corpus_$$f || exit 1; done
