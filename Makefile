@@ -29,7 +29,10 @@ COMPILE   = $(CXX) $(FLAGS) $(CXXFLAGS) $(OPENMP) -MMD -MP
 
 # The CUDA toolkit, and the cards to compile for: the one in this machine, or all.
 NVCC     := $(firstword $(shell command -v nvcc) $(wildcard /usr/local/cuda/bin/nvcc))
-GPU_ARCH ?= $(or $(subst .,,$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | sort -u)),80 89 90)
+ifndef GPU_ARCH
+GPU_ARCH := $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -E '^[0-9]+\.[0-9]+$$' | tr -d . | sort -nu),80 89 90)
+endif
+CUDA_LIB := $(if $(NVCC),$(realpath $(dir $(realpath $(NVCC)))../lib64))
 # PRECISION=FP32 builds the GPU programs in fp32 (train_moex_fp32, sample_fp32) instead of bf16.
 PRECISION ?= BF16
 SUFFIX    = $(if $(filter FP32,$(PRECISION)),_fp32)
@@ -131,17 +134,18 @@ $(B)/double/%.o: %.cpp Makefile
 
 # ---------------------------------------------------------------------------------------------------------
 # The CUDA programs: by nvcc for the GPU, and by dev/emu and the C++ compiler for the CPU. What ptxas says of
-# registers and spills is kept beside the binary; test/test_ptxas.sh reads it.
+# registers and spills is kept beside the binary; test/test_ptxas.sh reads it. Beside the cards' own code there is
+# PTX of the last of them, which newer cards compile when they load it.
 
-CUDA_SOURCES = train_moex.cu sample.cu dev/interp/bsp_gpu.cu dev/bench/bench_gpu.cu $(wildcard test/*.cu)
 CUDA_LAYERS  = $(B)/libinterp.a $(B)/libmoex.a # train_moex.cu and dev/cpu know nothing of each other
 CUDA_TESTS   = test_kernels test_cuda test_sample test_units
 NVCC_FLAGS   = -std=c++20 -O3 --expt-relaxed-constexpr -lineinfo -t 0 -Xptxas -v \
-               $(foreach a,$(GPU_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) -Xcompiler -Wall,-Wextra$(if $(OPENMP),$(comma)-fopenmp)
-NVCC_COMPILE = @mkdir -p $(@D); echo "$(NVCC) -> $@"; $(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $@.d -MT $@ $(firstword $(filter %.cu,$^)) $(filter %.o,$^) $(filter %.a,$^) -lcublasLt -o $@ \
+               $(foreach a,$(GPU_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) \
+               -gencode arch=compute_$(lastword $(GPU_ARCH)),code=compute_$(lastword $(GPU_ARCH)) -Xcompiler -Wall,-Wextra$(if $(OPENMP),$(comma)-fopenmp)
+NVCC_COMPILE = @mkdir -p $(@D); echo "$(NVCC) -> $@"; $(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $@.d -MT $@ $(firstword $(filter %.cu,$^)) $(filter %.o,$^) $(filter %.a,$^) -lcublasLt $(if $(CUDA_LIB),-Xlinker -rpath=$(CUDA_LIB)) -o $@ \
                > $@.ptxas 2>&1 || { grep -v 'ptxas info\|bytes stack' $@.ptxas >&2; exit 1; }
 
-vpath %.cu . dev/interp dev/bench
+vpath %.cu . dev/interp dev/bench test
 CUDA_PROGRAMS = train_moex sample bsp_gpu bench_gpu
 $(addprefix $(B)/,$(CUDA_PROGRAMS)): $(B)/%: %.cu $(CUDA_LAYERS) Makefile
 	$(NVCC_COMPILE)
@@ -154,26 +158,39 @@ $(addprefix $(B)/gpu/,$(addsuffix _fp32,$(CUDA_TESTS))): private NVCC_FLAGS += -
 $(addprefix $(B)/gpu/,$(addsuffix _fp32,$(CUDA_TESTS))): $(B)/gpu/%_fp32: test/%.cu $(B)/double/test/reference.o $(CUDA_LAYERS) Makefile
 	$(NVCC_COMPILE)
 
+-include $(foreach p,$(CUDA_PROGRAMS) $(addprefix gpu/,$(CUDA_TESTS)),$(B)/$(p).d $(B)/$(p)_fp32.d)
+
+# For the CPU: translate writes C++ (and which sources it read), and every source is compiled once for each
+# precision. train_moex.cu and sample.cu are libraries to the others, which see their declarations; their own
+# main gives way to that of the program they are linked into.
 $(B)/translate: $(B)/obj/dev/emu/translate.o $(B)/libmoex.a
 	$(LINK)
-$(B)/emu/%.cpp: $(B)/translate $(CUDA_SOURCES)
+EMU_LIBRARIES = train_moex sample test_library
+$(B)/emu/%.cpp: %.cu $(B)/translate
 	@mkdir -p $(B)/emu
-	$(B)/translate $(firstword $(wildcard $*.cu test/$*.cu dev/interp/$*.cu dev/bench/$*.cu)) $@
+	$(B)/translate $(if $(filter $*,$(EMU_LIBRARIES)),--library) $< $@
+
+# Tests are compiled at -O1: what takes time in them is what they test.
+EMU_CXXFLAGS ?= $(if $(SAN),$(CXXFLAGS) -g0,$(if $(filter test_%,$(*F)),$(subst -O3,-O1,$(CXXFLAGS)),$(subst -O3,-O2,$(CXXFLAGS)) -g))
+EMU_COMPILE  = $(CXX) $(FLAGS) $(EMU_CXXFLAGS) $(OPENMP) -MMD -MP -fno-strict-aliasing -I dev/emu/include -I test -c $< -o $@
+$(B)/emu/%_fp32.o: $(B)/emu/%.cpp Makefile
+	$(EMU_COMPILE) -DPRECISION_FP32
+$(B)/emu/%.o: $(B)/emu/%.cpp Makefile
+	$(EMU_COMPILE)
 
 EMU_BINARIES = $(addprefix $(B)/,$(EMULATED) $(foreach t,$(CUDA_TESTS),$(t)_emu $(t)_fp32_emu) test_emu bench_gpu_emu)
-EMU_CXXFLAGS ?= $(if $(SAN),$(CXXFLAGS) -g0,$(subst -O3,-O2,$(CXXFLAGS)) $(if $(filter test_%,$(@F)),,-g))
-EMU_COMPILE  = $(CXX) $(FLAGS) $(EMU_CXXFLAGS) $(OPENMP) -MMD -MP -fno-strict-aliasing -I dev/emu/include -I test \
-               -MF $@.d -MT $@ $(filter %.cpp %.o,$^) $(filter %.a,$^) -o $@
-$(B)/%_fp32_emu: private FLAGS += -DPRECISION_FP32
-$(B)/%_fp32_emu: $(B)/emu/%.cpp $(CUDA_LAYERS) Makefile
-	$(EMU_COMPILE)
-$(B)/%_emu: $(B)/emu/%.cpp $(CUDA_LAYERS) Makefile
-	$(EMU_COMPILE)
-$(B)/test_emu: $(B)/emu/test_emu.cpp $(B)/libmoex.a Makefile
-	$(EMU_COMPILE)
+EMU_PROGRAMS = $(filter-out $(B)/test_emu,$(EMU_BINARIES))
+$(B)/test_emu: $(B)/emu/test_emu.o $(B)/emu/test_library.o
+$(EMU_PROGRAMS): $(B)/%_emu: $(B)/emu/%.o
+$(B)/test_sample_emu: $(B)/emu/sample.o
+$(B)/test_sample_fp32_emu: $(B)/emu/sample_fp32.o
+$(filter-out %_fp32_emu,$(EMU_PROGRAMS)): $(B)/emu/train_moex.o
+$(filter %_fp32_emu,$(EMU_PROGRAMS)): $(B)/emu/train_moex_fp32.o
 $(foreach t,$(CUDA_TESTS),$(B)/$(t)_emu $(B)/$(t)_fp32_emu): $(B)/double/test/reference.o
-.SECONDARY: $(addprefix $(B)/emu/,$(addsuffix .cpp,$(CUDA_PROGRAMS) test_emu $(CUDA_TESTS)))
--include $(addsuffix .d,$(EMU_BINARIES) $(addprefix $(B)/,$(CUDA_PROGRAMS) $(addsuffix _fp32,$(CUDA_PROGRAMS))) $(addprefix $(B)/gpu/,$(CUDA_TESTS) $(addsuffix _fp32,$(CUDA_TESTS))))
+$(EMU_BINARIES): $(CUDA_LAYERS)
+	$(LINK)
+.SECONDARY:
+-include $(wildcard $(B)/emu/*.d)
 
 # ---------------------------------------------------------------------------------------------------------
 # The demo: two commands' worth of everything, on a machine with g++ and make and nothing else.

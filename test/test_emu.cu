@@ -3,6 +3,8 @@
 // what hardware leaves undefined stops with the kernel and the thread. Built by nvcc, the same tests (but
 // those of the emulator's strictness) say whether the emulator's picture of the hardware is right.
 #include "check.h"
+#define MOEX_LIBRARY
+#include "test_library.cu"
 #include <algorithm>
 #include <cublasLt.h>
 #include <cuda_bf16.h>
@@ -1694,8 +1696,44 @@ static void test_nccl() {
 }
 #endif
 
+// ---- a program that is included -------------------------------------------------------------------------
+
+// Kernels launched from here and from there, device functions with shared memory in kernels of both, and host
+// functions whose bodies are elsewhere.
+__global__ void includer_kernel(int* out) { out[threadIdx.x] = shared_total(2) + scale(1); }
+
+static void test_library() {
+    Device<int> out(128);
+    library_launch(out.data, 2, 64);
+    const std::vector<int> there = out.get();
+    library_kernel<<<2, 64>>>(out.data, 7);
+    const std::vector<int> here = out.get();
+    bool right = true;
+    for (int i = 0; i < 128; i++) {
+        const int value = i % 64 * library_step + 64;
+        right = right && there[size_t(i)] == value + 100 && here[size_t(i)] == value + 7;
+    }
+    check(right, "a kernel of an included program");
+    includer_kernel<<<1, 32>>>(out.data);
+    library_template_kernel<<<1, 1>>>(out.data, 5);
+    const std::vector<int> mixed = out.get();
+    check(mixed[0] == 5 && mixed[1] == 64 + library_step && mixed[31] == 64 + library_step);
+
+    library::Counter counter(4);
+    const int calls = library_calls;
+    check(counter.next() == 4 + library_step && counter.next() == 4 + 2 * library_step);
+    check(library_calls == calls + 2, "one variable in both");
+    check(library_brackets(4) == 9 || library_brackets(4) == 8);
+#ifdef MOEX_EMU // to nvcc it is one program; here its functions were compiled without this file's macros
+    check(std::string(library_file()) == "linked");
+#else
+    check(std::string(library_file()) == "included");
+#endif
+}
+
 int main() {
     return run_main([] {
+        test_library();
         test_launches();
         test_launch_errors();
         test_runtime();

@@ -1,11 +1,13 @@
-// translate IN.cu OUT.cpp: the source step of dev/emu. Rewrites what is not C++ in a CUDA source and leaves
-// everything else as it stands, line for line (#line names the .cu):
+// translate [--library] IN.cu OUT.cpp: the source step of dev/emu. Rewrites what is not C++ in a CUDA source
+// and leaves everything else as it stands, line for line (#line names the .cu):
 //   kernel<<<grid, block, shared, stream>>>(args)   a call of emu::launch
 //   __shared__ T name[n]; extern __shared__ T s[];  a reference into, a pointer to the block's shared memory
-//   asm volatile("..." : outputs : inputs);         a call of the emulator's PTX, with the same text and
-//   operands #include "other.cu" or "other.cuh"              that file, translated; other quoted includes:
-//   its full path #pragma unroll, __noinline__                    nothing, and the attribute
+//   asm volatile("..." : outputs : inputs);         a call of the emulator's PTX, same text and operands
+//   #pragma unroll, __noinline__                    nothing, and the attribute
+//   #include "other.cuh"                            that file, translated (of other files the full path)
+//   #include "other.cu"                             its declarations: "A program as a library" below
 // It works on tokens: comments, strings and macros are not looked into (a launch inside a macro is refused).
+// OUT.cpp.d tells make which sources were read.
 #include "../lib/file.h"
 #include <algorithm>
 #include <filesystem>
@@ -151,6 +153,17 @@ static size_t opening(const Source& s, size_t close) {
     s.refuse(close, "a bracket that is not opened");
 }
 
+// The index of the angle bracket that closes the one at `open`: template arguments.
+static size_t closing_angle(const Source& s, size_t open) {
+    int depth = 0;
+    for (size_t i = open; i < s.tokens.size() && !s.is(i, ";") && !s.is(i, "{"); i++) {
+        if (s.is(i, "(") || s.is(i, "[")) i = closing(s, i);
+        if (s.is(i, "<")) depth++;
+        if (s.is(i, ">") && --depth == 0) return i;
+    }
+    s.refuse(open, "template arguments that do not end");
+}
+
 // Three angle brackets in a row.
 static bool triple(const Source& s, size_t i, const char* bracket) {
     return s.is(i, bracket) && s.is(i + 1, bracket) && s.is(i + 2, bracket) &&
@@ -173,10 +186,25 @@ struct Edit { // the source between two offsets becomes `text`
     std::string text;
 };
 
+// What is known of the sources read so far.
+struct Sources {
+    std::set<std::string> all, once; // paths; those that say `#pragma once`
+    std::set<std::string> templates; // kernels declared as templates
+};
+
 struct Translation {
     Source s;
+    Sources& sources;
     std::vector<Edit> edits;
-    std::set<std::string> templates; // kernels declared as templates
+    std::vector<bool> left_out; // tokens that are not written
+
+    void insert(size_t before, const std::string& text) {
+        edits.push_back({s.tokens[before].begin, s.tokens[before].begin, text});
+    }
+    void leave_out(size_t first, size_t last, const std::string& instead) {
+        replace(first, last, instead);
+        std::fill(left_out.begin() + long(first), left_out.begin() + long(last) + 1, true);
+    }
 
     void replace(size_t first, size_t last, const std::string& text) { // tokens first..last
         edits.push_back({s.tokens[first].begin, s.tokens[last].end, text});
@@ -196,7 +224,7 @@ static void note_template(Translation& t, size_t i) {
         }
         kernel = kernel || s.is(k, "__global__");
         if (kernel && s.is(k, "(")) {
-            t.templates.insert(name);
+            t.sources.templates.insert(name);
             return;
         }
         if (s.tokens[k].kind == Kind::word) name = s.text(k);
@@ -228,7 +256,7 @@ static void rewrite_launch(Translation& t, size_t i) {
     const std::string kernel = join(s, first, i);
     std::string name = kernel;
     std::replace(name.begin(), name.end(), '\n', ' ');
-    const bool deduced = !explicit_arguments && t.templates.count(s.text(i - 1)) > 0;
+    const bool deduced = !explicit_arguments && t.sources.templates.count(s.text(i - 1)) > 0;
     const bool no_arguments = closing(s, end + 3) == end + 4;
     const std::string callee =
         deduced ? "[](const auto&... emu_arguments) { " + kernel + "(emu_arguments...); }" : kernel;
@@ -266,12 +294,7 @@ static void rewrite_shared(Translation& t, size_t i) {
         } else if (s.is(at, "extern")) {
             dynamic = true;
         } else if (s.is(at, "<")) { // the arguments of a template
-            size_t close = at;
-            for (int depth = 0; close < last; close++) {
-                if (s.is(close, "(")) close = closing(s, close);
-                if (s.is(close, "<")) depth++;
-                if (s.is(close, ">") && --depth == 0) break;
-            }
+            const size_t close = closing_angle(s, at);
             type += join(s, at, close + 1);
             at = close;
         } else if (s.is(at + 1, "[") || s.is(at + 1, ",") || at + 1 == last) {
@@ -339,9 +362,92 @@ static void rewrite_asm(Translation& t, size_t i) {
                   std::to_string(s.tokens[i].line) + "); emu_assembly(" + operands + "); } while (0)");
 }
 
-static std::string translate_file(const std::string& path, std::set<std::string>& once, int depth);
+// ---- a program as a library -----------------------------------------------------------------------------
+//
+// To nvcc a .cu that includes another (the tests include train_moex.cu) is one program. Here the other is
+// compiled once, with --library, and linked; where it is included its declarations remain. In both, functions
+// of the namespace scope are neither inline nor static, so that one can call the other's; and
+//   - where it is included, the bodies of kernels and host functions go. What the compiler must see stays:
+//     templates, structs, constants, and device functions, which are small and belong inside the kernels that
+//     call them: those become inline;
+//   - in the library main is weak: it gives way to the one of the program that it is linked into.
 
-static void rewrite_directive(Translation& t, size_t i, std::set<std::string>& once, int depth) {
+enum class Part { program, library, declarations };
+
+// The token after a declaration of the namespace scope that begins at `first`, which is edited for its part.
+static size_t link_declaration(Translation& t, size_t first, Part part) {
+    static const std::set<std::string> stays = {"template", "struct", "class",   "enum",         "union",
+                                                "using",    "extern", "typedef", "static_assert"};
+    static const std::set<std::string> has_arguments = {"__launch_bounds__", "__align__", "alignas",
+                                                        "__attribute__", "decltype"};
+    const Source& s = t.s;
+    std::set<std::string> specifiers;
+    std::vector<size_t> linkage; // the tokens inline, static
+    size_t i = first;
+    while (i < s.tokens.size() && !s.is(i, "(") && !s.is(i, "=") && !s.is(i, "{") && !s.is(i, ";")) {
+        const std::string word = s.text(i);
+        specifiers.insert(word);
+        if (word == "inline" || word == "static" || word == "__forceinline__") linkage.push_back(i);
+        if (word == "[" || (has_arguments.count(word) && s.is(i + 1, "(")))
+            i = closing(s, word == "[" ? i : i + 1);
+        else if (word == "<")
+            i = closing_angle(s, i);
+        i++;
+    }
+    const bool function = s.is(i, "(");
+    const size_t name = i - 1;
+    bool value = s.is(i, "="); // then braces are part of it, and it ends with a semicolon
+    for (; i < s.tokens.size() && !s.is(i, ";") && (value || !s.is(i, "{")); i++) {
+        if (s.is(i, "=")) value = true;
+        if (s.is(i, "(") || s.is(i, "[") || s.is(i, "{")) i = closing(s, i);
+        if (s.is(i, ")") && s.is(i + 1, ":")) // what a constructor sets may stand in braces, too
+            do {
+                for (i += 2; !s.is(i, "(") && !s.is(i, "{"); i++)
+                    if (i >= s.tokens.size()) s.refuse(first, "a constructor without a body");
+                i = closing(s, i);
+            } while (s.is(i + 1, ","));
+    }
+    const bool has_body = s.is(i, "{");
+    const size_t last = has_body ? closing(s, i) : std::min(i, s.tokens.size() - 1);
+    if (part == Part::program || stays.count(s.text(first)) || specifiers.count("constexpr")) return last + 1;
+    if (!function) {
+        if (part == Part::declarations && name > first && !specifiers.count("const") && linkage.empty())
+            s.refuse(first, "a variable of a program that others include: make it constexpr, or inline");
+        return last + 1;
+    }
+    if (specifiers.count("__device__")) {
+        if (linkage.empty()) t.insert(first, "inline ");
+        return last + 1;
+    }
+    if (part == Part::declarations && has_body && s.is(name - 1, ":")) { // a member: its class declares it
+        t.leave_out(first, last, "");
+        return last + 1;
+    }
+    for (size_t k : linkage) t.leave_out(k, k, "");
+    if (part == Part::declarations && has_body) t.leave_out(i, last, ";");
+    if (part == Part::library && s.is(name, "main")) t.insert(first, "__attribute__((weak)) ");
+    return last + 1;
+}
+
+static void link_declarations(Translation& t, Part part) {
+    const Source& s = t.s;
+    for (size_t i = 0; i < s.tokens.size();) {
+        size_t open = i + 1;
+        while (s.is(i, "namespace") && open < s.tokens.size() && !s.is(open, "{") && !s.is(open, ";")) open++;
+        const bool block = s.is(i, "namespace") || (s.is(i, "extern") && s.tokens[open].kind == Kind::text);
+        if (s.is(i, "extern") && block && s.is(open + 1, "{")) open++;
+        if (s.tokens[i].kind == Kind::directive || s.is(i, ";") || s.is(i, "}"))
+            i++;
+        else if (block && s.is(open, "{"))
+            i = open + 1; // its declarations are of the namespace scope, too
+        else
+            i = link_declaration(t, i, part);
+    }
+}
+
+static std::string translate_file(const std::string& path, Sources& sources, Part part, int depth);
+
+static void rewrite_directive(Translation& t, size_t i, Part part, int depth) {
     const Source& s = t.s;
     Source inside{s.path, s.text(i), {}};
     inside.code[0] = ' ';
@@ -358,7 +464,7 @@ static void rewrite_directive(Translation& t, size_t i, std::set<std::string>& o
     if (inside.is(0, "pragma") &&
         (inside.is(1, "unroll") || inside.is(1, "nounroll") || inside.is(1, "once") ||
          inside.is(1, "nv_diag_suppress") || inside.is(1, "nv_diag_default"))) {
-        if (inside.is(1, "once")) once.insert(fs::weakly_canonical(s.path));
+        if (inside.is(1, "once")) t.sources.once.insert(fs::weakly_canonical(s.path));
         t.replace(i, i, "");
     }
     if (!inside.is(0, "include") || inside.tokens.size() < 2 || inside.tokens[1].kind != Kind::text) return;
@@ -369,22 +475,28 @@ static void rewrite_directive(Translation& t, size_t i, std::set<std::string>& o
         std::count(s.code.begin() + long(s.tokens[i].begin), s.code.begin() + long(s.tokens[i].end), '\n');
     if (file.extension() == ".cu" || file.extension() == ".cuh") // then goes on with the line after this one
         t.replace(i, i,
-                  translate_file(file.lexically_normal(), once, depth + 1) + "\n#line " +
-                      std::to_string(s.tokens[i].line + 1 + int(lines)) + " " + as_literal(s.path));
+                  translate_file(file.lexically_normal(), t.sources,
+                                 file.extension() == ".cu" ? Part::declarations : part, depth + 1) +
+                      "\n#line " + std::to_string(s.tokens[i].line + 1 + int(lines)) + " " +
+                      as_literal(s.path));
     else
         t.replace(i, i, "#include " + as_literal(fs::absolute(file).lexically_normal()));
 }
 
-static std::string translate_file(const std::string& path, std::set<std::string>& once, int depth) {
+static std::string translate_file(const std::string& path, Sources& sources, Part part, int depth) {
     if (depth > 50) fail("%s: includes itself", path.c_str());
-    if (once.count(fs::weakly_canonical(path))) return "";
-    Translation t;
+    if (sources.once.count(fs::weakly_canonical(path))) return "";
+    sources.all.insert(path);
+    Translation t{{}, sources, {}, {}};
     t.s.path = path;
     t.s.code = read_text(path);
     tokenize(t.s);
+    t.left_out.resize(t.s.tokens.size());
     const Source& s = t.s;
+    link_declarations(t, part);
     for (size_t i = 0; i < s.tokens.size(); i++) {
-        if (s.tokens[i].kind == Kind::directive) rewrite_directive(t, i, once, depth);
+        if (t.left_out[i]) continue;
+        if (s.tokens[i].kind == Kind::directive) rewrite_directive(t, i, part, depth);
         if (s.is(i, "template")) note_template(t, i);
         if (triple(s, i, "<") && !(i > 0 && triple(s, i - 1, "<"))) rewrite_launch(t, i);
         if (s.is(i, "__shared__")) rewrite_shared(t, i);
@@ -410,17 +522,29 @@ static std::string translate_file(const std::string& path, std::set<std::string>
 
 int main(int argc, char** argv) {
     return run_main([&] {
-        if (argc == 2 && std::string(argv[1]) == "--help")
-            return puts("usage: translate IN.cu OUT.cpp   (CUDA source in, C++ for dev/emu/include out)"), 0;
-        if (argc != 3) fail_usage("translate wants two files, IN.cu and OUT.cpp");
-        std::set<std::string> once;
-        const std::string code = "// Made from " + std::string(argv[1]) +
+        const std::vector<std::string> words(argv + 1, argv + argc);
+        if (words == std::vector<std::string>{"--help"}) {
+            puts(
+                "usage: translate [--library] IN.cu OUT.cpp   (CUDA source in, C++ for dev/emu/include out)");
+            return 0;
+        }
+        const bool library = !words.empty() && words[0] == "--library";
+        if (words.size() != (library ? 3 : 2)) fail_usage("translate wants two files, IN.cu and OUT.cpp");
+        const std::string in = words[words.size() - 2];
+        Sources sources;
+        const std::string code = "// Made from " + in +
                                  " by dev/emu/translate.\n"
                                  "#ifndef MOEX_EMU\n#define MOEX_EMU 1\n#endif\n#include <cuda_runtime.h>\n" +
-                                 translate_file(argv[1], once, 0);
-        AtomicFile out(argv[2]);
+                                 translate_file(in, sources, library ? Part::library : Part::program, 0);
+        AtomicFile out(words.back());
         out.write(code.data(), code.size());
         out.commit();
+        std::string rule = words.back() + ":"; // for make: what OUT.cpp is made from
+        for (const std::string& path : sources.all) rule += " " + path;
+        for (const std::string& path : sources.all) rule += "\n" + path + ":";
+        AtomicFile dependencies(words.back() + ".d");
+        dependencies.write((rule + "\n").data(), rule.size() + 1);
+        dependencies.commit();
         return 0;
     });
 }
