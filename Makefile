@@ -3,7 +3,7 @@
 # to build/, every run to runs/.
 
 SHELL    := /bin/bash
-ifeq ($(filter -j%,$(MAKEFLAGS)),) # as many at a time as there are cores, unless told
+ifeq ($(MAKELEVEL)$(filter -j%,$(MAKEFLAGS)),0) # as many at a time as there are cores, unless told
 MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 2)
 endif
 CXXFLAGS ?= -O3 -march=native
@@ -59,15 +59,16 @@ found:
 help:
 	@echo "make               build $(PROGRAMS)"
 	@echo "                   and with the CUDA toolkit train_moex sample bsp_gpu (PRECISION=FP32: in fp32, their names end in _fp32)"
-	@echo "make demo          play chess games, train a small MoE-X on them, sample, say what its units mean (about 5 minutes)"
+	@echo "make demo          play chess games, train a small MoE-X on them, sample, say what its units mean (6 minutes; DEMO_FORCE=1: once more in its place)"
 	@echo "make report        an HTML page on a run: RUN=runs/demo, GAMES=games.pgn for a chess model, DATA='val*.bin' for text"
-	@echo "make test          all tests (SAN=1: under the sanitizers)"
+	@echo "make test          all tests, as many at a time as there are cores (SAN=1: under the sanitizers; TEST_JOBS=1: one by one)"
 	@echo "make test-gpu      kernels, whole model and sampler on the GPU (also test-gpu-programs; sanitize-gpu: compute-sanitizer)"
 	@echo "make train_moex_emu  the CUDA trainer on the CPU, to step through a kernel in gdb (also sample_emu)"
 	@echo "make test-torch    the reference against an independent PyTorch twin (needs python3 with torch, numpy)"
 	@echo "make bench         speed of the reference and of bsp beside the machine's peak, and beside PyTorch when it is there (GPU: dev/bench/gpu.sh)"
 	@echo "make fuzz          fuzz the readers of hostile files (needs clang++; FUZZ_SECONDS=600 each)"
 	@echo "make clean         remove build/"
+	@echo "Also: one program by its name (make bsp), SAN=1 in build/san, CXX, CXXFLAGS, NVCC, GPU_ARCH='80 90', -j1"
 
 # ---------------------------------------------------------------------------------------------------------
 # Every source that is not a program is compiled once and goes into the archive of its layer: libmoex.a (dev/lib,
@@ -193,34 +194,16 @@ $(EMU_BINARIES): $(CUDA_LAYERS)
 -include $(wildcard $(B)/emu/*.d)
 
 # ---------------------------------------------------------------------------------------------------------
-# The demo: two commands' worth of everything, on a machine with g++ and make and nothing else.
+# The demo (DEMO_STEPS, if given, are not timed but taken), and a report on any run.
 
 DEMO_DIR   ?= runs/demo
 DEMO_GAMES ?= 43000
-DEMO_STEPS ?= 9500
 DEMO_SEED  ?= 1
 DEMO_FRESH ?= 2400# games played anew, to ask its units about
 
-demo: $(addprefix $(B)/,$(PROGRAMS))
-	@rm -rf $(DEMO_DIR)
-	@echo; echo "== 1. Playing $(DEMO_GAMES) games of chess to learn from"
-	@$(B)/make_chess --games $(DEMO_GAMES) --row 257 --seed $(DEMO_SEED) --out $(DEMO_DIR)/data
-	@echo; echo "== 2. Training a MoE-X on them"
-	@$(B)/train_moex_cpu --init demo --train '$(DEMO_DIR)/data/train_*.bin' --val '$(DEMO_DIR)/data/val_*.bin' --out $(DEMO_DIR) \
-	    --steps $(DEMO_STEPS) --seed $(DEMO_SEED) --print-every 250 --val-every 1000 --val-batches 16 --sample-every 0 --checkpoint-every 2500
-	@echo; echo "== 3. What it learned, on games it has not seen"
-	@$(B)/evaluate --ckpt $(DEMO_DIR) --val '$(DEMO_DIR)/data/val_*.bin'
-	@echo; echo "== 4. A game it plays by itself"
-	@$(B)/sample_cpu --ckpt $(DEMO_DIR) --tokens 254 --temperature 0.3 --seed $(DEMO_SEED) --board
-	@echo; echo "== 5. What its units mean, on $(DEMO_FRESH) new games: half to choose a unit's property on, half to try it on"
-	@$(B)/make_chess --games $(DEMO_FRESH) --row 257 --seed $$(($(DEMO_SEED) + 1000)) --train-text $(DEMO_DIR)/games.txt --out $(DEMO_DIR)/fresh > /dev/null
-	@$(B)/report --run $(DEMO_DIR) --games $(DEMO_DIR)/games.txt
-	@echo; echo "== 6. Where things are"
-	@echo "report      $(DEMO_DIR)/report.html (open it in a browser)"
-	@echo "games       $(DEMO_DIR)/data, $(DEMO_DIR)/games.txt"
-	@echo "model       $$(ls $(DEMO_DIR)/model_*.safetensors | tail -1)"
-	@echo "log         $(DEMO_DIR)/log.jsonl"
-	@echo "see inside  $(B)/sample_cpu --ckpt $(DEMO_DIR) --prompt ';1.e4 e5 2.' --tokens 3 --trace"
+demo:
+	+@$(if $(findstring n,$(firstword -$(MAKEFLAGS))),echo) env DEMO_DIR='$(DEMO_DIR)' DEMO_GAMES='$(DEMO_GAMES)' DEMO_STEPS='$(DEMO_STEPS)' DEMO_SEED='$(DEMO_SEED)' \
+	    DEMO_FRESH='$(strip $(DEMO_FRESH))' DEMO_FORCE='$(DEMO_FORCE)' MAKE='$(MAKE)' dev/demo.sh $(B)
 
 # The page on a run: what has not been measured yet is, on GAMES or, for text, on DATA.
 RUN ?= $(DEMO_DIR)
@@ -254,7 +237,7 @@ CUDA_TEST_RUNS = "$(B)/test_emu" $(foreach t,$(CUDA_TESTS),$(foreach p,_emu _fp3
 endif
 
 test: $(addprefix $(B)/,$(TESTS) $(PROGRAMS) rank_stub) $(CUDA_TEST_BINARIES)
-	@test/run.sh $(foreach t,$(TESTS),"$(B)/$(t) $(ARGUMENTS_$(t))") $(CUDA_TEST_RUNS)
+	@test/run.sh test/test_includes.sh $(foreach t,$(TESTS),"$(B)/$(t) $(ARGUMENTS_$(t))") $(CUDA_TEST_RUNS)
 
 # On the GPU: kernels, whole model and sampler; the programs from the command line; compute-sanitizer.
 BOTH = $(1) $(addsuffix _fp32,$(1))

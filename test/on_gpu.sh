@@ -24,4 +24,4 @@ else
         done
     done
 fi
-exec test/run.sh "${runs[@]}"
+TEST_JOBS=1 exec test/run.sh "${runs[@]}"
