@@ -61,7 +61,7 @@ struct Clock {
     }
     // Seconds between two marks that have passed.
     double seconds(size_t from, size_t to) const {
-        float ms;
+        float ms = 0;
         cuda_check(cudaEventElapsedTime(&ms, events[from], events[to]));
         return ms * 1e-3;
     }
