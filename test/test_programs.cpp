@@ -423,7 +423,7 @@ static void test_variants() {
 }
 
 static void test_threads() {
-    for (const string program : {train, sampler, evaluator, make_text, make_chess})
+    for (const string& program : {train, sampler, evaluator, make_text, make_chess})
         check_names(works(program + " --help").out, "--threads N");
     check(works(tiny_run("threads_said", 1, "--threads 2")).out.find("2 threads, as --threads says") !=
               string::npos ||
