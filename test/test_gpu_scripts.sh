@@ -77,9 +77,29 @@ log 64 8
 expect "spills" 1 'spills 8 8 bytes' env NVCC="$dir/nvcc-13.0" test/test_ptxas.sh "$dir/log.ptxas"
 expect "spills of another toolkit" 0 '^warning: .*spills 8 8 bytes' env NVCC="$dir/nvcc-12.4" test/test_ptxas.sh "$dir/log.ptxas"
 
-# ---- gpu.sh --------------------------------------------------------------------------------------------
+# ---- gpu.sh: with programs that only pretend, then with the emulated ones ----------------------------------
 
 unset SANITIZER
+stubs=$dir/stubs
+mkdir "$stubs"
+for precision in "" _fp32; do
+    for program in train_moex sample bsp_gpu; do printf '#!/bin/sh\necho done >&2\n' > "$stubs/$program${precision}_emu"; done
+    printf '#!/bin/sh\necho "1 passed, 0 failed"\n' > "$stubs/test_units${precision}_emu"
+    cat > "$stubs/bench_gpu${precision}_emu" << 'END'
+#!/bin/bash
+while [[ $1 != --json ]]; do shift; done
+echo '{"row": "ratio"}' > "$2"
+exit ${BENCH:-0}
+END
+done
+printf '#!/bin/sh\nexit 0\n' > "$stubs/make_chess"
+chmod +x "$stubs"/*
+rehearse() { env "$@" B="$stubs" RESULTS="$dir/pretended" dev/bench/gpu.sh --rehearse=short; }
+expect "a rehearsal" 0 'Every stage that could run passed' rehearse QUICK=0
+expect "a stage that fails" 1 'FAILED: Launchers and steps, bf16;$' rehearse BENCH=3
+expect "its rows, and those after it" 0 '^Sampling, preset chess: [0-9]+ s' cat "$dir/pretended/rehearsal.md"
+expect "its rows" 0 '"row": "ratio"' cat "$dir/pretended/rehearsal.jsonl"
+
 if [[ -x $b/bench_gpu_emu && -x $b/train_moex_emu && -x $b/train_moex_fp32_emu && -x $b/sample_emu &&
     -x $b/sample_fp32_emu && -x $b/test_units_emu && -x $b/test_units_fp32_emu && -x $b/make_chess ]]; then
     expect "the rehearsal" 0 'Every stage that could run passed' env B="$b" RESULTS="$dir/results" dev/bench/gpu.sh --rehearse=short

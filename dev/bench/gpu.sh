@@ -26,7 +26,7 @@ deadline=$((SECONDS + 60 * minutes - 20)) failed=()
 scratch=$(mktemp -d) || exit 1
 trap 'rm -rf "$scratch"' EXIT
 mkdir -p "$scratch/bin"
-PATH=$scratch/bin:$PATH # a toolkit that is not on the path, or what stands for one in a rehearsal
+PATH=$scratch/bin:$PATH:/usr/local/cuda/bin # first what stands for a toolkit in a rehearsal, last one that was forgotten
 
 say() { printf '%s\n' "$*" | tee -a "$report"; }
 have() { command -v "$1" > /dev/null; }
@@ -175,6 +175,7 @@ if [[ -z $card ]]; then
     report=$scratch/report.md arch=90
 else
     arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | grep -E '^[0-9.]+$' | head -n 1 | tr -d .)
+    arch=${arch:-90}
     mkdir -p "$results" || exit 1
     report=$results/$(tr -cs 'A-Za-z0-9\n' '-' <<< "$card" | tr '[:upper:]' '[:lower:]').md
     : > "$report"
@@ -197,35 +198,45 @@ else
         nvidia-smi --query-gpu=driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit --format=csv,noheader | head -n 1)."
 fi
 
-for folder in /usr/local/cuda/bin; do # tools of a toolkit that is not on the path
-    for tool in nvcc compute-sanitizer cuobjdump; do
-        have "$tool" || [[ ! -x $folder/$tool ]] || ln -s "$folder/$tool" "$scratch/bin/$tool"
-    done
-done
-can_build=1 link='not tried'
-have make || can_build=0
-have "${CXX:-g++}" || can_build=0
-if have nvcc; then
-    printf '#include <cublasLt.h>\n#include <cstdio>\nint main() { printf("cuBLASLt %%zu", cublasLtGetVersion()); }\n' > "$scratch/probe.cu"
-    if ! link=$(timeout 30 nvcc "$scratch/probe.cu" -lcublasLt -o "$scratch/probe" 2>&1); then
-        link="does not link: $(grep -v '^$' <<< "$link" | tail -n 1)"
-        can_build=0
-    elif ! link=$(timeout 10 "$scratch/probe" 2>&1); then
-        link="links and does not run: $(tail -n 1 <<< "$link")"
-        can_build=0
-    fi
-else
-    can_build=0
-fi
-[[ -n $rehearse ]] && can_build=1
 python=
 for candidate in ${PYTHON:-python3 /usr/bin/python3}; do
     see=$([[ -n $rehearse ]] && echo 'import torch' || echo 'import torch; assert torch.cuda.is_available()')
     timeout 20 "$candidate" -c "$see" 2> /dev/null && python=$candidate && break
 done
 export python
+can_build=1 link='cuBLASLt not tried'
+have make && have "${CXX:-g++}" && have nvcc || can_build=0
+
+# Does a program that uses cuBLASLt link and run? Says so; otherwise why not.
+try_link() {
+    local said
+    said=$(timeout 30 nvcc "$scratch/probe.cu" -lcublasLt -o "$scratch/probe" 2>&1) || {
+        echo "cublasLt does not link: $(grep -v '^$' <<< "$said" | tail -n 1)"
+        return 1
+    }
+    timeout 10 "$scratch/probe" 2>&1
+}
+if have nvcc; then
+    printf '#include <cublasLt.h>\n#include <cstdio>\nint main() { printf("cuBLASLt %%zu", cublasLtGetVersion()); }\n' > "$scratch/probe.cu"
+    if ! link=$(try_link); then
+        # A library beside the toolkit, or the one that came with torch, whose name ends in a version.
+        mkdir "$scratch/lib"
+        wheels=$([[ -n $python ]] && "$python" -c 'import nvidia; print(*nvidia.__path__)' 2> /dev/null)
+        library=$(find /usr/local/cuda*/ $wheels -name 'libcublasLt.so*' 2> /dev/null | head -n 1)
+        if [[ -n $library ]]; then
+            ln -s "$library" "$scratch/lib/libcublasLt.so"
+            export LIBRARY_PATH=$scratch/lib${LIBRARY_PATH:+:$LIBRARY_PATH} CPATH=$(dirname "$library")/../include${CPATH:+:$CPATH}
+            export LD_LIBRARY_PATH=$(dirname "$library")${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+            link=$(try_link) && link+=" by $library" || can_build=0
+        else
+            can_build=0
+        fi
+    fi
+fi
+[[ -n $rehearse ]] && can_build=1
+release=$(nvcc --version 2> /dev/null | grep -o 'release [0-9.]*')
 found() { have "$1" && echo "$1" || echo "no $1"; }
-say "$(nproc) CPU cores; $(found make), $(found "${CXX:-g++}"), $(nvcc --version 2> /dev/null | grep -o 'release [0-9.]*' | sed 's/^/nvcc /' || echo 'no nvcc'), sm_$arch; cublasLt: $link; $(found compute-sanitizer); $([[ -n $python ]] && "$python" -c 'import torch; print("torch", torch.__version__)' 2> /dev/null || echo 'no torch that sees the GPU')."
+say "$(nproc) CPU cores; $(found make), $(found "${CXX:-g++}"), nvcc ${release:-not found}, sm_$arch; $link; $(found compute-sanitizer); $([[ -n $python ]] && "$python" -c 'import torch; print("torch", torch.__version__)' 2> /dev/null || echo 'no torch that sees the GPU')."
 
 # ---------------------------------------------------------------------------------------------------------
 # The stages, each with its limit in seconds: of those that run without being asked for, 520 in all.

@@ -8,9 +8,8 @@ log=$1 arch=${2:-sm_90}
 c++filt < "$log" | awk -v arch="$arch" '
     BEGIN {
         # threads dynamic_shared_bytes of each launch; 256 0 where nothing is said
-        launch["residual_layernorm_forward_kernel"] = launch["embedding_layernorm_forward_kernel"] = "256 12288"
-        launch["combine_layernorm_forward_kernel"] = "256 12288"
-        launch["layernorm_backward_kernel"] = "256 49152"
+        launch["rows_layernorm_kernel"] = "256 12288"
+        launch["layernorm_backward_kernel"] = "160 46080"
         launch["attention_forward_kernel<32>"] = "128 " (128 + 4 * 64) * 40 * 2
         launch["attention_forward_kernel<64>"] = "128 " (128 + 4 * 64) * 72 * 2
         launch["attention_forward_kernel<128>"] = "128 " (128 + 4 * 32) * 136 * 2
@@ -26,7 +25,7 @@ c++filt < "$log" | awk -v arch="$arch" '
         launch["balance_forward_kernel"] = "32 0"
         launch["dispatch_count_kernel"] = launch["dispatch_place_kernel"] = "32 32"
         launch["dispatch_scan_kernel"] = "1024 32"
-        launch["classifier_kernel"] = launch["sum_losses_kernel"] = "1024 0"
+        launch["classifier_kernel"] = launch["sum_losses_kernel"] = launch["sum_partials_kernel"] = "1024 0"
         # what a multiprocessor has: threads, blocks, shared memory in KiB
         limits["sm_80"] = "2048 32 164"; limits["sm_89"] = "1536 24 100"; limits["sm_90"] = "2048 32 228"
         if (!(arch in limits)) { print "moex: " arch ": expected sm_80, sm_89 or sm_90" > "/dev/stderr"; exit 1 }
@@ -46,7 +45,9 @@ c++filt < "$log" | awk -v arch="$arch" '
         registers = $0; sub(/.*Used /, "", registers); registers += 0
         shared = 0
         if (match($0, /[0-9]+ bytes smem/)) shared = substr($0, RSTART) + 0
-        split((name in launch) ? launch[name] : "256 0", at, " ")
+        plain = name
+        sub(/<.*/, "", plain)
+        split((name in launch) ? launch[name] : (plain in launch) ? launch[plain] : "256 0", at, " ")
         threads = at[1]; dynamic = at[2]; warps = threads / 32
         # Registers are given to a warp in units of 256, shared memory to a block in units of 128 and with
         # 1 KiB on top; blocks fit as long as each of the four resources lasts.
