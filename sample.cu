@@ -574,6 +574,7 @@ struct Decoder {
         length[place] = n;
         if (n == 0) return;
         upload_batch(model, tokens, nullptr, 1, n, false);
+        zero_totals(model);
         forward(model);
         for (size_t l = 0; l < c.n_layer; l++) {
             const size_t at = (l * S + place) * c.block_size * C;
@@ -715,7 +716,7 @@ struct Decoder {
 // How many prompts can be gone on from side by side: as many as there are, up to max_places, and as the
 // memory holds the caches of. Refuses a model that does not leave room for one.
 inline size_t fitting_places(const Config& config, size_t prompts, size_t free, const std::string& where) {
-    const double weights = double(block_elements(tensor_table(config))) * (sizeof(floatX) < 4 ? 6 : 4);
+    const double weights = double(block_elements(gpu_tensor_table(config))) * (sizeof(floatX) < 4 ? 6 : 4);
     const Shape shape = {config, 1, config.block_size, 2, true, false};
     const double cache = 2.0 * double(Decoder::cache_elements(config)) * sizeof(floatX);
     const double rest = weights + double(activation_bytes(shape)) + double(256 << 20); // and what is small

@@ -26,6 +26,7 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <functional>
+#include <memory>
 
 // ---------------------------------------------------------------------------------------------------------
 // 1. Numbers, checks, and what a thread, a warp and a launch are made of
@@ -292,32 +293,46 @@ void layernorm_backward(floatX* dx, float* dweight, float* dbias, const floatX* 
 // ---------------------------------------------------------------------------------------------------------
 // Embedding: out[b,t] = wte[token[b,t]] + wpe[t], normalised by the first layer's ln_1
 
-// out (N,C), tokens (N), wte (V,C), wpe (>=T,C)
+// out (N,C), tokens (N), wte (V,C), wpe (>=T,C); hidden_nan: 0 or NaN, added to every number; may be null
 __global__ void embedding_layernorm_forward_kernel(floatX* out, Norm norm, const int* tokens,
-                                                   const floatX* wte, const floatX* wpe, size_t N, size_t T,
-                                                   size_t C) {
+                                                   const floatX* wte, const floatX* wpe,
+                                                   const float* hidden_nan, size_t N, size_t T, size_t C) {
     extern __shared__ uint4 shared[];
     const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
     const size_t n = blockIdx.x * size_t(blockDim.x / warp_size) + warp;
     if (n >= N) return;
     const floatX *token = wte + tokens[n] * C, *position = wpe + n % T * C;
     floatX* row = (floatX*)shared + warp * C;
+    const float hidden = hidden_nan ? *hidden_nan : 0;
     float sum = 0;
     for (size_t c = lane * pack; c < C; c += warp_size * pack) {
         float a[pack], b[pack];
-        load_pack(a, token + c), load_pack(b, position + c);
+        load_pack(a, token + c);
+        load_pack(b, position + c);
 #pragma unroll
-        for (int i = 0; i < pack; i++) a[i] += b[i];
+        for (int i = 0; i < pack; i++) a[i] += b[i] + hidden;
         sum += keep_pack(row, out, a, n, c, C);
     }
     layernorm_row(norm, row, sum, n, C);
 }
 
 void embedding_layernorm_forward(floatX* out, Norm norm, const int* tokens, const floatX* wte,
-                                 const floatX* wpe, size_t N, size_t T, size_t C, cudaStream_t stream) {
+                                 const floatX* wpe, size_t N, size_t T, size_t C, cudaStream_t stream,
+                                 const float* hidden_nan = nullptr) {
     const int warps = row_warps(C * sizeof(floatX));
     embedding_layernorm_forward_kernel<<<blocks_for(N, warps), warps * warp_size, warps * C * sizeof(floatX),
-                                         stream>>>(out, norm, tokens, wte, wpe, N, T, C);
+                                         stream>>>(out, norm, tokens, wte, wpe, hidden_nan, N, T, C);
+    cuda_check(cudaGetLastError());
+}
+
+// *hidden becomes NaN where one of x (count) is, and is left alone otherwise. The library's relu may make 0
+// of a NaN, and with it hide one among the weights of the units: the embedding adds it, so that it comes out.
+__global__ void find_nan_kernel(float* hidden, const floatX* x, size_t count) {
+    const size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x;
+    if (i < count && float(x[i]) != float(x[i])) *hidden = NAN; // all that write write the same
+}
+void find_nan(float* hidden, const floatX* x, size_t count, cudaStream_t stream) {
+    find_nan_kernel<<<blocks_for(count, 256), 256, 0, stream>>>(hidden, x, count);
     cuda_check(cudaGetLastError());
 }
 
@@ -1182,8 +1197,6 @@ template <int HS> void attention_forward_tensor_cores(floatX* out, float* lse, c
     using Shape = AttentionForward<HS>;
     const unsigned blocks = blocks_for(T, Shape::QUERIES), heads = blocks_for(B * NH, 1);
     const unsigned grid = blocks_for(B * NH * blocks, 1);
-    cuda_check(cudaFuncSetAttribute(attention_forward_kernel<HS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    Shape::shared_bytes));
     attention_forward_kernel<HS><<<grid, attention_threads, Shape::shared_bytes, stream>>>(
         out, lse, qkv, int(T), int(NH), blocks, heads, attention_group(T, HS));
     cuda_check(cudaGetLastError());
@@ -1199,18 +1212,32 @@ template <int HS> void attention_backward_tensor_cores(floatX* dqkv, float* delt
     attention_delta_kernel<HS>
         <<<blocks_for(packs, 256), 256, 0, stream>>>(delta, dout, out, packs, int(T), int(NH));
     cuda_check(cudaGetLastError());
-    cuda_check(cudaFuncSetAttribute(attention_backward_dkv_kernel<HS>,
-                                    cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::shared_bytes));
     attention_backward_dkv_kernel<HS><<<grid, attention_threads, Shape::shared_bytes, stream>>>(
         dqkv, dout, lse, delta, qkv, int(T), int(NH), blocks, heads, group);
     cuda_check(cudaGetLastError());
-    cuda_check(cudaFuncSetAttribute(attention_backward_dq_kernel<HS>,
-                                    cudaFuncAttributeMaxDynamicSharedMemorySize, Shape::shared_bytes));
     attention_backward_dq_kernel<HS><<<grid, attention_threads, Shape::shared_bytes, stream>>>(
         dqkv, dout, lse, delta, qkv, int(T), int(NH), blocks, heads, group);
     cuda_check(cudaGetLastError());
 }
+
+// A block gets more than 48 KB of shared memory only if its kernel has asked for it, once.
+template <int HS> void ask_for_shared_memory() {
+    constexpr cudaFuncAttribute bytes = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    using Forward = AttentionForward<HS>;
+    using Backward = AttentionBackward<HS>;
+    cuda_check(cudaFuncSetAttribute(attention_forward_kernel<HS>, bytes, Forward::shared_bytes));
+    cuda_check(cudaFuncSetAttribute(attention_backward_dkv_kernel<HS>, bytes, Backward::shared_bytes));
+    cuda_check(cudaFuncSetAttribute(attention_backward_dq_kernel<HS>, bytes, Backward::shared_bytes));
+}
 #endif // PRECISION_FP32
+
+inline void prepare_attention() {
+#ifndef PRECISION_FP32
+    ask_for_shared_memory<32>();
+    ask_for_shared_memory<64>();
+    ask_for_shared_memory<128>();
+#endif
+}
 
 // ---------------------------------------------------------------------------------------------------------
 // Attention: what the model calls
@@ -1361,9 +1388,9 @@ __global__ void to_fp32_kernel(float* out, const floatX* x, size_t count) {
     const size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x;
     if (i < count) out[i] = float(x[i]);
 }
-__global__ void add_to_kernel(float* out, const float* x, size_t count) {
+template <class T> __global__ void add_to_kernel(float* out, const T* x, size_t count) {
     const size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x;
-    if (i < count) out[i] += x[i];
+    if (i < count) out[i] += float(x[i]);
 }
 
 // topk: the rows of its router (E,C) stand for the means.
@@ -1694,7 +1721,8 @@ __device__ inline int exclusive_scan(int x) {
 }
 
 // counts (E,tiles) become the places of each tile's first assignment to each expert; begin (E+1)
-__global__ void dispatch_scan_kernel(int* counts, int* begin, size_t E, size_t tiles) {
+__global__ void __launch_bounds__(1024)
+    dispatch_scan_kernel(int* counts, int* begin, size_t E, size_t tiles) {
     extern __shared__ int total[]; // (E)
     const int lane = threadIdx.x % warp_size, warp = threadIdx.x / warp_size, warps = blockDim.x / warp_size;
     for (size_t j = warp; j < E; j += warps) {
@@ -1850,13 +1878,6 @@ void count_active(unsigned long long* active, const floatX* z, const uint4* mask
     cuda_check(cudaGetLastError());
 }
 
-// db_enc (E,D) += scratch (E,D), where an epilogue wrote the bias gradients of this micro-batch; an expert
-// without slots had no product and wrote nothing.
-__global__ void add_bias_gradient_kernel(float* db_enc, const floatX* written, const int* begin, size_t D) {
-    const size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x, j = blockIdx.y;
-    if (i < D && begin[j + 1] > begin[j]) db_enc[j * D + i] += float(written[j * D + i]);
-}
-
 // ---------------------------------------------------------------------------------------------------------
 // Combine: out_n = x_n + sum_k w_nk y_slot(n,k), normalised by the next layer's ln_1 (after the last, ln_f)
 
@@ -1922,28 +1943,34 @@ void combine_backward(floatX* dy, float* dweight, const floatX* dout, const floa
 // ---------------------------------------------------------------------------------------------------------
 // Classifier: loss_n = -log softmax(logits_n)[target_n];  dlogits_nv = scale (softmax_nv - [v = target_n])
 
+__device__ inline float exp_of(float x) { return exp2f(log2_e * x); }
+
 // losses (N), targets (N), logits (N,Vp) of which the first V of a row count; with scale not 0 they become
-// their gradient. One block per row. Each thread runs over its part of the row with a maximum and a sum of
-// exponentials on the scale of that maximum, so the row is read once for the loss and once, by then from the
-// cache, for the gradient.
-__global__ void classifier_kernel(float* losses, floatX* logits, const int* targets, float scale, size_t V,
-                                  size_t Vp) {
+// their gradient, and those behind V become 0. One block per row. Each thread runs over its part of the row
+// with a maximum and a sum of exponentials on the scale of that maximum, so the row is read once for the loss
+// and once, by then from the cache, for the gradient. What is left of a row after whole packs is gone through
+// number by number.
+__global__ void __launch_bounds__(1024)
+    classifier_kernel(float* losses, floatX* logits, const int* targets, float scale, size_t V, size_t Vp) {
     __shared__ float mosts[warp_size], sums[warp_size];
     const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size, warps = blockDim.x / warp_size;
     floatX* row = logits + blockIdx.x * Vp;
-    const size_t target = targets[blockIdx.x];
+    const int target = targets[blockIdx.x], whole = int(V / pack * pack), step = int(blockDim.x) * pack;
     const float target_logit = float(row[target]);
     float most = -INFINITY, sum = 0;
-    for (size_t c = threadIdx.x * pack; c < V; c += blockDim.x * pack) {
+    for (int c = int(threadIdx.x) * pack; c < whole; c += step) {
         float v[pack], higher = most;
         load_pack(v, row + c);
 #pragma unroll
-        for (int i = 0; i < pack; i++)
-            if (c + i < V) higher = fmaxf(higher, v[i]);
-        sum *= expf(most - higher);
+        for (int i = 0; i < pack; i++) higher = fmaxf(higher, v[i]);
+        sum *= exp_of(most - higher);
 #pragma unroll
-        for (int i = 0; i < pack; i++)
-            if (c + i < V) sum += expf(v[i] - higher);
+        for (int i = 0; i < pack; i++) sum += exp_of(v[i] - higher);
+        most = higher;
+    }
+    for (int c = whole + int(threadIdx.x); c < int(V); c += int(blockDim.x)) {
+        const float v = float(row[c]), higher = fmaxf(most, v);
+        sum = sum * exp_of(most - higher) + exp_of(v - higher);
         most = higher;
     }
     const float warp_most = warp_max(most);
@@ -1951,7 +1978,7 @@ __global__ void classifier_kernel(float* losses, floatX* logits, const int* targ
     __syncthreads();
     float row_most = -INFINITY;
     for (int i = 0; i < warps; i++) row_most = fmaxf(row_most, mosts[i]);
-    sum = warp_sum(sum * expf(most - row_most));
+    sum = warp_sum(sum * exp_of(most - row_most));
     if (lane == 0) sums[warp] = sum;
     __syncthreads();
     float row_sum = 0;
@@ -1960,13 +1987,17 @@ __global__ void classifier_kernel(float* losses, floatX* logits, const int* targ
     if (threadIdx.x == 0) losses[blockIdx.x] = logf(row_sum) + (row_most - target_logit);
     if (scale == 0) return;
     const float factor = scale / row_sum;
-    for (size_t c = threadIdx.x * pack; c < V; c += blockDim.x * pack) {
+    for (int c = int(threadIdx.x) * pack; c < whole; c += step) {
         float v[pack];
         load_pack(v, row + c);
 #pragma unroll
-        for (int i = 0; i < pack; i++) v[i] = factor * expf(v[i] - row_most) - (c + i == target ? scale : 0);
+        for (int i = 0; i < pack; i++) v[i] = factor * exp_of(v[i] - row_most);
         store_pack(row + c, v);
     }
+    for (int c = whole + int(threadIdx.x); c < int(Vp); c += int(blockDim.x))
+        row[c] = floatX(c < int(V) ? factor * exp_of(float(row[c]) - row_most) : 0);
+    __syncthreads();
+    if (threadIdx.x == 0) row[target] = floatX(factor * exp_of(target_logit - row_most) - scale);
 }
 void classifier(float* losses, floatX* logits, const int* targets, float scale, size_t N, size_t V, size_t Vp,
                 cudaStream_t stream) {
@@ -1976,7 +2007,8 @@ void classifier(float* losses, floatX* logits, const int* targets, float scale, 
 }
 
 // *total += scale * sum of losses (N), in one block
-__global__ void sum_losses_kernel(double* total, const float* losses, double scale, size_t N) {
+__global__ void __launch_bounds__(1024)
+    sum_losses_kernel(double* total, const float* losses, double scale, size_t N) {
     __shared__ double sums[1024];
     double sum = 0;
     for (size_t n = threadIdx.x; n < N; n += blockDim.x) sum += losses[n];
@@ -2114,8 +2146,13 @@ struct Product {
     size_t out_stride = 0, a_stride = 0;             // from row to row; 0: no gap
     cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
     const void* bias = nullptr; // (N), read; or the gradient of a bias, written
-    void* extra = nullptr;      // what the activation's backward needs: relu a bit mask, gelu its input (M,N)
-    size_t extra_stride = 0;    // from row to row: bits of the mask, or numbers
+    void* aux = nullptr;        // what the activation's backward needs: relu a bit mask, gelu its input (M,N)
+    size_t aux_stride = 0;      // from row to row: bits of the mask, or numbers
+
+    // How many tokens it is about: the size that changes from batch to batch and from expert to expert. The
+    // other two are the model's.
+    size_t& tokens() { return a_transposed ? K : M; }
+    size_t tokens() const { return a_transposed ? K : M; }
 };
 
 struct Gpu {
@@ -2131,11 +2168,13 @@ struct Gpu {
     }
     // The algorithm of every kind of product met so far; none where cuBLASLt knows none.
     std::map<std::array<size_t, 9>, std::optional<cublasLtMatmulAlgo_t>> algorithms;
+    size_t refused = 0; // how often an algorithm of the kind did not serve the size
 
     Gpu() {
         cuda_check(cudaStreamCreate(&stream));
         cublas_check(cublasLtCreate(&blas));
         cuda_check(cudaMalloc(&workspace, workspace_bytes));
+        prepare_attention();
     }
     Gpu(const Gpu&) = delete;
     ~Gpu() {
@@ -2157,9 +2196,9 @@ struct Description {
         set(CUBLASLT_MATMUL_DESC_TRANSB, p.a_transposed ? transpose : plain);
         set(CUBLASLT_MATMUL_DESC_EPILOGUE, p.epilogue);
         if (p.bias) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias);
-        if (p.extra) {
-            set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, p.extra);
-            set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, int64_t(p.extra_stride));
+        if (p.aux) {
+            set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, p.aux);
+            set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, int64_t(p.aux_stride));
         }
         const size_t a_stride = p.a_stride ? p.a_stride : p.a_transposed ? p.M : p.K;
         const size_t b_stride = p.b_transposed ? p.K : p.N, out_stride = p.out_stride ? p.out_stride : p.N;
@@ -2179,31 +2218,42 @@ struct Description {
     }
 };
 
-// The algorithm for a product, asked for once per kind. The number of an expert's tokens, M or K, changes
-// with every batch: it counts to three significant bits, so that kinds stay few.
-inline std::optional<cublasLtMatmulAlgo_t> choose_algorithm(Gpu& gpu, const Product& p) {
-    auto about = [](size_t x) {
-        size_t step = 1;
-        while (x / step > 8) step *= 2;
-        return round_up(x, step);
-    };
-    const std::array<size_t, 9> kind = {about(p.M),     about(p.N),     about(p.K),
-                                        p.a_transposed, p.b_transposed, p.accumulate,
-                                        p.out_stride,   p.a_stride,     size_t(p.epilogue)};
+// Numbers of tokens to three significant bits, rounded up: sizes in one bucket share an algorithm, so that
+// there are few to ask for, whatever the router does.
+constexpr size_t bucket(size_t tokens) {
+    size_t step = 1;
+    while ((tokens + step - 1) / step > 8) step *= 2;
+    return round_up(tokens, step);
+}
+
+// What cuBLASLt's heuristic recommends for a product, asked for once; none where it knows nothing. The
+// question holds sizes and strides alone: where the numbers lie counts to it by their alignment, so pointers
+// are asked about at an address that is as round as is promised, and no more. The answer then is a function
+// of the sizes and the card, whatever ran before.
+inline std::optional<cublasLtMatmulAlgo_t> choose_algorithm(Gpu& gpu, Product p) {
+    const std::array<size_t, 9> kind = {
+        p.M,          p.N,          p.K,        p.a_transposed,    p.b_transposed,
+        p.accumulate, p.out_stride, p.a_stride, size_t(p.epilogue)};
     const auto found = gpu.algorithms.find(kind);
     if (found != gpu.algorithms.end()) return found->second;
 
+    constexpr size_t alignment = 16; // the rows of an expert begin anywhere, but they are multiples of it
+    if (p.bias) p.bias = (const void*)alignment;
+    if (p.aux) p.aux = (void*)alignment;
     Description d(p);
     cublasLtMatmulPreference_t preference;
     cublas_check(cublasLtMatmulPreferenceCreate(&preference));
-    cublas_check(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
-                                                      &gpu.workspace_bytes, sizeof gpu.workspace_bytes));
-    for (const cublasLtMatmulPreferenceAttributes_t side :
-         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
-          CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
-        const uint32_t bytes = 16; // the rows of an expert begin anywhere, but rows are multiples of 16 bytes
-        cublas_check(cublasLtMatmulPreferenceSetAttribute(preference, side, &bytes, sizeof bytes));
-    }
+    auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, auto value) {
+        cublas_check(cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof value));
+    };
+    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, gpu.workspace_bytes);
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, uint32_t(alignment));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, uint32_t(alignment));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, uint32_t(alignment));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, uint32_t(alignment));
+    // Where K is cut into parts, their sums are kept in fp32, not in the bf16 of the result.
+    if (sizeof(floatX) < 4 && !p.accumulate)
+        prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, uint32_t(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
     cublasLtMatmulHeuristicResult_t result;
     int results = 0;
     const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(gpu.blas, &d.operation, &d.b, &d.a, &d.out,
@@ -2215,16 +2265,33 @@ inline std::optional<cublasLtMatmulAlgo_t> choose_algorithm(Gpu& gpu, const Prod
     return algorithm;
 }
 
+// With the algorithm of its bucket; where that is refused or there is none, with one for exactly this size.
+// Returns false when there is none either: then nothing has been launched.
+inline bool try_multiply(Gpu& gpu, const Product& p) {
+    if (p.M == 0 || p.N == 0 || p.K == 0) return true; // no tokens; sums over nothing add nothing
+    Product like = p;
+    like.tokens() = bucket(p.tokens());
+    for (const Product& kind : {like, p}) {
+        const std::optional<cublasLtMatmulAlgo_t> algorithm = choose_algorithm(gpu, kind);
+        if (!algorithm) continue;
+        Description d(p);
+        const float alpha = 1, beta = p.accumulate ? 1 : 0;
+        const cublasStatus_t status =
+            cublasLtMatmul(gpu.blas, &d.operation, &alpha, p.b, &d.b, p.a, &d.a, &beta, p.out, &d.out, p.out,
+                           &d.out, &*algorithm, gpu.workspace, gpu.workspace_bytes, gpu.stream);
+        if (status == CUBLAS_STATUS_SUCCESS) return true;
+        if (status != CUBLAS_STATUS_NOT_SUPPORTED && status != CUBLAS_STATUS_INVALID_VALUE)
+            cublas_check(status);
+        gpu.refused++;
+    }
+    return false;
+}
+
 inline void multiply(Gpu& gpu, const Product& p) {
-    if (p.M == 0 || p.N == 0 || p.K == 0) return; // an expert without tokens; sums over nothing add nothing
-    const std::optional<cublasLtMatmulAlgo_t> algorithm = choose_algorithm(gpu, p);
-    if (!algorithm)
-        fail("cuBLASLt knows no algorithm for a product of %zu x %zu x %zu, epilogue %d", p.M, p.N, p.K,
+    if (!try_multiply(gpu, p))
+        fail("cuBLASLt has no algorithm for a product of %zu x %zu x %zu%s%s, epilogue %d", p.M, p.N, p.K,
+             p.a_transposed ? ", first transposed" : "", p.b_transposed ? ", second transposed" : "",
              int(p.epilogue));
-    Description d(p);
-    const float alpha = 1, beta = p.accumulate ? 1 : 0;
-    cublas_check(cublasLtMatmul(gpu.blas, &d.operation, &alpha, p.b, &d.b, p.a, &d.a, &beta, p.out, &d.out,
-                                p.out, &d.out, &*algorithm, gpu.workspace, gpu.workspace_bytes, gpu.stream));
 }
 
 // out (N,OC) = x (N,C) weight (OC,C)^T + bias (OC)
@@ -2250,115 +2317,155 @@ inline void linear_backward(Gpu& gpu, floatX* dx, float* dweight, float* dbias, 
 // only its W_dec lies the other way round in memory, (C,W).
 struct Experts {
     size_t E, D, C;
-    bool relu, fused;                            // fused: the epilogues do bias and activation
+    bool relu, fused;                            // fused: the library's epilogues do bias and activation
     const floatX *w_enc, *b_enc, *w_dec, *b_dec; // (E,D,C) (E,D) (E,D,C) (E,C)
     bool w_dec_transposed;
     const int *begin, *host_begin; // (E+1): expert j's rows are [begin[j], begin[j+1])
+    uint8_t* own;                  // (E) on the host: whose activation our kernels made in the forward pass
     floatX *h, *z;                 // (slots,D) pre-activations (gelu) and units
     uint8_t* mask;                 // (slots, mask_stride bits), relu when fused
 
     size_t mask_stride() const { return round_up(D, 128); }
+    // Every unit that fired has its bit in the mask, and there are no other bits.
+    bool all_masked() const {
+        return fused && relu && D % 128 == 0 && std::count(own, own + E, uint8_t(1)) == 0;
+    }
 
     // Calls make(expert, its first row, its number of rows) for every expert that has rows.
-    template <class Make> void each(Gpu& gpu, Make make) const {
+    template <class Make> void each(Make make) const {
         for (size_t j = 0; j < E; j++) {
             const size_t first = host_begin[j], rows = host_begin[j + 1] - first;
-            if (rows) multiply(gpu, make(j, first, rows));
+            if (rows) make(j, first, rows);
         }
     }
-    Product encode(const floatX* x, size_t j, size_t first, size_t rows) const {
+    // z = act(x W_enc^T + b_enc); without the library's activation, into what comes before it
+    Product encode(const floatX* x, size_t j, size_t first, size_t rows, bool activated) const {
         Product p{z + first * D, x + first * C, w_enc + j * D * C, rows, D, C};
-        p.b_transposed = true, p.bias = b_enc + j * D;
-        if (!fused) {
+        p.b_transposed = true;
+        p.bias = b_enc + j * D;
+        if (!activated) {
             p.epilogue = CUBLASLT_EPILOGUE_BIAS;
             if (!relu) p.out = h + first * D;
         } else if (relu) {
             p.epilogue = CUBLASLT_EPILOGUE_RELU_AUX_BIAS;
-            p.extra = mask + first * mask_stride() / 8, p.extra_stride = mask_stride();
+            p.aux = mask + first * mask_stride() / 8;
+            p.aux_stride = mask_stride();
         } else {
             p.epilogue = CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
-            p.extra = h + first * D, p.extra_stride = D;
+            p.aux = h + first * D;
+            p.aux_stride = D;
         }
         return p;
     }
-    // dh = dy W_dec^T act'(h), and the sums over its rows into db
-    Product decode_backward(floatX* dh, floatX* db, const floatX* dy, size_t j, size_t first,
-                            size_t rows) const {
+    // dh = dy W_dec^T act'(h), and the sums over its rows into db; without the library's activation, dz
+    Product decode_backward(floatX* dh, floatX* db, const floatX* dy, size_t j, size_t first, size_t rows,
+                            bool activated) const {
         Product p{dh + first * D, dy + first * C, w_dec + j * D * C, rows, D, C};
         p.b_transposed = !w_dec_transposed;
-        if (fused) {
-            p.epilogue = relu ? CUBLASLT_EPILOGUE_DRELU_BGRAD : CUBLASLT_EPILOGUE_DGELU_BGRAD;
-            p.bias = db + j * D;
-            p.extra = relu ? (void*)(mask + first * mask_stride() / 8) : h + first * D;
-            p.extra_stride = relu ? mask_stride() : D;
-        }
+        if (!activated) return p;
+        p.epilogue = relu ? CUBLASLT_EPILOGUE_DRELU_BGRAD : CUBLASLT_EPILOGUE_DGELU_BGRAD;
+        p.bias = db + j * D;
+        p.aux = relu ? (void*)(mask + first * mask_stride() / 8) : h + first * D;
+        p.aux_stride = relu ? mask_stride() : D;
         return p;
     }
 };
 
 // z (slots,D) from x (slots,C); h or mask with it
 inline void experts_encode(Gpu& gpu, const Experts& e, const floatX* x) {
-    e.each(gpu, [&](size_t j, size_t first, size_t rows) { return e.encode(x, j, first, rows); });
-    if (!e.fused) activation_forward(e.z, e.relu ? e.z : e.h, e.host_begin[e.E] * e.D, e.relu, gpu.stream);
+    std::fill(e.own, e.own + e.E, uint8_t(!e.fused));
+    e.each([&](size_t j, size_t first, size_t rows) {
+        if (e.fused && try_multiply(gpu, e.encode(x, j, first, rows, true))) return;
+        multiply(gpu, e.encode(x, j, first, rows, false));
+        floatX* z = e.z + first * e.D;
+        activation_forward(z, e.relu ? z : e.h + first * e.D, rows * e.D, e.relu, gpu.stream);
+        e.own[j] = 1;
+    });
 }
 
 // y (slots,C) = z W_dec + b_dec
 inline void experts_decode(Gpu& gpu, const Experts& e, floatX* y) {
-    e.each(gpu, [&](size_t j, size_t first, size_t rows) {
+    e.each([&](size_t j, size_t first, size_t rows) {
         Product p{y + first * e.C, e.z + first * e.D, e.w_dec + j * e.D * e.C, rows, e.C, e.D};
-        p.b_transposed = e.w_dec_transposed, p.epilogue = CUBLASLT_EPILOGUE_BIAS, p.bias = e.b_dec + j * e.C;
-        return p;
+        p.b_transposed = e.w_dec_transposed;
+        p.epilogue = CUBLASLT_EPILOGUE_BIAS;
+        p.bias = e.b_dec + j * e.C;
+        multiply(gpu, p);
     });
 }
 
 // From dy: dz = dy W_dec^T,  dW_dec += z^T dy,  db_dec += sum dy,  dh = dz act'(h),
 //          dx = dh W_enc,   dW_enc += dh^T x,  db_enc += sum dh.
+// The library sums db_enc in fp32 over the rows of an expert, but hands the sum over in floatX: in bf16 it is
+// rounded once for every micro-batch.
 // x dx dy (slots,C); scratch: dh (slots,D), db (E,D), partial (max(64,E), max(C,D))
 inline void experts_backward(Gpu& gpu, const Experts& e, floatX* dx, float* dw_enc, float* db_enc,
                              float* dw_dec, float* db_dec, floatX* dh, floatX* db, float* partial,
                              const floatX* dy, const floatX* x) {
     const size_t D = e.D, C = e.C;
     gpu.mark("experts_backward dh");
-    e.each(gpu, [&](size_t j, size_t first, size_t rows) {
-        return e.decode_backward(dh, db, dy, j, first, rows);
+    if (e.fused) cuda_check(cudaMemsetAsync(db, 0, e.E * D * sizeof(floatX), gpu.stream));
+    e.each([&](size_t j, size_t first, size_t rows) {
+        if (!e.own[j] && try_multiply(gpu, e.decode_backward(dh, db, dy, j, first, rows, true))) return;
+        multiply(gpu, e.decode_backward(dh, db, dy, j, first, rows, false));
+        const floatX* h = (e.relu ? e.z : e.h) + first * D;
+        activation_backward(dh + first * D, h, rows * D, e.relu, gpu.stream);
+        if (e.fused) bias_backward(db_enc + j * D, partial, dh, e.begin + j, 1, D, gpu.stream);
     });
     if (e.fused) {
-        add_bias_gradient_kernel<<<dim3(blocks_for(D, 256), unsigned(e.E)), 256, 0, gpu.stream>>>(db_enc, db,
-                                                                                                  e.begin, D);
+        const unsigned blocks = blocks_for(e.E * D, 256);
+        add_to_kernel<<<blocks, 256, 0, gpu.stream>>>(db_enc, db, e.E * D);
         cuda_check(cudaGetLastError());
     } else {
-        activation_backward(dh, e.relu ? e.z : e.h, e.host_begin[e.E] * D, e.relu, gpu.stream);
         bias_backward(db_enc, partial, dh, e.begin, e.E, D, gpu.stream);
     }
     gpu.mark("experts_backward dx");
-    e.each(gpu, [&](size_t j, size_t first, size_t rows) {
-        return Product{dx + first * C, dh + first * D, e.w_enc + j * D * C, rows, C, D};
+    e.each([&](size_t j, size_t first, size_t rows) {
+        multiply(gpu, {dx + first * C, dh + first * D, e.w_enc + j * D * C, rows, C, D});
     });
     gpu.mark("experts_backward dW_dec");
-    e.each(gpu, [&](size_t j, size_t first, size_t rows) {
+    e.each([&](size_t j, size_t first, size_t rows) {
         Product p{dw_dec + j * D * C, e.z + first * D, dy + first * C, D, C, rows};
         if (e.w_dec_transposed) p = {dw_dec, dy, e.z, C, D, rows};
-        p.a_transposed = true, p.accumulate = true;
-        return p;
+        p.a_transposed = true;
+        p.accumulate = true;
+        multiply(gpu, p);
     });
     gpu.mark("experts_backward dW_enc");
-    e.each(gpu, [&](size_t j, size_t first, size_t rows) {
+    e.each([&](size_t j, size_t first, size_t rows) {
         Product p{dw_enc + j * D * C, dh + first * D, x + first * C, D, C, rows};
-        p.a_transposed = true, p.accumulate = true;
-        return p;
+        p.a_transposed = true;
+        p.accumulate = true;
+        multiply(gpu, p);
     });
     gpu.mark("experts_backward db_dec");
     bias_backward(db_dec, partial, dy, e.begin, e.E, C, gpu.stream);
 }
 
-// Whether cuBLASLt has the fused epilogues for these experts: of the forward and the backward pass, since
-// only it knows how its mask lies in memory.
+// Whether cuBLASLt has the fused epilogues for these experts, `rows` tokens each: of the forward and the
+// backward pass, since only it knows how its mask lies in memory.
 inline bool fused_epilogues(Gpu& gpu, Experts e, size_t rows) {
-    alignas(16) static char anywhere[16]; // pointers are not followed, but must be there
-    e.fused = true, e.h = e.z = (floatX*)anywhere, e.mask = (uint8_t*)anywhere;
-    return choose_algorithm(gpu, e.encode((floatX*)anywhere, 0, 0, rows)) &&
-           choose_algorithm(
-               gpu, e.decode_backward((floatX*)anywhere, (floatX*)anywhere, (floatX*)anywhere, 0, 0, rows));
+    floatX* const anywhere = (floatX*)16; // pointers are not followed, but must be there
+    e.h = e.z = anywhere;
+    e.mask = (uint8_t*)anywhere;
+    return choose_algorithm(gpu, e.encode(anywhere, 0, 0, bucket(rows), true)) &&
+           choose_algorithm(gpu, e.decode_backward(anywhere, anywhere, anywhere, 0, 0, bucket(rows), true));
+}
+
+// --epilogues: who adds the bias and applies the activation, the library's products (true) or our kernels
+// after them. Before a card of compute capability 9.0 the library does it in a second pass over memory; and
+// its gelu is too coarse for the fp32 build.
+inline bool choose_epilogues(Gpu& gpu, const Experts& e, const std::string& epilogues, size_t rows) {
+    int major = 0;
+    cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+    if (epilogues == "own" || (epilogues == "auto" && (major < 9 || (sizeof(floatX) == 4 && !e.relu))))
+        return false;
+    const bool found = fused_epilogues(gpu, e, rows);
+    if (!found && epilogues == "library")
+        fail("--epilogues library: cuBLASLt has none for experts of %zu units and %zu channels on this GPU, "
+             "expected --epilogues own",
+             e.D, e.C);
+    return found;
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -2391,6 +2498,7 @@ struct Activations {
     floatX* logits;                  // (N,Vp), in the backward pass its gradient
     float* losses;                   // (N)
     Totals* totals;                  // of the step so far
+    float* hidden_nan;               // 0, or NaN where relu would hide one among the weights: find_nan()
     // scratch, used by one layer at a time
     floatX *proj, *slots_x;                // (N,C); (N*K,C) gathered inputs
     floatX *dresidual, *dln, *datt, *dqkv; // (N,C) (N,C) (N,C) (N,3C)
@@ -2403,6 +2511,14 @@ struct Activations {
     double* norm_partial;                  // (norm_blocks)
 };
 
+// The vocabulary in memory is a multiple of 64: cuBLASLt is at its best when all rows are multiples of 16
+// bytes, and GPT-2's 50257 makes odd ones of three products. The rows of wte behind V are zeros and stay so:
+// their logits' gradient is 0. Files hold V rows.
+constexpr size_t vocab_multiple = 64;
+inline std::vector<Tensor> gpu_tensor_table(const Config& config) {
+    return tensor_table(config, vocab_multiple);
+}
+
 // What decides the sizes of the activations.
 struct Shape {
     const Config& c;
@@ -2410,7 +2526,7 @@ struct Shape {
     int recompute; // 0: all is kept; 1: the units are computed again in the backward pass; 2: LayerNorms, too
     bool fused;    // the epilogues of matrix products do bias and activation
     bool training; // with a backward pass
-    size_t padded_vocab() const { return round_up(c.vocab_size, 64); } // rows of logits begin on 128 bytes
+    size_t padded_vocab() const { return round_up(c.vocab_size, vocab_multiple); }
     size_t experts() const { return c.moe() ? c.n_expert : 1; }
     size_t width() const { return c.moe() ? c.d_expert : c.dense_width(); } // units of one expert
     size_t partial() const;
@@ -2435,6 +2551,7 @@ template <class Visit> void for_each_activation(const Shape& s, Activations& a, 
     const size_t mask_bytes = N * K * round_up(D, 128) / 8;
     a.h.resize(c.n_layer);
     visit(a.totals, 1);
+    visit(a.hidden_nan, 1);
     visit(a.embedded, N * C);
     for (size_t l = 0; l < c.n_layer; l++) {
         LayerActivations &h = a.h[l], &first = a.h[0];
@@ -2560,16 +2677,18 @@ struct Model {
     TokenPlaces places{};
     BatchBuffer buffers[2];
     size_t next_buffer = 0;
-    std::vector<int> token_end;    // (V+1) scratch of upload_batch
-    int* host_begin = nullptr;     // (L,E+1) pinned: what the GPU found in begin
-    Totals* host_totals = nullptr; // pinned
+    std::vector<int> token_end;                // (V+1) scratch of upload_batch
+    int* host_begin = nullptr;                 // (L,E+1) pinned: what the GPU found in begin
+    std::unique_ptr<uint8_t[]> own_activation; // (L,E) see Experts::own
+    Totals* host_totals = nullptr;             // pinned
     cudaEvent_t begin_copied = nullptr;
     bool statistics_stale = true; // the weights changed since the expert statistics were computed
 
     // For batches of up to B x T tokens; with training = false there is no backward pass. With B = 0 there
     // are the weights alone.
-    explicit Model(const Config& config, size_t B, size_t T, int recompute = 0, bool training = true)
-        : config(config), table(tensor_table(config)), max_B(B), max_T(T), recompute(recompute) {
+    explicit Model(const Config& config, size_t B, size_t T, int recompute = 0, bool training = true,
+                   const std::string& epilogues = "auto")
+        : config(config), table(gpu_tensor_table(config)), max_B(B), max_T(T), recompute(recompute) {
         check_gpu_config(config, "model");
         const size_t count = block_elements(table), E = shape().experts();
         weights = Block<floatX>(count);
@@ -2591,8 +2710,8 @@ struct Model {
             decays = Block<uint8_t>(decay.size());
             decays.upload(decay.data(), decay.size());
         }
-        fused = fused_epilogues(gpu, experts(0),
-                                std::max<size_t>(1, B * T * (config.moe() ? config.n_expert_active : 1) / E));
+        const size_t slots = B * T * (config.moe() ? config.n_expert_active : 1);
+        fused = choose_epilogues(gpu, experts(0), epilogues, std::max<size_t>(1, slots / E));
         activations = Block<char>(activation_bytes(shape(training)));
         char* place = activations.data;
         for_each_activation(shape(training), a, [&](auto*& pointer, size_t elements) {
@@ -2614,6 +2733,7 @@ struct Model {
             cuda_check(cudaEventCreate(&b.copied));
         }
         cuda_check(cudaMallocHost(&host_begin, config.n_layer * (E + 1) * sizeof(int)));
+        own_activation = std::make_unique<uint8_t[]>(config.n_layer * E);
         cuda_check(cudaMallocHost(&host_totals, sizeof(Totals)));
         cuda_check(cudaEventCreate(&begin_copied));
     }
@@ -2644,6 +2764,7 @@ struct Model {
         if (l < a.h.size())
             e.begin = moe ? a.h[l].begin : all, e.h = a.h[l].h, e.z = a.h[l].z, e.mask = a.h[l].mask;
         e.host_begin = host_begin ? host_begin + l * (e.E + 1) : nullptr;
+        e.own = own_activation ? &own_activation[l * e.E] : nullptr;
         return e;
     }
 };
@@ -2701,6 +2822,14 @@ inline void upload_batch(Model& model, const int32_t* tokens, const int32_t* tar
 // Once per optimizer step: the router of every layer, from the weights.
 inline void refresh_statistics(Model& model) {
     const Config& c = model.config;
+    const cudaStream_t stream = model.gpu.stream;
+    cuda_check(cudaMemsetAsync(model.a.hidden_nan, 0, sizeof(float), stream));
+    // The router's statistics show a NaN themselves.
+    for (size_t l = 0; l < c.n_layer && model.fused && c.relu() && !(c.moe() && !c.topk()); l++) {
+        const Experts e = model.experts(l);
+        find_nan(model.a.hidden_nan, e.w_enc, e.E * e.D * e.C, stream);
+        find_nan(model.a.hidden_nan, e.b_enc, e.E * e.D, stream);
+    }
     model.gpu.mark("expert_statistics_forward");
     for (size_t l = 0; l < c.n_layer && c.moe(); l++) {
         const LayerParameters<floatX>& w = model.w.h[l];
@@ -2727,7 +2856,7 @@ inline Norm norm_after(Model& model, size_t l) {
 // gradient_scale times the gradient of the mean cross-entropy, ready for backward().
 inline void forward(Model& model, float gradient_scale = 0, float share = 1) {
     const Config& c = model.config;
-    const size_t B = model.B, T = model.T, N = B * T, V = c.vocab_size;
+    const size_t B = model.B, T = model.T, N = B * T, V = c.vocab_size, Vp = model.shape().padded_vocab();
     const size_t C = c.n_embd, E = c.n_expert, K = c.n_expert_active;
     Activations& a = model.a;
     Gpu& gpu = model.gpu;
@@ -2738,7 +2867,7 @@ inline void forward(Model& model, float gradient_scale = 0, float share = 1) {
     gpu.mark("embedding_layernorm_forward");
     embedding_layernorm_forward(
         a.embedded, {a.h[0].ln_1, a.h[0].ln_1_mean, a.h[0].ln_1_rstd, first.ln_1_weight, first.ln_1_bias},
-        model.tokens, model.w.wte, model.w.wpe, N, T, C, stream);
+        model.tokens, model.w.wte, model.w.wpe, N, T, C, stream, a.hidden_nan);
     const floatX* x = a.embedded;
     for (size_t l = 0; l < c.n_layer; l++) {
         const LayerParameters<floatX>& w = model.w.h[l];
@@ -2787,20 +2916,19 @@ inline void forward(Model& model, float gradient_scale = 0, float share = 1) {
             gpu.mark("residual_layernorm_forward");
             residual_layernorm_forward(h.out, norm_after(model, l), h.mid, a.proj, N, C, stream);
         }
-        const bool masked = experts.fused && c.relu() && experts.D % 128 == 0; // no bits but those of units
         const size_t slots = c.moe() ? N * K : N;
         gpu.mark("count_active");
-        count_active(&a.totals->active, experts.z, masked ? (const uint4*)experts.mask : nullptr,
-                     slots * experts.D, stream);
+        count_active(&a.totals->active, experts.z,
+                     experts.all_masked() ? (const uint4*)experts.mask : nullptr, slots * experts.D, stream);
         x = h.out;
     }
-    Product head{a.logits, a.ln_f, model.w.wte, N, V, C};
-    head.b_transposed = true, head.out_stride = model.shape().padded_vocab();
+    Product head{a.logits, a.ln_f, model.w.wte, N, Vp, C};
+    head.b_transposed = true;
     gpu.mark("head");
     multiply(gpu, head);
     if (!model.targets) return gpu.mark(nullptr);
     gpu.mark("classifier");
-    classifier(a.losses, a.logits, model.targets, gradient_scale / N, N, V, head.out_stride, stream);
+    classifier(a.losses, a.logits, model.targets, gradient_scale / N, N, V, Vp, stream);
     gpu.mark("sum_losses");
     sum_losses_kernel<<<1, 1024, 0, stream>>>(&a.totals->loss, a.losses, double(share) / N, N);
     cuda_check(cudaGetLastError());
@@ -2815,22 +2943,20 @@ inline void forward(Model& model, float gradient_scale = 0, float share = 1) {
 
 inline void backward(Model& model, float aux_scale) { // aux_scale: gradient_scale * aux_weight
     const Config& c = model.config;
-    const size_t B = model.B, T = model.T, N = B * T, V = c.vocab_size;
+    const size_t B = model.B, T = model.T, N = B * T, Vp = model.shape().padded_vocab();
     const size_t C = c.n_embd, E = c.n_expert, K = c.n_expert_active;
     Activations& a = model.a;
     const Parameters<float>& g = model.g;
     Gpu& gpu = model.gpu;
     const cudaStream_t stream = gpu.stream;
     const int* all = model.all;
-    const size_t Vp = model.shape().padded_vocab();
 
-    Product to_x{a.dln, a.logits, model.w.wte, N, C, V};
-    to_x.a_stride = Vp;
     gpu.mark("head to ln_f");
-    multiply(gpu, to_x);
-    Product to_wte{g.wte, a.logits, a.ln_f, V, C, N};
-    to_wte.a_transposed = true, to_wte.a_stride = Vp, to_wte.accumulate = true;
+    multiply(gpu, {a.dln, a.logits, model.w.wte, N, C, Vp});
     gpu.mark("head to wte");
+    Product to_wte{g.wte, a.logits, a.ln_f, Vp, C, N};
+    to_wte.a_transposed = true;
+    to_wte.accumulate = true;
     multiply(gpu, to_wte);
     gpu.mark("layernorm_backward ln_f");
     cuda_check(cudaMemsetAsync(a.dresidual, 0, N * C * sizeof(floatX), stream));
@@ -2950,6 +3076,8 @@ inline void load_weights(Model& model, const float* weights, uint64_t t, uint64_
     const Block<float> temporary(model.master.count || sizeof(floatX) == 4 ? 0 : count);
     float* fp32 = temporary.count ? temporary.data : model.master_weights();
     cuda_check(cudaMemcpy(fp32, weights, count * sizeof(float), cudaMemcpyHostToDevice));
+    const size_t V = model.table[0].count, behind = model.table[1].offset; // of the tokens' rows
+    if (behind > V) cuda_check(cudaMemset(fp32 + V, 0, (behind - V) * sizeof(float)));
     if (sizeof(floatX) < 4)
         round_weights(model.weights.data, fp32, rounding_key(seed, t), count, model.gpu.stream);
     cuda_check(cudaStreamSynchronize(model.gpu.stream));
@@ -3028,6 +3156,8 @@ inline std::vector<std::pair<const char*, double>> memory_of(const Run& run, con
     families.push_back({"optimizer moments", count * 8});
     families.push_back({"activations", activations});
     families.push_back({"batches, workspace", others});
+    // Not ours, and taken later: the context, and the library's kernels as they are first used.
+    families.push_back({"CUDA and cuBLASLt", 0.7e9});
     double needed = 0;
     for (const auto& family : families) needed += family.second;
     if (needed > double(free))
@@ -3037,10 +3167,19 @@ inline std::vector<std::pair<const char*, double>> memory_of(const Run& run, con
     return families;
 }
 
+// What cudaGetDeviceCount() answered; a driver that is too old is another matter than no GPU.
+inline void check_gpu_found(cudaError_t error, int devices) {
+    if (error == cudaErrorNoDevice || (error == cudaSuccess && devices == 0))
+        fail("no CUDA GPU was found: train_moex_cpu and sample_cpu need none");
+    if (error != cudaSuccess)
+        fail("no CUDA GPU can be used: %s (%s); train_moex_cpu and sample_cpu need none",
+             cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
 inline std::string use_gpu(size_t* free) {
     int devices = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0)
-        fail("no CUDA GPU was found: train_moex_cpu and sample_cpu need none");
+    const cudaError_t error = cudaGetDeviceCount(&devices);
+    check_gpu_found(error, devices);
     cudaDeviceProp properties;
     size_t total = 0;
     cuda_check(cudaSetDevice(0));
@@ -3056,13 +3195,13 @@ inline int train(int argc, char** argv) {
     flags.declare(options);
     if (!options.parse(argc, argv)) return 0;
     Run run = resolve_run(options, flags);
-    const std::vector<Tensor> table = tensor_table(run.config);
+    const std::vector<Tensor> table = gpu_tensor_table(run.config);
     check_gpu_config(run.config, run.init_file ? run.init_file->path : "model");
     size_t free = 0;
     const std::string machine = use_gpu(&free);
     print_settings(run, table, machine, memory_of(run, table, free));
 
-    Model model(run.config, run.B, run.T, int(run.flags.recompute));
+    Model model(run.config, run.B, run.T, int(run.flags.recompute), true, run.flags.epilogues);
     std::vector<float> host(block_elements(table));
     initial_weights(run, table, host.data());
     load_weights(model, host.data(), uint64_t(run.step), uint64_t(run.flags.seed));

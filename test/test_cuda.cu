@@ -107,6 +107,34 @@ static void compute_expected(Setting& s, size_t n_steps) {
                                   aux_weight, clip, decay);
 }
 
+// Numbers laid out as the reference has them, on the GPU, where wte has rows behind the vocabulary.
+static std::vector<float> laid_out(const Model& model, const std::vector<float>& plain) {
+    const std::vector<Tensor> table = tensor_table(model.config);
+    std::vector<float> out(block_elements(model.table), NAN); // what lies between tensors is nobody's
+    for (size_t i = 0; i < table.size(); i++)
+        std::copy_n(&plain[table[i].offset], table[i].count, &out[model.table[i].offset]);
+    return out;
+}
+static void load(Model& model, const Setting& s) {
+    load_weights(model, laid_out(model, s.weights).data(), 0, 1);
+}
+
+// Behind the last token's row there is nothing: exactly zeros, whatever the training did.
+static bool empty_behind_vocabulary(Model& model) {
+    const size_t count = model.weights.count, begin = model.table[0].count, end = model.table[1].offset;
+    std::vector<float> block(count);
+    bool empty = end == round_up(model.config.vocab_size, 64) * model.config.n_embd;
+    std::vector<floatX> narrow(count);
+    model.weights.download(narrow.data(), count);
+    for (size_t i = begin; i < end; i++) empty &= float(narrow[i]) == 0;
+    for (const float* from : {(const float*)model.master_weights(), (const float*)model.gradients.data,
+                              (const float*)model.moment_1.data, (const float*)model.moment_2.data}) {
+        cuda_check(cudaMemcpy(block.data(), from, count * sizeof(float), cudaMemcpyDeviceToHost));
+        for (size_t i = begin; i < end; i++) empty &= block[i] == 0;
+    }
+    return empty;
+}
+
 struct Step {
     Totals totals;
     std::vector<float> logits, gradients;
@@ -152,7 +180,7 @@ static std::vector<int> chosen(const Setting& s, std::vector<int> choice) {
 
 static void check_against_reference(const Setting& s, const char* name, double tolerance) {
     Model model(s.c, s.B, s.T);
-    load_weights(model, s.weights.data(), 0, 1);
+    load(model, s);
     const Step run = one_step(model, s);
     const reference::Results& expected = s.expected;
 
@@ -164,8 +192,10 @@ static void check_against_reference(const Setting& s, const char* name, double t
     check(logits <= gradient_tolerance, "%s: logits differ by %.2g", name, logits);
     check(chosen(s, run.choice) == chosen(s, expected.choice), "%s: other experts were chosen", name);
     double worst = 0;
-    for (const Tensor& t : model.table) {
-        const double d = difference(&run.gradients[t.offset], &expected.gradients[t.offset], t.count);
+    const std::vector<Tensor> plain = tensor_table(s.c);
+    for (size_t i = 0; i < plain.size(); i++) {
+        const Tensor& t = model.table[i];
+        const double d = difference(&run.gradients[t.offset], &expected.gradients[plain[i].offset], t.count);
         check(d <= tolerance, "%s: gradient of %s differs by %.2g", name, t.name.c_str(), d);
         worst = std::fmax(worst, d);
     }
@@ -180,6 +210,7 @@ static void check_against_reference(const Setting& s, const char* name, double t
               "%s: loss %.7f at step %zu, expected %.7f", name, loss, step, expected.losses[step]);
         update(model, adam, step + 1, 1);
     }
+    check(empty_behind_vocabulary(model), "%s: the vocabulary's padding is not empty", name);
     if (getenv("MOEX_TEST_VERBOSE"))
         printf("%-56s T %3zu  tie %.4f  logits %.1e  gradients %.1e\n", name, s.T, closest_tie(s), logits,
                worst);
@@ -190,7 +221,7 @@ static void check_against_itself(const Setting& s, const char* name) {
     std::vector<Step> runs;
     for (const int recompute : {0, 0, 1, 2}) {
         Model model(s.c, s.B, s.T, recompute);
-        load_weights(model, s.weights.data(), 0, 1);
+        load(model, s);
         if (runs.size() == 1) batch_loss(model, s.tokens.data(), s.targets.data(), 1, s.T > 1 ? s.T - 1 : 1);
         runs.push_back(one_step(model, s));
         check(runs.back().totals.active == runs[0].totals.active && runs.back().totals.active > 0,
@@ -208,7 +239,7 @@ static void check_against_itself(const Setting& s, const char* name) {
 static void check_memory() {
     const Setting s = setting_of(cases[0], 3, 9, false);
     Model model(s.c, s.B, s.T);
-    load_weights(model, s.weights.data(), 0, 1);
+    load(model, s);
     size_t before = 0, after = 0, total = 0;
     one_step(model, s); // cuBLASLt and the kernels' code may want some when first used
     cuda_check(cudaMemGetInfo(&before, &total));
@@ -219,11 +250,79 @@ static void check_memory() {
     check(before == after && before > 0, "%zu bytes were free, then %zu", before, after);
 }
 
+// A driver that is too old is not taken for a machine without a GPU.
+static void check_gpu_messages() {
+    check_error(check_gpu_found(cudaErrorNoDevice, 0), "no CUDA GPU was found");
+    check_error(check_gpu_found(cudaSuccess, 0), "no CUDA GPU was found");
+    check_error(check_gpu_found(cudaErrorInsufficientDriver, 0), "cudaErrorInsufficientDriver");
+    check_gpu_found(cudaSuccess, 1);
+    size_t free = 0;
+    check(!use_gpu(&free).empty() && free > 0);
+}
+
+// Files know nothing of the padding: what was written without is read with it, and back.
+static void check_padding_in_files() {
+    const Setting s = setting_of(cases[0], 3, 9, false);
+    const std::vector<Tensor> plain = tensor_table(s.c), padded = gpu_tensor_table(s.c);
+    check(padded[1].offset == 64 * s.c.n_embd && plain[1].offset == 61 * s.c.n_embd);
+    const std::string path = strf("padding_%d.safetensors", int(getpid()));
+    save_model(path, s.c, plain, s.weights.data(), 0);
+    std::vector<float> block(block_elements(padded)), back(s.weights.size());
+    {
+        const SafeTensorsFile file(path);
+        read_block(file, padded, "", block.data());
+    }
+    for (size_t i = 0; i < plain.size(); i++)
+        check(memcmp(&block[padded[i].offset], &s.weights[plain[i].offset], plain[i].count * 4) == 0, "%s",
+              plain[i].name.c_str());
+    save_model(path, s.c, padded, block.data(), 0);
+    {
+        const SafeTensorsFile file(path);
+        read_block(file, plain, "", back.data());
+    }
+    unlink(path.c_str());
+    for (const Tensor& t : plain)
+        check(memcmp(&back[t.offset], &s.weights[t.offset], t.count * 4) == 0, "%s", t.name.c_str());
+}
+
+// A NaN among the weights of units comes out, though the library's relu makes 0 of it: in the loss, in
+// training and in evaluation, whoever applies the activation.
+static void check_nan_weights() {
+    for (const Case& v : {cases[0], cases[2], cases[5]})
+        for (const char* epilogues : {"library", "own"})
+            for (const char* name : {"b_enc", "w_enc", "c_fc.bias", "c_fc.weight"}) {
+                Setting s = setting_of(v, 3, 9, false);
+                Model model(s.c, s.B, s.T, 0, true, epilogues);
+                bool found = false;
+                for (const Tensor& t : tensor_table(s.c))
+                    if (t.name.find(name) != std::string::npos) s.weights[t.offset] = NAN, found = true;
+                if (!found) continue;
+                load(model, s);
+                check(std::isnan(one_step(model, s).totals.loss), "%s, %s: NaN in %s is hidden in training",
+                      v.name, epilogues, name);
+                check(std::isnan(batch_loss(model, s.tokens.data(), s.targets.data(), 1, 2)),
+                      "%s, %s: NaN in %s is hidden in evaluation", v.name, epilogues, name);
+            }
+}
+
+// --epilogues: what is asked for is what is done, or it is refused.
+static void check_epilogues() {
+    for (const Case& v : {cases[0], cases[1]}) {
+        const bool relu = config_of(v).relu();
+        check(Model(config_of(v), 2, 9, 0, true, "library").fused);
+        check(!Model(config_of(v), 2, 9, 0, true, "own").fused);
+        check(Model(config_of(v), 2, 9).fused == (relu || !fp32)); // the library's gelu is too coarse in fp32
+    }
+    setenv("EMU_CUBLASLT_EPILOGUES", "bias", 1);
+    check_error(Model(config_of(cases[0]), 2, 9, 0, true, "library"), "expected --epilogues own");
+    unsetenv("EMU_CUBLASLT_EPILOGUES");
+}
+
 // The hook that a benchmark times a step by sees every launcher in order, and changes nothing.
 static void check_hook() {
     const Setting s = setting_of(cases[0], 3, 9, false);
     Model model(s.c, s.B, s.T);
-    load_weights(model, s.weights.data(), 0, 1);
+    load(model, s);
     const Step plain = one_step(model, s);
     std::map<std::string, size_t> calls;
     std::string last, order; // of what is launched once per micro-batch
@@ -250,7 +349,7 @@ static void check_not_finite() {
     const std::vector<Tensor> table = tensor_table(s.c);
     s.weights[table[2].offset] = NAN;
     Model model(s.c, s.B, s.T);
-    load_weights(model, s.weights.data(), 0, 1);
+    load(model, s);
     check(!std::isfinite(one_step(model, s).totals.loss));
     std::vector<float> before(model.weights.count), after(before.size());
     cuda_check(cudaMemcpy(before.data(), model.master_weights(), before.size() * 4, cudaMemcpyDeviceToHost));
@@ -289,7 +388,17 @@ int main() {
                                     relu_tolerance);
         check_memory();
         check_hook();
+        check_gpu_messages();
+        check_padding_in_files();
+        check_nan_weights();
+        check_epilogues();
         check_not_finite();
+        setenv("EMU_CUBLASLT_REFUSE", "3", 1); // algorithms that do not serve every size of their kind
+        setenv("EMU_CUBLASLT_MISSING", "relu_aux_bias//8,dgelu_bgrad//8,drelu_bgrad//4", 1);
+        for (const Case& v : {cases[0], cases[1]})
+            check_against_itself(setting_of(v, 1, 33, true), (std::string(v.name) + ", refused").c_str());
+        unsetenv("EMU_CUBLASLT_REFUSE");
+        unsetenv("EMU_CUBLASLT_MISSING");
         setenv("EMU_CUBLASLT_EPILOGUES", "bias", 1); // the kernels that stand in for missing epilogues
         for (const Case& v : {cases[0], cases[1], cases[5]})
             check_against_reference(untied_setting(v, true),

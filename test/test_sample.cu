@@ -197,7 +197,7 @@ static vector<Variant> variants() {
 
 // Weights far larger than initial ones, so that attention attends and experts differ, and biases.
 static vector<float> random_weights(const Config& config, uint64_t seed) {
-    const vector<Tensor> table = tensor_table(config);
+    const vector<Tensor> table = gpu_tensor_table(config);
     vector<float> weights(block_elements(table));
     init_parameters(config, table, weights.data(), seed);
     for (const Tensor& t : table)
@@ -473,7 +473,7 @@ static void test_program(const string& cpu) {
         if (v.config.vocab_size != 32) continue;
         v.config.tokenizer = "chess-32";
         const string ckpt = string(fs::path(folder) / "model.safetensors");
-        save_model(ckpt, v.config, tensor_table(v.config), random_weights(v.config, 4).data(), 0);
+        save_model(ckpt, v.config, gpu_tensor_table(v.config), random_weights(v.config, 4).data(), 0);
         const string flags = "--ckpt '" + ckpt + "' -n 40 ";
         // Past the end of the context; greedy, and drawn by the same seed.
         for (const string how : {"--temperature 0 ", "--temperature 0.7 --seed 5 "}) {

@@ -446,7 +446,7 @@ struct Subject {
 
     Subject(std::string preset, const Config& config, size_t B, size_t T)
         : preset(std::move(preset)), what(config.moe() ? "MoE-X" : "dense twin"), B(B), T(T) {
-        const std::vector<Tensor> table = tensor_table(config);
+        const std::vector<Tensor> table = gpu_tensor_table(config);
         std::vector<float> weights(block_elements(table));
         init_parameters(config, table, weights.data(), 1);
         size_t free_before = 0, free_after = 0, total = 0;

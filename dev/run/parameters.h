@@ -73,9 +73,10 @@ template <class T, class Visit> void for_each_tensor(const Config& c, Parameters
     visit(p.ln_f_bias, "ln_f.bias", {C}, vector, Init::zeros, shared);
 }
 
-// The table of a config. Offsets are rounded up so that every tensor begins on a 128-byte boundary in fp32.
-// Refuses sizes whose sums or products overflow.
-inline std::vector<Tensor> tensor_table(const Config& config) {
+// The table of a config. Offsets are rounded up so that every tensor begins on a 128-byte boundary in fp32;
+// behind the V rows of wte there is room for as many more as make a multiple of vocab_multiple. Refuses sizes
+// whose sums or products overflow.
+inline std::vector<Tensor> tensor_table(const Config& config, size_t vocab_multiple = 1) {
     std::vector<Tensor> table;
     Parameters<char> unused;
     size_t offset = 0;
@@ -87,8 +88,11 @@ inline std::vector<Tensor> tensor_table(const Config& config) {
             for (size_t n : shape) overflow |= __builtin_mul_overflow(count, n, &count);
             if (overflow || count > size_t(1) << 48)
                 fail("%s: too large: the sizes of its shape overflow", name.c_str());
+            const size_t rows_behind =
+                table.empty() ? (vocab_multiple - shape[0] % vocab_multiple) % vocab_multiple : 0; // of wte
+            const size_t room = count + (rows_behind ? rows_behind * shape[1] : 0);
             table.push_back({name, std::move(shape), decay, init, experts, count, offset});
-            offset += (count + 31) / 32 * 32;
+            offset += (room + 31) / 32 * 32;
         });
     if (offset > size_t(1) << 48) fail("a model of these sizes has too many parameters: %zu", offset);
     return table;

@@ -28,7 +28,7 @@ struct Flags {
             seed = 1;
     int64_t zero_stage = 0, recompute = 0;
     int64_t layers = 0, heads = 0, embd = 0, experts = 0, active = 0, d_expert = 0; // 0: as the preset says
-    std::string ffn = "moe", act = "relu", router = "sparsity";
+    std::string ffn = "moe", act = "relu", router = "sparsity", epilogues = "auto";
 
     void declare(Options& o) {
         const int64_t big = int64_t(1) << 40;
@@ -88,6 +88,8 @@ struct Flags {
         o.add('r', "recompute", "LEVEL", &recompute, 0, 2,
               "recompute activations in the backward pass to save memory: 0 none, 1 units, 2 also LayerNorms",
               free);
+        o.add(0, "epilogues", &epilogues, {"auto", "own", "library"},
+              "who applies bias and activation after a product: our kernels or cuBLASLt", preset);
     }
 };
 
