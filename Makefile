@@ -42,7 +42,7 @@ PROGRAMS  = train_moex_cpu sample_cpu $(INTERP) make_chess make_text
 GPU_PROGRAMS = $(if $(NVCC),$(addsuffix $(SUFFIX),train_moex sample bsp_gpu))
 EMULATED  = train_moex_emu train_moex_fp32_emu sample_emu sample_fp32_emu bsp_gpu_emu bsp_gpu_fp32_emu
 TESTS     = test_chess test_make_chess test_data test_safetensors test_log test_lib test_model test_gradients test_programs \
-            test_ranks test_games test_boards test_bsp test_sparsity test_features test_report test_interp
+            test_ranks test_games test_boards test_rules test_bsp test_sparsity test_features test_report test_interp
 BENCHES   = bench_cpu bench_bsp perft
 
 BY_NAME   = $(filter-out report,$(PROGRAMS)) $(GPU_PROGRAMS) $(EMULATED) # make report writes one
@@ -237,7 +237,7 @@ CUDA_TEST_RUNS = "$(B)/test_emu" $(foreach t,$(CUDA_TESTS),$(foreach p,_emu _fp3
 endif
 
 test: $(addprefix $(B)/,$(TESTS) $(PROGRAMS) rank_stub) $(CUDA_TEST_BINARIES)
-	@test/run.sh test/test_includes.sh test/test_demo.sh "test/test_translate.sh $(B)/translate" $(foreach t,$(TESTS),"$(B)/$(t) $(ARGUMENTS_$(t))") $(CUDA_TEST_RUNS)
+	@test/run.sh test/test_includes.sh "test/test_translate.sh $(B)/translate" $(foreach t,$(TESTS),"$(B)/$(t) $(ARGUMENTS_$(t))") $(CUDA_TEST_RUNS)
 
 # On the GPU: kernels, whole model and sampler; the programs from the command line; compute-sanitizer.
 BOTH = $(1) $(addsuffix _fp32,$(1))

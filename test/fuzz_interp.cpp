@@ -2,7 +2,7 @@
 // label. Whatever the bytes, the outcome is a result or an Error. The first byte of an input chooses the
 // reader, and how much of the file is put right beforehand.
 //   clang++ -std=c++20 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all
-#include "../dev/interp/labels.h"
+#include "../dev/interp/labels_csv.h"
 #include "../dev/interp/npy.h"
 
 static void read_array(const std::string& path) {
@@ -19,7 +19,7 @@ static void read_and_label(const std::string& path) {
     for (const GameSet* set : {&split.train, &split.test}) {
         for (const std::string& text : set->texts)
             if (text.size() != 8 || dots_of(text, 1).size() != 1 || !legal_up_to_dots(text, 1)) abort();
-        const BoardLabels labels = label_games(*set, 1);
+        const Labels labels = label_games(*set, 1);
         if (labels.tokens != set->size()) abort();
     }
 }

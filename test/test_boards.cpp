@@ -1,9 +1,9 @@
-// Tests of the board functions (dev/interp/boards.h) and of their table (dev/interp/labels.h): facts known
+// Tests of the board functions (dev/interp/boards.h) and of their table (dev/interp/labels_csv.h): facts known
 // from the definitions' own tests; every function against a slow implementation on a plain array of squares,
 // which shares nothing with the bitboards; labels at dots against the board found by counting spaces; the
 // table read back; files of every wrong kind.
 #include "../data/selfplay.h"
-#include "../dev/interp/labels.h"
+#include "../dev/interp/labels_csv.h"
 #include "check.h"
 #include <algorithm>
 #include <filesystem>
@@ -586,7 +586,7 @@ static GameSet played_games(size_t n, size_t characters, size_t dots) {
 static void test_label_games() {
     for (const size_t dots : {20, 7}) {
         const GameSet games = played_games(dots == 20 ? 37 : 70, 256, dots);
-        const BoardLabels labels = label_games(games, dots);
+        const Labels labels = label_games(games, dots);
         check(labels.tokens == games.size() * dots && labels.words == (labels.tokens + 63) / 64);
         check(labels.bits.size() == total_cells() * labels.words);
 
@@ -672,7 +672,7 @@ static void test_label_games() {
 
     // Whatever comes behind the last dot does not matter; a game with too few moves is refused.
     GameSet games = played_games(3, 256, 20);
-    const BoardLabels labels = label_games(games, 20);
+    const Labels labels = label_games(games, 20);
     for (std::string& text : games.texts) text.resize(dots_of(text, 20).back() + 1);
     check(label_games(games, 20).bits == labels.bits);
     games.texts[1] += "Zz9 wrong";
@@ -682,7 +682,7 @@ static void test_label_games() {
     games.texts[0] = ";1.e4 e5 2.Ke3 Nf6 3.";
     check_error(label_games(games, 3), "game 1", "2 legal plies", "expected 4");
     check(label_games(GameSet{}, 20).tokens == 0);
-    const BoardLabels first = label_games(games, 1);
+    const Labels first = label_games(games, 1);
     check(first.tokens == 3 && first.at(10, 0) && first.at(10, 2));
 }
 

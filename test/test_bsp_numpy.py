@@ -91,7 +91,7 @@ def measure(train, test, max_f, truth, held, cells):
         classes.append(f1(tp, tp + fp, tp + fn))
         squares.append(f1(tp - both, tp - both + fp, tp - both + fn))
     best = int(np.argmax(squares[:10]))
-    return max(averages), int(np.argmax(averages)), classes[best], best
+    return max(averages), int(np.argmax(averages)) / 10, classes[best], best / 10
 
 
 def main():
@@ -124,10 +124,10 @@ def main():
                             "can_check_next": 1}.items():
             expected = measure(at_dots["train"], at_dots["test"], max_f, labels["train"][name],
                                labels["test"][name], cells)
-            got = tuple(functions[name][k] for k in ("coverage", "threshold", "reconstruction", "rec_threshold"))
+            got = tuple(functions[name][k] for k in ("coverage", "threshold", "rec_published", "rec_threshold"))
             check(all(abs(a - b) <= 1e-5 for a, b in zip(got, expected)), f"{name}: {got}, expected {expected}")
             check(got[0] > 0.02, f"{name}: a coverage of {got[0]} tells nothing")
-        check(functions["piece_masked_blank_and_initial_state"]["reconstruction"] > 0.01, "nothing reconstructed")
+        check(functions["piece_masked_blank_and_initial_state"]["rec_published"] > 0.01, "nothing reconstructed")
     print(f"{passed} passed, {failed} failed")
     return 1 if failed or not passed else 0
 

@@ -2,8 +2,8 @@
 // models, and what they say when a model, a file of games or a flag does not fit. argv[1] is the folder of
 // the programs; argv[2], if given, the name of a bsp that runs the CUDA program, which must find what bsp
 // finds. Everything is made in a temporary folder that is removed at the end.
-#include "../dev/run/checkpoint.h"
 #include "../dev/lib/json.h"
+#include "../dev/run/checkpoint.h"
 #include "process.h"
 
 namespace fs = std::filesystem;
@@ -57,9 +57,11 @@ static void test_help() {
 static void test_measures() {
     for (const string run : {"moe", "topk", "dense"}) {
         const string games = " --ckpt " + run + " --games games.txt --count 12";
-        const Result bsp = works(program("bsp") + games);
-        for (const char* part :
-             {"coverage", "held-out", "always on", "untrained", "permuted", "same move", "check_state"})
+        const Result bsp = works(program("bsp") + games); // a part of what it measures: not bsp.json
+        check(fs::exists(run + "/interp/bsp_count_12.json") && !fs::exists(run + "/interp/bsp.json"));
+        works(program("bsp") + games + " --json " + run + "/interp/bsp.json");
+        for (const char* part : {"coverage", "beyond", "always on", "untrained", "permuted", "same move",
+                                 "text", "matched", "check_state"})
             check(bsp.out.find(part) != string::npos, "%s", part);
         const Json measured = json_file(run + "/interp/bsp.json");
         check(measured.find("tool")->text == "bsp" && number(measured, "step") == 20);
@@ -72,7 +74,8 @@ static void test_measures() {
             works(program("router") + " --ckpt " + run + " --data games.txt --rows 20");
             check(json_file(run + "/interp/router.json").find("layers")->items.size() == 2);
         }
-        const Result features = works(program("features") + games + " --best 2 --per-expert 2");
+        const Result features = works(program("features") + games + " --best 2 --per-expert 2 --json " + run +
+                                      "/interp/features.json");
         check(features.out.find("layer ") != string::npos);
         check(json_file(run + "/interp/features.json").find("units")->items.size() > 0);
         works(program("report") + " --run " + run);

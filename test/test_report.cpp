@@ -19,11 +19,18 @@ static double share(uint64_t a, uint64_t b = 0) { return 0.5 + 0.5 * std::tanh(n
 
 static const char* const escape = "</script><img src=x onerror=\"document.title='out'\"><!--<script>";
 
+static const char* const weights_of_run = "the hash of the weights"; // filled in by of_weights
+
 static void begin_json(JsonWriter& out, const char* tool, const MadeUp& m) {
     out.open('{').member("tool", tool).member("checkpoint", model_path("runs/made_up", m.step));
-    out.member("step", m.step).key("config").open('{');
+    out.member("step", m.step).member("weights", weights_of_run).key("config").open('{');
     for (const auto& [name, value] : config_to_strings(m.config)) out.member(name, value);
     out.close().member("seconds", 12.5);
+}
+
+// What a tool would have said of the checkpoint it measured.
+static std::string of_weights(std::string text, const std::string& checkpoint) {
+    return text.replace(text.find(weights_of_run), strlen(weights_of_run), weights_hash(checkpoint));
 }
 
 static const struct {
@@ -58,27 +65,34 @@ static const struct {
 // S of the schema. board: also the value over the cells that can occur.
 static void score(JsonWriter& out, uint64_t id, double level, double floor, bool board) {
     const double coverage = floor + (0.93 - floor) * level * share(id, 1), held = coverage * 0.98;
-    const double reconstruction = coverage * (0.4 + 1.2 * level);
-    out.member("coverage", coverage).member("threshold", id % 4).member("per_cell", coverage * 1.04);
-    if (board)
-        out.member("possible", coverage * 768 / 704);
-    else
-        out.key("possible").value(NAN);
-    out.member("held_out", held).member("held_out_low", held - .01).member("held_out_high", held + .01);
-    out.member("reconstruction", reconstruction)
-        .member("rec_threshold", id % 3)
-        .member("last", reconstruction * 1.05);
-    out.member("rec_held_out", reconstruction * .99)
-        .member("rec_low", reconstruction * .96)
-        .member("rec_high", reconstruction * 1.02);
-    for (const char* control : {"untrained", "permuted", "same_move"}) {
-        const double c = std::min(.98, floor * (1.02 + .1 * share(id, control[0])) + .02),
+    const double rec = coverage * (0.4 + 1.2 * level), beyond = 0.1 * held;
+    const auto estimate = [&](const std::string& name, double x, double width) {
+        out.member(name.c_str(), x)
+            .member((name + "_low").c_str(), x - width)
+            .member((name + "_high").c_str(), x + width);
+    };
+    estimate("beyond", beyond, .004), estimate("rec_beyond", beyond * .8, .003);
+    estimate("held_out", held, .01), estimate("rec", rec * .99, .02);
+    out.member("gain", beyond * 1.1).member("unseen", held * .97).member("common", held * 1.1);
+    out.member("text_common", .5).member("matched", floor * 1.1);
+    out.member("coverage", coverage)
+        .member("threshold", .1 * double(id % 4))
+        .member("per_cell", coverage * 1.04);
+    out.member("of_704", board ? coverage * 768 / 704 : NAN);
+    out.member("rec_published", rec)
+        .member("rec_threshold", .1 * double(id % 3))
+        .member("rec_max_mask", rec * 1.05);
+    for (const char* control : {"untrained", "permuted", "same_move", "text"}) {
+        const bool text = control[0] == 't';
+        const double c = std::min(.98, floor * (1.02 + .1 * share(id, control[0])) + (text ? .3 : .02)),
                      r = control[0] == 's' ? .1 : .01;
         out.key(control)
             .open('{')
             .member("coverage", c)
             .member("held_out", c * .8)
-            .member("reconstruction", r * share(id, control[1]))
+            .member("rec_published", r * share(id, control[1]))
+            .member("beyond", text ? NAN : .002)
+            .member("rec_beyond", text ? NAN : .001)
             .close();
     }
 }
@@ -91,7 +105,8 @@ static std::string made_up_bsp(const MadeUp& m) {
         .member("source", "runs/made_up/test.txt")
         .member("train", 1000)
         .member("test", 1000);
-    out.member("characters", 256).member("dots", 20).close().member("gated", true);
+    out.member("characters", 256).member("dots", 20).member("seen", .16).close().member("gated", true);
+    out.member("best_layer", 1).member("own_games", false);
     out.key("seeds").open('{').member("untrained", 1).member("permutation", 2).member("bootstrap", 3).close();
     out.key("functions").open('[');
     for (const auto& f : made_up_functions) {
@@ -101,7 +116,12 @@ static std::string made_up_bsp(const MadeUp& m) {
         out.member("strategy", f.strategy).member("cells", f.cells);
         out.key("positives")
             .values(std::vector<size_t>{size_t(f.rate * 20000 * f.cells), size_t(f.rate * 20100 * f.cells)});
-        out.member("floor", 2 * f.rate / (1 + f.rate)).close();
+        out.member("floor", 2 * f.rate / (1 + f.rate)).member("floor_test", 2.1 * f.rate / (1 + f.rate));
+        out.member("attainable", .76).member("attainable_test", .71).member("common", 400);
+        out.member("text_rule", m.hostile      ? escape
+                                : f.cells == 1 ? "Black's last move gave check"
+                                               : "")
+            .close();
     }
     out.close().key("layers").open('[');
     const size_t L = m.config.n_layer;
@@ -293,7 +313,7 @@ static std::string made_up_features(const MadeUp& m, size_t per_expert) {
         .member("dots", 20)
         .close();
     out.key("units").open('[');
-    size_t index = 0, found = 0;
+    size_t index = 0, knows = 0, reads = 0;
     for (size_t l = 0; l < c.n_layer; l++)
         for (size_t e = 0; e < E; e++)
             for (size_t i = 0; i < per_expert; i++, index++) {
@@ -313,20 +333,26 @@ static std::string made_up_features(const MadeUp& m, size_t per_expert) {
                     .member("rate", .001 + .2 * share(index, 2))
                     .member("max", 3.4)
                     .member("threshold", .1 * double(index % 5));
-                out.member("function", chess ? "piece_masked_blank_and_initial_state" : "byte")
-                    .member("property", property)
-                    .member("found", p > .4);
-                found += p > .4;
-                out.member("precision", p)
-                    .member("precision_low", p - .03 * (1 - p))
-                    .member("recall", p * .8)
-                    .member("f1", p * .87)
-                    .member("f1_low", p * .84)
-                    .member("f1_high", p * .9);
-                out.member("base", .05 + .2 * share(index, 3))
-                    .member("floor", .1 + .2 * share(index, 3))
-                    .member("permuted", .12 + .15 * share(index, 4))
-                    .member("same_move", .1 + .3 * share(index, 5));
+                const char* const verdict = p > .7 ? "knows" : p > .3 ? "reads" : "nothing";
+                const std::string text = m.hostile ? std::string(escape) : "White's last move was a capture";
+                knows += p > .7, reads += p > .3 && p <= .7;
+                out.member("on_anywhere", 3.5).member("on", 200).member("places", 39000).member("games", 150);
+                out.member("function", chess ? "piece" : "next token").member("property", property);
+                out.member("verdict", verdict).member("found", p > .7).member("outright", p > .9);
+                out.key("rivals").open('[');
+                if (index % 3 == 0) out.value(property);
+                out.close().member("precision", p).member("precision_low", p - .03 * (1 - p));
+                out.member("precision_high", p + .01 * (1 - p)).member("recall", p * .8);
+                out.member("f1", p * .87).member("f1_low", p * .84).member("f1_high", p * .9);
+                out.member("mcc", p * .8).member("base", .05 + .2 * share(index, 3));
+                out.member("floor", .1 + .2 * share(index, 3))
+                    .member("shuffled", .12 + .15 * share(index, 4));
+                out.member("matched", .1 + .3 * share(index, 5)).member("rule", text).member("rule_f1", .3);
+                out.member("rule_mcc", .25)
+                    .member("text", text)
+                    .member("text_mcc", .3)
+                    .member("beyond", .4 * p);
+                out.member("beyond_error", .02);
                 if (chess) {
                     out.member("heat_function", "where a black knight stands").key("heat").open('[');
                     for (int s = 0; s < 64; s++) {
@@ -362,25 +388,23 @@ static std::string made_up_features(const MadeUp& m, size_t per_expert) {
                 }
                 out.key("with").open('[');
                 for (size_t k = 0; k < 3 && E > 1; k++)
-                    out.open('[').value((e + k + 1) % E).value(.5 - .14 * double(k)).close();
+                    out.open('[').value((e + k + 1) % E).value(.5 - .14 * double(k)).value(.14).close();
                 out.close().close();
             }
-    out.close()
-        .key("best")
-        .open('{')
-        .member("index", 5)
-        .member("sentence", chess
-                                ? "layer 0, unit 90 fires when a black queen stands on d8: precision 0.98, "
-                                  "recall 0.71 on held-out games (base rate 0.23)"
-                                : "layer 0, expert 0, unit 90 fires when the byte is a digit: precision 0.98")
-        .close();
-    out.key("summary")
-        .open('{')
-        .member("tested", index * 20)
-        .member("found", found)
-        .member("found_same_move", 3)
-        .close()
-        .close();
+    out.close().member("best", 5);
+    out.member(
+        "sentence",
+        "layer 0, unit 90 tells that a black queen stands on d8: right at 0.98 of the places where it is on");
+    out.key("summary").open('{').member("tested", index * 20).member("knows", knows).member("reads", reads);
+    out.member("outright", 2);
+    for (const char* control : {"untrained", "other_labels"})
+        out.key(control)
+            .open('{')
+            .member("tested", index * 20)
+            .member("knows", 1)
+            .member("reads", 90)
+            .close();
+    out.close().close();
     return out.text;
 }
 
@@ -425,22 +449,25 @@ static void write_run(const std::string& dir, const MadeUp& m) {
             log.step({s, loss + .03 * noise(1, s), 1.01, .4, 1.5e-3, 22.5, 45400,
                       90 + 250 * std::exp(-6 * t) + 3 * noise(2, s)});
         if (s % 1000 == 0 || s == uint64_t(m.step)) {
-            std::vector<std::vector<double>> load(m.config.moe() ? m.config.n_layer : 0,
-                                                  std::vector<double>(m.config.n_expert));
+            log.evaluation(s, loss + .02);
+            std::vector<std::vector<double>> load(m.config.n_layer, std::vector<double>(m.config.n_expert));
             for (size_t l = 0; l < load.size(); l++)
                 for (size_t e = 0; e < load[l].size(); e++)
                     load[l][e] = 1.0 / double(load[l].size()) *
                                  (1 + .6 * (1.2 - t) * (share(l, e) - .5) + .05 * noise(l * 8 + e, s));
-            log.evaluation(s, loss + .02, load);
+            if (m.config.moe()) log.expert_load(s, load);
         }
     }
 }
 
 static void write_measurements(const std::string& dir, const MadeUp& m, size_t per_expert) {
-    if (m.config.tokenizer == "chess-32") write_file(dir + "/interp/bsp.json", made_up_bsp(m));
-    write_file(dir + "/interp/sparsity.json", made_up_sparsity(m));
-    write_file(dir + "/interp/router.json", made_up_router(m));
-    write_file(dir + "/interp/features.json", made_up_features(m, per_expert));
+    const auto write = [&](const char* name, const std::string& text) {
+        write_file(dir + "/interp/" + name, of_weights(text, model_path(dir, m.step)));
+    };
+    if (m.config.tokenizer == "chess-32") write("bsp.json", made_up_bsp(m));
+    write("sparsity.json", made_up_sparsity(m));
+    write("router.json", made_up_router(m));
+    write("features.json", made_up_features(m, per_expert));
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -543,6 +570,9 @@ static void test_inputs(const std::string& folder) {
     check(note(changed("\"step\":9500", "\"step\":2500")).find("step 2500") != std::string::npos);
     check(embedded(page, "router").type == Json::Null);
     check(note(changed("\"n_expert\":\"8\"", "\"n_expert\":\"4\"")).find("n_expert") != std::string::npos);
+    check(note(changed(weights_hash(model_path(dir, 9500)).c_str(), "0123456789abcdef"))
+              .find("other weights") != std::string::npos);
+    check(embedded(page, "router").type == Json::Null, "another run's numbers are shown");
     check(note(changed("\"router\"", "\"bsp\"")).find("results of router") != std::string::npos);
     check(note(good.substr(0, good.size() - 1)).find("broken JSON") != std::string::npos);
     check(note("[]").find("results of router") != std::string::npos);
@@ -564,7 +594,7 @@ static void test_measurements(const std::string& folder) {
     can.bsp = [&](const MeasureInputs& in) {
         called.push_back("bsp " + in.games + " " + in.data);
         check(in.ckpt == model_path(dir, 9500) && in.run == dir && in.json == dir + "/interp/bsp.json");
-        write_file(in.json, made_up_bsp(m));
+        write_file(in.json, of_weights(made_up_bsp(m), in.ckpt));
     };
     can.sparsity = [&](const MeasureInputs& in) {
         called.push_back("sparsity " + in.games + " " + in.data);
@@ -652,7 +682,13 @@ static const char* const whole_tests = R"js(async (d, w, say) => {
   say(all('section').length === 8, 'eight sections');
   say(all('svg').length > 60, 'charts: ' + all('svg').length);
   say(/0\.740|0\.7\d\d/.test($('.numbers').textContent), 'validation loss in the head');
-  say(all('#board tr.this').length === 1 && $('#board').textContent.includes('0.840'), 'a row of this run beside the paper');
+  say(all('#board tr.this').length === 0 && $('#board').textContent.includes('0.840'), 'the paper in a block of its own');
+  const numbersOf = title => all('#board figure').filter(f => f.querySelector('h3') && f.querySelector('h3').textContent === title)[0];
+  const ticksOf = title => [...numbersOf(title).querySelectorAll('svg text')].map(t => t.textContent).filter(t => /^0(\.\d\d?)?$/.test(t)).join();
+  say(ticksOf('Coverage, held out') === ticksOf('Coverage, as published'), 'charts side by side share a scale');
+  say($('.numbers').textContent.includes('beyond the text'), 'the tile is what is beyond the text');
+  say($('.board').getAttribute('aria-label').includes('white queen d1'), 'the board in words');
+  say($('[aria-live]').textContent === 'layer 0, expert 0, unit 90', 'the unit is announced');
   say(all('#strategy tbody tr').length === 25, 'every board function: ' + all('#strategy tbody tr').length);
   const before = $('#strategy').textContent;
   $('#strategy .pick button').click();

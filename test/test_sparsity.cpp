@@ -459,7 +459,8 @@ static void check_groups(const LayerSparsity& s, Reader& reader, const TokenRows
         const size_t dead = size_t(std::count(fired.begin(), fired.end(), size_t(0)));
         check_near(group.l0.value, m.mean, 1e-12), check_near(group.sd, m.sd, 1e-9);
         check(group.dead == dead && group.tokens == l0.size() && group.units == s.units);
-        check_near(group.zero_work(), 1 - m.mean / double(s.work), 1e-12);
+        const bool gelu = reader.config.act == "gelu"; // hardly any of whose units comes out zero
+        check_near(group.zero_work, gelu ? 0 : 1 - m.mean / double(s.work), gelu ? 0.05 : 1e-12);
         size_t in_histogram = 0, in_rates = 0;
         for (const size_t n : group.histogram.counts) in_histogram += n;
         for (const size_t n : group.rates.counts) in_rates += n;
@@ -519,7 +520,8 @@ static void test_sparsity_against_slow() {
             check(s.l0.interval.low < s.l0.value && s.l0.value < s.l0.interval.high &&
                   s.l0.interval.high - s.l0.interval.low < 4 * s.sd);
             check(s.units == (E ? 60 : 24) && s.work == 24);
-            check_near(s.zero_work(), 1 - m.mean / 24, 1e-12);
+            // What does not fire is zero for relu; gelu takes it to something small.
+            check_near(s.zero_work, c.act == "gelu" ? 0 : 1 - m.mean / 24, c.act == "gelu" ? 0.05 : 1e-12);
             size_t in_bins = 0, dead = 0, above = 0;
             for (size_t b = 0; b < s.histogram.counts.size(); b++) {
                 const auto in = [&](double x) {
@@ -575,7 +577,7 @@ static void test_sparsity_planted() {
     for (const LayerSparsity& s : measure_layers_sparsity(reader, rows)) {
         check(s.l0.value == 8 && s.l0.interval.low == 8 && s.l0.interval.high == 8);
         check(s.sd == 0 && s.dead == 60 - 8);
-        check_near(s.zero_work(), 2.0 / 3, 1e-12);
+        check_near(s.zero_work, 2.0 / 3, 1e-12);
         check(s.histogram.edges == std::vector<double>({8, 9}) &&
               s.histogram.counts == std::vector<size_t>({120}));
         check(s.rates.counts.back() == 8);
@@ -1093,10 +1095,11 @@ static void test_programs() {
     check_error(token_rows(games, unstated, 0, 4, "", "the model"), "the model", "reads 31 tokens");
     unstated.vocab_size = 32;
     check(token_rows(games, unstated, 0, 4, "", "the model").rows == 4);
-    reader.weights()[reader.table.back().offset] = NAN;
+    for (const Tensor& t : reader.table)
+        if (t.name == "wpe.weight") reader.weights()[t.offset] = NAN;
     save(reader, folder + "/nan.safetensors", 1);
     check_error(run_program(sparsity_program, {"--ckpt", folder + "/nan.safetensors", "--data", text}), text,
-                "logits at row 0, token 0 are not finite");
+                "units at row 0, token 0 are not finite");
     // What cannot be read is passed over in the history: another config, a cut file, numbers that are not
     // finite.
     save(topk, model_path(run, 7), 7);

@@ -93,7 +93,7 @@ Experts layer_experts(Model& model, size_t l) {
 // ---------------------------------------------------------------------------------------------------------
 // Forward
 
-double forward_logits(Model& model, const int32_t* tokens, size_t B, size_t T) {
+double forward_layers(Model& model, const int32_t* tokens, size_t B, size_t T) {
     if (B > model.max_B || T > model.max_T)
         fail("a batch of %zu x %zu tokens does not fit in this model's memory", B, T);
     const Config& c = model.config;
@@ -136,8 +136,21 @@ double forward_logits(Model& model, const int32_t* tokens, size_t B, size_t T) {
         x = h.out;
     }
     model.statistics_stale = false;
+    return aux;
+}
+
+void head_forward(Model& model) {
+    const Config& c = model.config;
+    const size_t N = model.B * model.T, C = c.n_embd;
+    Activations& a = model.a;
+    const real* x = c.n_layer ? a.h.back().out : a.embedded;
     layernorm_forward(a.ln_f, a.ln_f_mean, a.ln_f_rstd, x, model.w.ln_f_weight, model.w.ln_f_bias, N, C);
     linear_forward(a.logits, a.ln_f, model.w.wte, nullptr, N, C, c.vocab_size);
+}
+
+double forward_logits(Model& model, const int32_t* tokens, size_t B, size_t T) {
+    const double aux = forward_layers(model, tokens, B, T);
+    head_forward(model);
     return aux;
 }
 

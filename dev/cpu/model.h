@@ -89,7 +89,12 @@ struct Losses {
     bool finite() const { return std::isfinite(loss) && std::isfinite(aux); }
 };
 
-// Returns the sum over layers of aux. Fills model.a, logits included.  tokens (B,T), kept by reference
+// The layers alone, and then ln_f and the head: who looks at units only needs no logits, which a large vocabulary
+// makes dear. forward_layers returns the sum over layers of aux.  tokens (B,T), kept by reference
+double forward_layers(Model& model, const int32_t* tokens, size_t B, size_t T);
+void head_forward(Model& model);
+
+// Both. Fills model.a, logits included; returns the sum over layers of aux.
 double forward_logits(Model& model, const int32_t* tokens, size_t B, size_t T);
 
 // Loss of the batch. gradient_scale 0: evaluation. Otherwise the logits are replaced by gradient_scale times

@@ -1,318 +1,162 @@
-// What a unit detects, and whether it really does. For a unit the property (a cell of a board function, or
-// what text_labels.h asks about a text; or that it does not hold) and the threshold that go best with its
-// firing are chosen on one set of games, by the Matthews correlation; precision, recall and F1 are measured
-// on another, with 95% intervals over games. A unit counts as found only if that beats what costs nothing:
-// the property's base rate, always saying yes, and the same search on labels that are permuted, over all
-// positions or among the games at the same move.
+// What a unit detects, and whether it is more than the text says. For a unit the property (of the board:
+// board_labels.h; of a text: what comes next, text_labels.h) and the threshold that go best with its firing
+// are chosen on one set of games; all numbers are from another. A unit is said to
+//   read the text   if a rule about the text (rules.h) goes with its firing as well as any property does
+//   (within one
+//                   standard error, on the train games), and goes with it on the test games, too;
+//   know            if a property goes better, and its firing tells of that property beyond the text: among
+//   places
+//                   that agree in the strata (controls.h), in the answer of the best text rule for the
+//                   property and in that of the text rule that fits the unit best, it is on more often where
+//                   the property holds, by four standard errors over the test games.
+// The comparison is made among such places, and not of a unit's score with the rule's, because a unit of one
+// expert fires in a part of the cases: one that is always right and seldom on knows something, and has a low
+// score. How many units tell a property better than its best rule does by itself is counted, too (outright).
 //
-//   1 evidence: properties and where they hold     2 choosing a unit's property     3 is it found?
+//   1 evidence    2 choosing a unit's property    3 measuring it    4 all units of a layer
 #pragma once
 #include "fires.h"
-#include "score.h"
-#include "statistics.h"
-#include <unordered_map>
+#include "rules.h"
 
 // ---------------------------------------------------------------------------------------------------------
-// 1 Evidence: properties and where they hold
+// 1 Evidence
 
-// A yes-or-no question. "fires when" goes before its words; words[1] is for when it does not hold.
-struct Property {
-    std::string function, words[2];
-    size_t board_function = n_board_functions, cls = 0; // chess
-};
-
-// The places of a set of games (rows of text) at which units and properties are compared: as many of every
+// The places of a set of games (blocks of text) at which units and properties are compared: as many of every
 // game, one game after the other.
 struct Places {
     size_t games = 0, per_game = 0;
-    LabelRows labels; // columns: the properties
+    Labels properties, questions, rules; // rules: of every property the answers of its best one
+    Strata strata;
+    std::vector<uint8_t> seen; // the whole text so far stands in a train game; none: not known
 
     size_t size() const { return games * per_game; }
 };
 struct Evidence {
-    std::vector<Property> properties; // (P)
+    std::vector<Property> properties, questions; // (P), (Q)
+    std::vector<Rule> rules;                     // (P) the best rule about the text
+    LabelRows rows;                              // the properties of the train games, by place
     Places train, test;
 };
 
-// So often a property must hold, and not hold, and a unit be on, to be considered: on the train games.
-constexpr size_t least_places = 10;
-
-// The rows of the labels that can be told from each other. Those that are true or false too seldom are left
-// out, and so is what equals a row before it.
-inline std::vector<uint32_t> distinct_cells(const BoardLabels& labels, size_t n_cells) {
-    std::vector<uint32_t> kept;
-    std::unordered_multimap<uint64_t, uint32_t> of_hash;
-    for (uint32_t c = 0; c < n_cells; c++) {
-        const uint64_t *row = labels.cell(c), *end = row + labels.words;
-        size_t positives = 0;
-        uint64_t hash = 0;
-        for (const uint64_t* word = row; word < end; word++)
-            positives += size_t(std::popcount(*word)), hash = mix64(hash ^ *word);
-        if (positives < least_places || positives + least_places > labels.tokens) continue;
-        bool known = false;
-        for (auto [at, last] = of_hash.equal_range(hash); at != last; at++)
-            known |= std::equal(row, end, labels.cell(at->second));
-        if (known) continue;
-        of_hash.emplace(hash, c);
-        kept.push_back(c);
-    }
-    return kept;
-}
-
-// properties: one for each row of both labels, of `games` games each.
-inline Evidence make_evidence(const std::vector<Property>& properties, const BoardLabels& train,
-                              size_t train_games, const BoardLabels& test, size_t test_games) {
-    Evidence e;
-    const std::vector<uint32_t> kept = distinct_cells(train, properties.size());
-    e.train = {train_games, train.tokens / train_games, label_rows(train, kept, true)};
-    e.test = {test_games, test.tokens / test_games, label_rows(test, kept, true)};
-    for (const uint32_t c : kept) e.properties.push_back(properties[c]);
-    return e;
-}
-
-// Every cell of the 23 board functions of the default run.
-inline std::vector<Property> board_properties() {
-    std::vector<Property> list;
-    for (size_t f = 0; f < n_board_functions && board_functions[f].measured; f++) {
-        const BoardFunction& function = board_functions[f];
-        for (size_t cell = 0; cell < cells_of(function); cell++) {
-            const size_t square = cell / function.classes, cls = cell % function.classes,
-                         row = square / function.columns, column = square % function.columns;
-            list.push_back({function.name,
-                            {cell_text(f, row, column, cls), cell_text(f, row, column, cls, true)},
-                            f,
-                            cls});
-        }
-    }
-    return list;
-}
+// What is given of a set: answers to all properties and questions; what cannot be told from others, or holds
+// too seldom in the train games, is left out.
+struct Answers {
+    Labels properties, questions;
+    Strata strata;
+    size_t games = 0;
+    std::vector<uint8_t> seen;
+};
+Evidence make_evidence(const std::vector<Property>& properties, const std::vector<Property>& questions,
+                       Answers train, Answers test);
 
 // ---------------------------------------------------------------------------------------------------------
 // 2 Choosing a unit's property
 
-// Of n places the unit is on at `on` and the property holds at `positives`, both at tp of them.
-struct Counts {
-    double n = 0, on = 0, positives = 0, tp = 0;
-
-    Counts negated() const { return {n, on, n - positives, on - tp}; }
-    double precision() const { return on > 0 ? tp / on : undefined; }
-    double recall() const { return positives > 0 ? tp / positives : undefined; }
-    double f1() const { return on + positives > 0 ? 2 * tp / (on + positives) : 0; }
-    double base() const { return positives / n; }
-    double floor() const { return 2 * positives / (n + positives); } // F1 of a unit that is always on
-    // Matthews correlation, that of two yes-or-no variables: (n tp - on pos) / sqrt(on (n-on) pos (n-pos))
-    double mcc() const {
-        const double square = on * (n - on) * positives * (n - positives);
-        return square > 0 ? (n * tp - on * positives) / std::sqrt(square) : 0;
-    }
-};
-
 struct Choice {
     size_t property = SIZE_MAX, threshold = 0; // SIZE_MAX: none, the unit is on too seldom
     bool negated = false;
-    double score = 0; // the Matthews correlation, on the train games
+    double score = 0,
+           error = 0; // the Matthews correlation on the train games and its standard error over games
 
     bool any() const { return property != SIZE_MAX; }
 };
-// The best of all properties, and of those that ask about squares.
-struct Choices {
-    Choice best, square;
+
+// The properties on the places of a set, with the labels as they are or in another order (controls.h).
+struct Truth {
+    const Places& places;
+    const Order* order;
+    std::vector<uint32_t> positives; // (P)
+    std::vector<uint16_t> in_game;   // (P,games) places of each where it holds
+
+    Truth(const Places& places, const Order* order);
+    bool holds(const Choice& c, size_t n) const {
+        return places.properties.at(c.property, order ? (*order)[n] : n) != c.negated;
+    }
 };
 
-// order: see score.h. tp is scratch. Of equal scores the lower threshold and the earlier property.
-inline Choices choose(const UnitFires& fires, size_t unit, const Evidence& e, const Order* order,
-                      std::vector<uint32_t>& tp) {
-    const LabelRows& labels = e.train.labels;
-    Choices choices;
-    if (fires.on(unit, 0) < least_places) return choices;
-    count_cells(fires, unit, labels, order, tp);
-    for (size_t t = 0; t < n_thresholds; t++) {
-        const size_t on = fires.on(unit, t);
-        if (on < least_places || (t > 0 && on == fires.on(unit, t - 1))) continue;
-        for (size_t c = 0; c < labels.columns(); c++) {
-            const Counts counts = {double(labels.tokens), double(on), double(labels.positives[c]),
-                                   double(tp[t * labels.columns() + c])};
-            const double score = counts.mcc();
-            const Choice choice = {c, t, score < 0, std::fabs(score)};
-            if (choice.score > choices.best.score) choices.best = choice;
-            const size_t f = e.properties[c].board_function;
-            if (f < n_board_functions && board_functions[f].rows == 8 && choice.score > choices.square.score)
-                choices.square = choice;
-        }
-    }
-    return choices;
-}
+// Where a unit is on: (places) 0 or 1, and the list.
+struct Firing {
+    std::vector<uint8_t> on;
+    std::vector<uint32_t> list; // in rising order
+    size_t games = 0;           // in which it is on
+};
+Firing firing_of(const UnitFires& fires, size_t unit, size_t threshold, const Places& places);
 
-// The choice of a unit, on the places of a set.
-inline Counts count(const UnitFires& fires, size_t unit, const Choice& choice, const Places& places,
-                    const Order* order) {
-    Counts counts = {double(places.size()), double(fires.on(unit, choice.threshold)),
-                     double(places.labels.positives[choice.property]), 0};
-    for (const uint32_t* n = fires.first(unit); n < fires.last(unit, choice.threshold); n++)
-        counts.tp += places.labels.at(choice.property, order ? (*order)[*n] : *n);
-    return choice.negated ? counts.negated() : counts;
-}
+Counts count(const Firing& firing, const Choice& c, const Truth& truth);
+
+// The standard error over games of the unit's Matthews correlation with the property.
+double mcc_error(const Firing& firing, const Choice& c, const Truth& truth, const Counts& unit);
+
+// Properties that may be a unit's, at the threshold where one of them goes best with it; in falling order of
+// the correlation less two standard errors (as if places were independent: that of rare properties is mostly
+// chance).
+constexpr size_t n_candidates = 4, n_rivals = 4;
+struct Candidates {
+    std::vector<Choice> best;
+    Choice square; // the best of those that ask about a square
+};
+Candidates choose(const UnitFires& fires, size_t unit, const Evidence& e, const Order* order,
+                  std::vector<uint32_t>& tp);
 
 // ---------------------------------------------------------------------------------------------------------
-// 3 Is it found?
+// 3 Measuring it
 
-// Labels as they are, or in another order, on both sets.
-struct Labelling {
-    Order train, test; // empty: as they are
-
-    const Order* of_train() const { return train.empty() ? nullptr : &train; }
-    const Order* of_test() const { return test.empty() ? nullptr : &test; }
-};
-struct Labellings {
-    Labelling truth, permuted, same_move;
-};
-inline Labelling same_move_labelling(const Evidence& e, uint64_t seed) {
-    return {same_move_order(e.train.games, e.train.per_game, seed),
-            same_move_order(e.test.games, e.test.per_game, seed + 1)};
-}
-inline Labellings make_labellings(const Evidence& e, uint64_t seed) {
-    return {{},
-            {permuted_order(e.train.games, e.train.per_game, seed),
-             permuted_order(e.test.games, e.test.per_game, seed + 1)},
-            same_move_labelling(e, seed)};
-}
-// A control of the whole procedure: how many units are found when the truth is another game's, too?
-inline Labellings false_labellings(const Labellings& labellings, const Evidence& e, uint64_t seed) {
-    return {labellings.same_move, labellings.permuted, same_move_labelling(e, seed + 2)};
-}
-
-// Resamples of the test games, the same for every unit: how often each game is drawn, (resamples,games).
-struct Resamples {
-    size_t games = 0;
-    std::vector<float> times;
-};
-inline Resamples make_resamples(size_t games, uint64_t seed) {
-    Resamples r{games, std::vector<float>(bootstrap_resamples * games)};
-    for (size_t i = 0; i < bootstrap_resamples; i++) {
-        Random random{seed, random_stream("bootstrap") + i};
-        for (size_t g = 0; g < games; g++) r.times[i * games + random.below(games)]++;
-    }
-    return r;
-}
-
-// What a search chose on the train games, counted on the test games.
-struct Held {
-    Choice choice;
-    Counts counts;
-};
-struct Finding {
-    Choice square;                  // the best of the properties of squares
-    Held real, permuted, same_move; // the search, and the same search in permuted labels
-    Held same_choice;               // the search's choice, with the labels of other games at the same move
-    Interval precision, f1, mcc;    // 95%, over games
-    double clearance = -INFINITY;   // by how many standard errors F1 and mcc exceed the permuted ones'
-    bool found = false;
-
-    // The most that the number of the move alone gives.
-    double same_move_f1() const { return std::max(same_move.counts.f1(), same_choice.counts.f1()); }
-    double same_move_mcc() const { return std::max(same_move.counts.mcc(), same_choice.counts.mcc()); }
-};
+enum Verdict { NOTHING, READS, KNOWS };
+inline constexpr const char* verdict_names[] = {"nothing", "reads", "knows"};
 
 // Chance alone exceeds four standard errors for one unit in 30,000.
 constexpr double least_clearance = 4;
 
-// The counts of every game. They are whole numbers whose sums stay below 2^24: float32 holds them exactly.
-struct GameCounts {
-    std::vector<float> on, positives, tp;
+struct Finding {
+    Choice choice, square;
+    std::vector<Choice> rivals; // other properties that go as well with it, within one standard error
+    Rule text;                  // the rule about the text that fits its firing best
+    Verdict verdict = NOTHING;
+    bool outright = false; // tells the property better than its best rule does
+    Counts counts;         // on the test games
+    Counts fresh;          // .. at places whose text is in no train game; of listed units
+    Counts rule;           // the property's best rule in the unit's place
+    Counts text_counts;    // how the unit goes with its own rule
+    size_t games = 0;      // test games in which it is on
+    Excess beyond;         // within the strata and both rules
+    Excess reads;          // of the unit's own rule
+    // Of listed units:
+    Excess matched;              // within the strata alone
+    Interval precision, f1, mcc; // 95%, over games
 
-    GameCounts(const UnitFires& fires, size_t unit, const Choice& c, const Places& places, const Order* order)
-        : on(places.games), positives(places.games), tp(places.games) {
-        if (!c.any()) return;
-        const auto holds = [&](size_t n) {
-            return places.labels.at(c.property, order ? (*order)[n] : n) != c.negated;
-        };
-        for (const uint32_t* n = fires.first(unit); n < fires.last(unit, c.threshold); n++)
-            on[*n / places.per_game]++, tp[*n / places.per_game] += holds(*n);
-        for (size_t n = 0; n < places.size(); n++) positives[n / places.per_game] += holds(n);
-    }
-    Counts sum(const float* times, double n) const {
-        float on_sum = 0, positive_sum = 0, tp_sum = 0;
-#pragma omp simd reduction(+ : on_sum, positive_sum, tp_sum)
-        for (size_t g = 0; g < on.size(); g++)
-            on_sum += times[g] * on[g], positive_sum += times[g] * positives[g], tp_sum += times[g] * tp[g];
-        return {n, on_sum, positive_sum, tp_sum};
+    bool found() const { return verdict == KNOWS; }
+    // What is told beyond the text, as the part of the Matthews correlation that it makes up.
+    double beyond_mcc() const { return of_mcc(beyond.value); }
+    double beyond_error() const { return of_mcc(beyond.error); }
+    // F1 expected of the strata alone.
+    double matched_f1() const { return Counts{counts.n, counts.on, counts.positives, matched.expected}.f1(); }
+
+  private:
+    double of_mcc(double tp) const {
+        const double square =
+            counts.on * (counts.n - counts.on) * counts.positives * (counts.n - counts.positives);
+        return square > 0 ? tp * counts.n / std::sqrt(square) : 0;
     }
 };
 
-// Intervals and clearance, from the same resamples for the search and its controls.
-inline void add_intervals(Finding& f, const UnitFires& fires, size_t unit, const Places& places,
-                          const Labellings& labels, const Resamples& resamples) {
-    if (!f.real.choice.any() || places.games < 2) return;
-    const GameCounts real(fires, unit, f.real.choice, places, labels.truth.of_test());
-    const GameCounts controls[] = {{fires, unit, f.permuted.choice, places, labels.permuted.of_test()},
-                                   {fires, unit, f.same_move.choice, places, labels.same_move.of_test()},
-                                   {fires, unit, f.same_choice.choice, places, labels.same_move.of_test()}};
-    std::vector<double> precision, f1, mcc, margins[6];
-    for (size_t r = 0; r < bootstrap_resamples; r++) {
-        const float* times = resamples.times.data() + r * places.games;
-        const Counts counts = real.sum(times, f.real.counts.n);
-        if (counts.on == 0) continue;
-        precision.push_back(counts.precision()), f1.push_back(counts.f1()), mcc.push_back(counts.mcc());
-        for (const size_t i : {0, 1, 2}) {
-            const Counts control = controls[i].sum(times, f.real.counts.n);
-            margins[i].push_back(counts.f1() - control.f1());
-            margins[3 + i].push_back(counts.mcc() - control.mcc());
-        }
-    }
-    f.clearance = INFINITY;
-    for (const std::vector<double>& margin : margins)
-        if (const Moments m = moments(margin.data(), margin.size()); !(m.mean > 0))
-            f.clearance = -INFINITY;
-        else if (m.sd > 0)
-            f.clearance = std::min(f.clearance, m.mean / m.sd);
-    const auto interval = [](std::vector<double>& values) {
-        std::sort(values.begin(), values.end());
-        return Interval{quantile(values, 0.025), quantile(values, 0.975)};
-    };
-    f.precision = interval(precision), f.f1 = interval(f1), f.mcc = interval(mcc);
-}
+// The unit's firing, the property, and the answers of both rules as strata within the strata.
+Excess excess_beyond(const Firing& firing, const Choice& c, const Truth& truth, const Rule& text, bool rules);
 
-// Chosen on the train games, measured on the test games. Found: the low ends of the intervals exceed the base
-// rate (precision) and the always-on floor (F1), and F1 and Matthews correlation exceed clearly those of the
-// same search in permuted labels, and of the same property at the same move of other games. (F1 alone is easy
-// for properties that mostly hold; and of properties that go equally well with a clock the searches may
-// choose different ones.) Intervals are computed here only where the numbers themselves pass.
-inline Finding find(const LayerFires& fires, size_t unit, const Evidence& e, const Labellings& labels,
-                    const Resamples& resamples, std::vector<uint32_t>& scratch) {
-    const auto search = [&](const Labelling& labelling, Choice* square) {
-        const Choices choices = choose(fires.train, unit, e, labelling.of_train(), scratch);
-        if (square) *square = choices.square;
-        Held held = {choices.best, {}};
-        if (held.choice.any())
-            held.counts = count(fires.test, unit, held.choice, e.test, labelling.of_test());
-        return held;
-    };
-    Finding f;
-    f.real = search(labels.truth, &f.square);
-    if (!f.real.choice.any()) return f;
-    f.permuted = search(labels.permuted, nullptr), f.same_move = search(labels.same_move, nullptr);
-    f.same_choice = {f.real.choice,
-                     count(fires.test, unit, f.real.choice, e.test, labels.same_move.of_test())};
-    const Counts& counts = f.real.counts;
-    bool passes =
-        counts.on >= least_places && counts.precision() > counts.base() && counts.f1() > counts.floor();
-    for (const Held* control : {&f.permuted, &f.same_move, &f.same_choice})
-        passes = passes && counts.f1() > control->counts.f1() && counts.mcc() > control->counts.mcc();
-    if (!passes) return f;
-    add_intervals(f, fires.test, unit, e.test, labels, resamples);
-    f.found = f.precision.low > counts.base() && f.f1.low > counts.floor() && f.clearance > least_clearance;
-    return f;
-}
+// Chooses among the candidates on the train games: of those that tell something beyond the text the one that
+// tells most, less two standard errors; if there is none, the one that goes best with the unit.
+void settle(Finding& f, const Candidates& candidates, const Firing& firing, const Truth& train);
 
-// Every unit of a layer.
-inline std::vector<Finding> find_all(const LayerFires& fires, const Evidence& e, const Labellings& labels,
-                                     const Resamples& resamples) {
-    std::vector<Finding> findings(fires.units);
-#pragma omp parallel
-    {
-        std::vector<uint32_t> scratch;
-#pragma omp for schedule(dynamic, 8)
-        for (size_t u = 0; u < fires.units; u++) findings[u] = find(fires, u, e, labels, resamples, scratch);
-    }
-    return findings;
-}
+// On the test games.
+void measure(Finding& f, const UnitFires& fires, size_t unit, const Truth& test);
+
+// What a page shows beside: intervals over games, what the strata alone give, what is beyond the text where a
+// unit reads it.
+void describe(Finding& f, const UnitFires& fires, size_t unit, const Truth& test, uint64_t seed);
+
+// ---------------------------------------------------------------------------------------------------------
+// 4 All units of a layer
+
+// units: those wanted. order: null, or whose labels the properties get, on the train and the test games, as a
+// control of the whole procedure: how many units know what is another game's?
+std::vector<Finding> find(const LayerFires& fires, const std::vector<size_t>& units, const Evidence& e,
+                          const Order* orders = nullptr);

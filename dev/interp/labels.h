@@ -1,144 +1,121 @@
-// The board functions of every position as a table (CSV), for use elsewhere: of all positions of the games of
-// a PGN or game text file, or of the positions of a file of FEN lines. A function of squares is one field: 64
-// characters from a1, b1, .. to h8 for pieces (letters as in FEN) and colours (w, b), a dot where there is
-// none or the class is masked; 16 hexadecimal digits for yes-or-no answers, bit s for square s, a1 = bit 0.
-// The others are 0 or 1, or a whole number. No field holds a comma or a quotation mark, so none is quoted.
+// Yes-or-no questions and their answers at many places: of cells of board functions (boards.h), of what a
+// game's text says (chess_text.h), of tokens (text_labels.h). Answers are kept as bits by question; where
+// they are counted they become bytes by place, 128 questions at a time, so that the rows of a unit's places
+// are added up for all of them at once. (A popcount over bit sets of all places costs the same at every
+// firing rate and threshold; see dev/bench/bench_bsp.cpp.)
+//
+//   1 questions and answers    2 counting many questions at the same places
 #pragma once
-#include "boards.h"
+#include "../lib/random.h"
+#include "../lib/threads.h"
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <string>
+#include <unordered_map>
+#include <vector>
 
-inline std::string labels_header() {
-    std::string line = "game,ply,fen";
-    for (const BoardFunction& f : board_functions)
-        line += std::string(",") + (std::string_view(f.name) == "piece_state" ? "piece64" : f.name);
-    return line + "\n";
-}
+// ---------------------------------------------------------------------------------------------------------
+// 1 Questions and answers
 
-// One position; `cells` is only lent.
-inline std::string labels_row(size_t game, size_t ply, const BoardHistory& history,
-                              std::vector<uint8_t>& cells) {
-    const chess::Position& p = history.position();
-    label_position(history, cells);
-    std::string line = strf("%zu,%zu,", game, ply) + chess::to_fen(p);
-    const uint8_t* cell = cells.data(); // of function f
-    for (const BoardFunction& f : board_functions) {
-        line += ',';
-        const size_t squares = f.rows * f.columns;
-        if (f.classes == 0) {
-            line +=
-                std::to_string(std::string_view(f.name) == "material" ? material_of(p) : number_of_pieces(p));
-        } else if (squares == 1) {
-            line += cell[0] ? '1' : '0';
-        } else if (f.classes == 1) {
-            uint64_t bits = 0;
-            for (size_t s = 0; s < squares; s++) bits |= uint64_t(cell[s]) << s;
-            line += strf("%016llx", (unsigned long long)bits);
-        } else {
-            const char* letters = f.classes == 3 ? color_class_letters : piece_class_letters;
-            for (size_t s = 0; s < squares; s++) {
-                const uint8_t *begin = cell + s * f.classes, *end = begin + f.classes,
-                              *one = std::find(begin, end, 1);
-                line += one == end ? '.' : letters[one - begin];
-            }
-        }
-        cell += cells_of(f);
-    }
-    return line + "\n";
-}
-
-struct LabelCounts {
-    size_t games = 0, positions = 0;
-    size_t left_out = 0; // games of a PGN that are cut, without moves, or begin elsewhere
+// "fires when" goes before its words; words[1] is for when it does not hold.
+struct Property {
+    std::string function, words[2];
+    size_t square = SIZE_MAX,
+           stride = 0;        // of a square: the cell of a1, and how far apart those of squares lie
+    std::string squares = ""; // .. and all of them in words: "where black queens stand"
 };
 
-// Writes the header and a row for every position: game (from 1: its place in the file, or the line of a FEN),
-// ply (0 at the start position), fen, and the functions in the order of their table. Refuses a file without
-// any position, an illegal move and a wrong FEN, each with its place.
-inline LabelCounts write_labels(const std::string& path, FILE* out) {
-    const MappedFile file(path);
-    const std::string_view text((const char*)file.data, file.size);
-    Progress progress("labels", "bytes", double(file.size));
-    LabelCounts counts;
-    std::vector<uint8_t> cells;
-    const auto write = [&](const std::string& line) {
-        if (fwrite(line.data(), 1, line.size(), out) != line.size())
-            fail("%s: its labels cannot be written: %s", path.c_str(), strerror(errno));
-    };
-    const auto write_row = [&](size_t game, size_t ply, const BoardHistory& history) {
-        if (counts.positions == 0) write(labels_header());
-        write(labels_row(game, ply, history, cells));
-        counts.positions++;
-    };
-    const auto write_game = [&](size_t game, const std::vector<chess::Move>& moves) {
-        BoardHistory history;
-        write_row(game, 0, history);
-        for (size_t ply = 1; ply <= moves.size(); ply++) {
-            history.play(moves[ply - 1]);
-            write_row(game, ply, history);
-        }
-        counts.games++;
-    };
-    // f(line, its number from 1, where it ends) for every line that is not empty, without blanks around it.
-    const size_t start = text.substr(0, 3) == "\xEF\xBB\xBF" ? 3 : 0; // behind a byte order mark
-    const auto each_line = [&](auto f) {
-        for (size_t at = start, number = 1; at < text.size(); number++) {
-            const size_t end = std::min(text.find('\n', at), text.size());
-            std::string line(text.substr(at, end - at));
-            line.erase(line.find_last_not_of(" \t\r") + 1);
-            line.erase(0, line.find_first_not_of(" \t\r"));
-            if (!line.empty()) f(line, number, end);
-            at = end + 1;
-        }
-    };
+// Bit n % 64 of word n / 64 of a cell's row is its answer at place n; the bits behind the last place are
+// zero.
+struct Labels {
+    size_t tokens = 0, words = 0; // places, and words of a row
+    std::vector<uint64_t> bits;   // (cells, words)
 
-    // What kind of file it is shows at its beginning: game text begins with a semicolon, and only a FEN's
-    // first word has many slashes.
-    const size_t begin = std::min(text.find_first_not_of(" \t\r\n", start), text.size());
-    const std::string_view first_word =
-        text.substr(begin, text.find_first_of(" \t\r\n", begin) - begin); // to the end if nothing follows
-    if (std::count(first_word.begin(), first_word.end(), '/') >= 3) {
-        each_line([&](const std::string& line, size_t number, size_t end) {
-            chess::Position p;
-            try {
-                p = chess::parse_fen(line);
-            } catch (const Error& e) {
-                fail("%s: line %zu: %s", path.c_str(), number, e.what());
-            }
-            write_row(number, size_t(p.fullmove - 1) * 2 + (p.turn == chess::BLACK), BoardHistory(p));
-            progress.update(double(end));
-        });
-    } else if (first_word.substr(0, 1) == ";") {
-        each_line([&](const std::string& line, size_t number, size_t end) {
-            for (size_t at = 0; at < line.size();) {
-                const size_t next = std::min(line.find(';', at + 1), line.size());
-                const chess::GameTextReader game = chess::parse_game_text(line.substr(at, next - at));
-                if (!game.ok())
-                    fail("%s: line %zu: game %zu, ply %zu %s: %s", path.c_str(), number, counts.games + 1,
-                         game.moves.size() + 1, quoted(game.token).c_str(), game.error.c_str());
-                write_game(counts.games + 1, game.moves);
-                at = next;
-            }
-            progress.update(double(end));
-        });
-    } else {
-        size_t done = 0;
-        chess::PgnReader reader(
-            [&](char* to, size_t n) {
-                n = std::min(n, file.size - done);
-                std::copy_n(text.data() + done, n, to);
-                return done += n, n;
-            },
-            path);
-        for (chess::PgnGame game; reader.next(game);) {
-            if (reader.counts.illegal) break;
-            write_game(reader.counts.games(), game.moves);
-            progress.update(double(done));
-        }
-        if (reader.counts.illegal)
-            fail("%s: %s: not a legal move", path.c_str(), reader.first_illegal.c_str());
-        reader.fail_if_none();
-        counts.left_out = reader.counts.dropped();
+    const uint64_t* cell(size_t c) const { return bits.data() + c * words; }
+    bool at(size_t c, size_t n) const { return cell(c)[n / 64] >> (n % 64) & 1; }
+    void set(size_t c, size_t n) { bits[c * words + n / 64] |= uint64_t(1) << (n % 64); }
+    size_t cells() const { return words ? bits.size() / words : 0; }
+    size_t positives(size_t c) const {
+        size_t sum = 0;
+        for (size_t w = 0; w < words; w++) sum += size_t(std::popcount(cell(c)[w]));
+        return sum;
     }
-    progress.finish(double(file.size));
-    if (fflush(out) != 0) fail("%s: its labels cannot be written: %s", path.c_str(), strerror(errno));
-    return counts;
+};
+inline Labels empty_labels(size_t cells, size_t places) {
+    Labels labels;
+    labels.tokens = places, labels.words = (places + 63) / 64;
+    labels.bits.assign(cells * labels.words, 0);
+    return labels;
 }
+inline void set_squares(Labels& labels, size_t first, uint64_t squares, size_t n) {
+    for (; squares; squares &= squares - 1) labels.set(first + size_t(std::countr_zero(squares)), n);
+}
+
+// f(n) for every place where a cell holds, in rising order.
+template <class F> void each_place(const Labels& labels, size_t cell, F f) {
+    for (size_t w = 0; w < labels.words; w++)
+        for (uint64_t bits = labels.cell(cell)[w]; bits; bits &= bits - 1)
+            f(w * 64 + size_t(std::countr_zero(bits)));
+}
+
+// Some cells of the labels, in the order of the list.
+Labels chosen_cells(const Labels& labels, const std::vector<uint32_t>& cells);
+
+// A question is asked only if it is answered yes, and no, and a unit considered only if it is on, at so many
+// places in so many games (rows of text): what holds in one game alone is no witness.
+constexpr size_t least_places = 10, least_games = 10;
+
+size_t games_where(const Labels& labels, size_t cell, size_t per_game, bool holds);
+
+// The cells that can be told from each other: those that hold or fail too seldom, as said above, are left
+// out, and so is what equals a cell before it.
+std::vector<uint32_t> distinct_cells(const Labels& labels, size_t per_game);
+
+// ---------------------------------------------------------------------------------------------------------
+// 2 Counting many questions at the same places
+
+constexpr size_t tile_cells = 128;                                 // columns that are counted together
+using Bytes = uint8_t __attribute__((vector_size(64), may_alias)); // adds 64 bytes at a time, on any machine
+struct alignas(64) TileRow { // plain bytes, since nvcc knows no vectors in a std::vector
+    uint8_t byte[tile_cells];
+};
+
+// sum[c] += the places [begin, end) at which column c of the tile holds. order: whose labels a place gets, or
+// null.
+inline void add_rows(const TileRow* rows, const uint32_t* begin, const uint32_t* end, const uint32_t* order,
+                     uint32_t* sum) {
+    while (begin < end) {
+        Bytes some[tile_cells / 64] = {};
+        const uint32_t* stop = begin + std::min<size_t>(255, size_t(end - begin)); // what a byte can count
+        for (; begin < stop; begin++) {
+            const Bytes* row = (const Bytes*)rows[order ? order[*begin] : *begin].byte;
+            for (size_t i = 0; i < std::size(some); i++) some[i] += row[i];
+        }
+        const uint8_t* bytes = (const uint8_t*)some;
+        for (size_t c = 0; c < tile_cells; c++) sum[c] += bytes[c];
+    }
+}
+
+// Up to tile_cells cells of the labels, by place. rows (places) are all zero before.
+inline void fill_tile(const Labels& labels, const uint32_t* cells, size_t n_cells, TileRow* rows) {
+    for (size_t i = 0; i < n_cells; i++) each_place(labels, cells[i], [&](size_t n) { rows[n].byte[i] = 1; });
+}
+
+// Cells of interest as columns, rows by token. Made for the train games: a cell that never holds there has
+// F1 = 0 for every unit, gets no label, and needs no column.
+struct LabelRows {
+    size_t tokens = 0, tiles = 0;
+    std::vector<uint32_t> cell;      // (columns) in rising order
+    std::vector<uint32_t> positives; // (columns) tokens where it holds
+    std::vector<TileRow> rows;       // (tiles, tokens) 0 or 1; columns behind the last are 0
+
+    size_t columns() const { return cell.size(); }
+    bool at(size_t column, size_t n) const {
+        const TileRow& row = rows[column / tile_cells * tokens + n];
+        return row.byte[column % tile_cells];
+    }
+};
+
+// The cells of the list, of which those that never hold are left out unless told otherwise.
+LabelRows label_rows(const Labels& labels, const std::vector<uint32_t>& cells, bool all = false);

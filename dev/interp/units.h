@@ -3,8 +3,8 @@
 // layer are numbered as the rows of its mega-decoder: unit i of expert j is j*D + i; a dense layer has one
 // expert.
 #pragma once
-#include "../run/checkpoint.h"
 #include "../lib/terminal.h"
+#include "../run/checkpoint.h"
 #include "games.h"
 #include <functional>
 

@@ -12,8 +12,11 @@ inline Reader cpu_reader(const Config& config, size_t B, size_t T) {
     reader.max_B = B, reader.max_T = T;
     reader.weights = [=] { return model->weights.data; };
     reader.changed = [=] { model->statistics_stale = true; };
-    reader.read = [=](const int32_t* tokens, size_t b, size_t t) { forward_logits(*model, tokens, b, t); };
-    reader.logits = [=] { return model->a.logits; };
+    reader.read = [=](const int32_t* tokens, size_t b, size_t t) { forward_layers(*model, tokens, b, t); };
+    reader.logits = [=] {
+        head_forward(*model);
+        return model->a.logits;
+    };
     reader.layer = [=](size_t l) {
         const Config& c = model->config;
         const LayerActivations& h = model->a.h[l];

@@ -30,6 +30,9 @@ const mean = list => {
   return known.length ? sum(known) / known.length : null;
 };
 const best = (list, f) => list.reduce((a, x) => a === null || !(f(x) <= f(a)) ? x : a, null);
+// Of lists that may be too long to be the arguments of a call.
+const highest = list => list.reduce((a, x) => Math.max(a, x), -Infinity);
+const lowest = list => list.reduce((a, x) => Math.min(a, x), Infinity);
 const duration = t => t < 90 ? Math.round(t) + ' s'
   : t < 5400                 ? Math.round(t / 60) + ' min'
                              : (t / 3600).toFixed(1) + ' h';
@@ -172,6 +175,7 @@ function histogram(w, height, o) {
   const high = Math.max(1, ...o.counts);
   const p = plot(w, height, {y: [0, high * 1.04], yTicks: [], margin: {left: 2, top: 20}, ...o});
   const place = o.log ? x => p.X(Math.log10(x)) : p.X;
+  p.svg.append(s('text', {x: 2, y: 11}, `highest bar: ${whole(high)}`));
   o.counts.forEach((n, i) => {
     if (!n) return;
     const a = place(o.edges[i]), b = place(o.edges[i + 1]);

@@ -6,7 +6,7 @@ const sections = [
   {id: 'training', name: 'Training', title: 'Training', make: training}, {
     id: 'board',
     name: 'Board state',
-    title: 'Do its units tell the board?',
+    title: 'Do its units tell the board, beyond the text?',
     make: board,
     tool: 'bsp',
     when: () => chess
@@ -43,7 +43,7 @@ const sections = [
     tool: 'router',
     when: () => moe && router && router.layers.some(l => l.pca)
   },
-  {id: 'units', name: 'Units', title: 'What single units detect', make: browse, tool: 'features'}
+  {id: 'units', name: 'Units', title: 'What single units tell', make: browse, tool: 'features'}
 ];
 const measured = {
   bsp,
@@ -78,8 +78,16 @@ function foot_notes() {
         ' Models: Yang et al., Mixture of Experts Made Intrinsically Interpretable, arXiv 2503.07639.' +
         ' Board metrics: Karvonen et al., arXiv 2408.00113.'));
 }
+function safely(make) { // a number that is not there must not take the page with it
+  try {
+    return make();
+  } catch (error) {
+    console.error(error);
+    return h('p', {class: 'absent'}, `This part could not be drawn: ${error.message}.`);
+  }
+}
 document.getElementById('page').append(
-  head(), ...sections.filter(q => !q.when || q.when()).map(section), foot_notes());
+  safely(head), ...sections.filter(q => !q.when || q.when()).map(section), safely(foot_notes));
 for (const host of drawings.keys()) draw(host); // now, so that the address finds its place
 fromAddress();
 addEventListener('hashchange', fromAddress);

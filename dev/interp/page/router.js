@@ -3,21 +3,21 @@
 // --- The router's score against what the experts would have done
 
 // Points of one colour are one path of dots: thousands of points in few elements.
-const dots = (points, colour, X, Y, size, opacity) => s('path', {
+const dots = (points, colour, X, Y, size, opacity, name) => s('path', {
   d: points.map(q => `M${X(q[0]).toFixed(1)} ${Y(q[1]).toFixed(1)}h0`).join(''),
   fill: 'none',
   stroke: colour,
   'stroke-width': size,
   'stroke-linecap': 'round',
   opacity
-});
+}, s('title', {}, name));
 const byExpert = points => Array.from({length: E}, (_, e) => points.filter(q => q[2] === e));
 
 function routing() {
   const layers = router.layers, sparsityRouter = config.router === 'sparsity', D = +config.d_expert;
-  const most = Math.max(1, ...layers.flatMap(l => l.scatter.map(q => q[1])));
+  const most = Math.max(1, highest(layers.flatMap(l => l.scatter.map(q => q[1]))));
   const gs = layers.flatMap(l => l.scatter.map(q => q[0])),
-        range = sparsityRouter ? [-1, 1] : [Math.min(...gs), Math.max(...gs)];
+        range = sparsityRouter ? [-1, 1] : [lowest(gs), highest(gs)];
   const r = mean(layers.map(l => l.pearson.within)), agree = mean(layers.map(l => l.agreement)),
         chance = mean(layers.map(l => l.chance));
   const calibrated = layers.filter(
@@ -27,10 +27,10 @@ function routing() {
   return [
     h('p', {class: 'lede'},
       sparsityRouter
-        ? `The router never looks at the units: it guesses from the mean and the variance of` +
-          ` their weights which experts would fire least. On ${
+        ? `The router computes the mean that an expert’s units would have on a token, exactly, and estimates their ` +
+          `spread; from both it scores which experts would fire least. On ${
             whole(router.sample.tokens)} tokens all experts were run to see. Score and count correlate with ${
-            fix(r, 2)}, and ${percent(agree)} of the chosen are truly among the sparsest (by chance ${
+            fix(r, 2)}${number(truthBefore) ? ` (before training ${fix(truthBefore, 2)}: a mean must go with the count above zero)` : ''}, and ${percent(agree)} of the chosen are among the sparsest (by chance ${
             percent(chance)}).`
         : `This router has weights of its own. On ${
             whole(
@@ -52,7 +52,7 @@ function routing() {
               xTicks: sparsityRouter ? [-1, 0, 1] : null
             });
             byExpert(l.scatter).forEach(
-              (points, e) => p.svg.append(dots(points, expertColour(e), p.X, p.Y, 3.4, .6)));
+              (points, e) => p.svg.append(dots(points, expertColour(e), p.X, p.Y, 3.4, .6, `expert ${e}`)));
             p.svg.append(s('text', {class: 'strong halo', x: w - 10, y: 34, 'text-anchor': 'end'},
               `r = ${fix(l.pearson.within, 3)}`));
             return p.svg;
@@ -148,7 +148,8 @@ function gaussian() {
   };
   const last = steps[steps.length - 1], distance = mean(last.layers.map(l => l.ks)),
         control = mean(last.layers.map(l => l.ks_gaussian));
-  const spread = mean(last.layers.map(l => l.sd_ratio)), fitted = mean(last.layers.map(l => l.ks_fitted));
+  const spread = mean(last.layers.map(l => l.sd_ratio)), fitted = mean(last.layers.map(l => l.ks_fitted)),
+        fittedControl = (router.gaussian || {}).ks_fitted;
   return [
     h('p', {class: 'lede'},
       `The router takes what an expert’s units say to a token for a Gaussian sample. At step ${
@@ -158,7 +159,7 @@ function gaussian() {
             ? ` They spread ${
                 fix(spread,
                   2)} times as far as assumed; from the Gaussian of their own mean and spread they are ${
-                fix(fitted, 3)} away.`
+                fix(fitted, 3)} away${number(fittedControl) ? ` (a true sample: ${fix(fittedControl, 3)})` : ''}.`
             : '')),
     h('div', {class: 'grid three'},
       panel('Distance from the Gaussian assumed', 'ks',
@@ -167,7 +168,11 @@ function gaussian() {
         'ks_gaussian'),
       panel('Spread beside the one assumed', 'sd_ratio',
         'True standard deviation over the router’s σ, which takes the channels for independent. ' +
-          '1: it is right.'),
+          '1: it is right.' +
+          (number(last.layers[0].sd_ratio_low)
+              ? ' By expert, lowest to highest: ' + last.layers.map(l => `${fix(l.sd_ratio_low)} to ${
+                  fix(l.sd_ratio_high)}`).join('; ') + '. Where experts differ, their order may be wrong.'
+              : '')),
       panel('Skew', 'skew', 'Gaussian: 0.'),
       panel('Excess kurtosis', 'kurtosis',
         'Gaussian: 0. Above: a few units answer far more strongly than the rest.'),
@@ -202,7 +207,7 @@ function encoder(host) {
       },
         s('line', {class: 'gridline', x1: X(x0), x2: X(x1), y1: Y(0), y2: Y(0)}),
         s('line', {class: 'gridline', x1: X(0), x2: X(0), y1: Y(y0), y2: Y(y1)}));
-      byExpert(pca.points).forEach((points, e) => svg.append(dots(points, expertColour(e), X, Y, 4.5, .55)));
+      byExpert(pca.points).forEach((points, e) => svg.append(dots(points, expertColour(e), X, Y, 4.5, .55, `expert ${e}`)));
       return svg;
     }),
     expertLegend(),

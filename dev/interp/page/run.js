@@ -8,13 +8,16 @@ const modelName = !moe ? (config.act === 'gelu' ? 'GPT-2' : 'Dense ReLU model')
   : config.act === 'relu' ? 'MoE-X'
                           : 'Mixture of GELU experts, routed by sparsity';
 const boardName = 'piece_masked_blank_and_initial_state';
-const boardBest = bsp && best(bsp.layers, l => l.board.coverage),
-      rebuiltBest = bsp && best(bsp.layers, l => l.board.reconstruction);
+// The layer that gains most over the text on the games that units were chosen on; all numbers of it are of others.
+const boardLayer = bsp && (bsp.layers.find(l => l.layer === bsp.best_layer) || bsp.layers[0]);
 const valLoss = run.val_loss && run.val_loss.length ? run.val_loss[run.val_loss.length - 1][1] : null;
 const l0 = sparsity         ? mean(sparsity.layers.map(l => l.l0.mean))
   : run.l0 && run.l0.length ? run.l0[run.l0.length - 1][1]
                             : null;
 const truth = router && mean(router.layers.map(l => l.pearson && l.pearson.within));
+const truthBefore = router && router.history && router.history.length && router.history[0].step === 0
+  ? mean(router.history[0].layers.map(l => l.pearson_within))
+  : null;
 const unitName = u => `layer ${u.layer}, ` + (moe ? `expert ${u.expert}, ` : '') + `unit ${u.unit}`;
 
 function head() {
@@ -30,30 +33,34 @@ function head() {
         (moe ? `; the ${config.n_expert_active} chosen experts have ${
                  whole(config.n_expert_active * config.d_expert)}`
              : ''));
-  if (boardBest)
-    tile('Board coverage', fix(boardBest.board.coverage, 3), null,
-      `layer ${boardBest.layer}; untrained weights reach ${
-        fix(boardBest.board.untrained && boardBest.board.untrained.coverage, 3)}`);
-  if (rebuiltBest)
-    tile('Board reconstruction', fix(rebuiltBest.board.reconstruction, 3), null,
-      `layer ${rebuiltBest.layer}, F1 on held-out games; untrained ${
-        fix(rebuiltBest.board.untrained && rebuiltBest.board.untrained.reconstruction, 3)}`);
+  if (boardLayer) {
+    const B = boardLayer.board, before = B.untrained || {};
+    tile('Board coverage beyond the text', fix(B.beyond, 3), null,
+      `layer ${boardLayer.layer}, ${fix(B.beyond_low, 3)} to ${fix(B.beyond_high, 3)} on games its units were not ` +
+        `chosen on; untrained weights ${fix(before.beyond, 3)}. With what the text says: ${fix(B.held_out, 3)}, rules ` +
+        `about the text alone ${fix((B.text || {}).held_out, 3)}`);
+    tile('Board reconstruction beyond it', fix(B.rec_beyond, 3), null,
+      `F1 over the pieces that no rule about the text says; ${fix(B.rec_beyond_low, 3)} to ${
+        fix(B.rec_beyond_high, 3)}, untrained weights ${fix(before.rec_beyond, 3)} at most`);
+  }
   if (number(truth))
     tile('Router and truth', fix(truth, 2), null,
       `correlation of the score with the units that fire, over a token's experts`);
-  if (!bsp && features)
-    tile('Units with a meaning', whole(features.summary.found), 'of ' + whole(features.summary.tested),
-      `that holds on held-out ${chess ? 'games' : 'text'} and beyond chance`);
-  const sentence = features && features.best && features.best.sentence;
-  const link = features && features.best && features.units[features.best.index];
+  if (features) {
+    const f = features.summary, before = f.untrained;
+    tile('Units that know more than the text says', whole(f.knows), 'of ' + whole(f.tested),
+      `${whole(f.reads)} read the text` +
+        (before ? `; of untrained weights ${whole(before.knows)} and ${whole(before.reads)}` : ''));
+  }
+  const sentence = features && features.sentence;
+  const link = features && number(features.best) && features.units[features.best];
   return h('header', {}, h('p', {class: 'kicker'}, `${run.run}, step ${whole(run.step)}`),
     h('h1', {},
       `What a ${modelName} of ${human(run.parameters)} parameters learned` + (chess ? ' from chess' : '')),
     sentence ? h('p', {class: 'lede'}, sentence[0].toUpperCase() + sentence.slice(1) + '. ',
                  link && h('a', {href: place(link)}, 'See it at work'))
              : h('p', {class: 'lede'},
-                 features ? 'No single unit passed the test against chance on held-out data.'
-                          : `Its ${config.n_layer} layers have ${whole(width)} units each.`),
+                 `Its ${config.n_layer} layers have ${whole(width)} units each.`),
     h('dl', {class: 'numbers'}, tiles),
     h('nav', {'aria-label': 'Sections'},
       sections.filter(q => !q.when || q.when()).map(q => h('a', {href: '#' + q.id}, q.name))));
@@ -151,6 +158,7 @@ function loadCurves(l, w) {
   const series = Array.from({length: E}, (_, e) => {
     return {
       name: 'expert ' + e,
+      label: E <= 10 ? String(e) : null, // hue alone would not tell them
       colour: expertColour(e),
       thin: true,
       points: run.load.map(a => [a[0], a[1][l][e]])
@@ -160,7 +168,7 @@ function loadCurves(l, w) {
   return lines(w, 190, {
     title: `Expert load of layer ${l} over steps`,
     series: [...series, even],
-    margin: {top: 18},
+    margin: {top: 18, right: 24},
     y: [0, 1.05 * Math.max(2 / E, ...run.load.flatMap(a => a[1].flat()))],
     yText: y => percent(y),
     xTicks: [0, run.step],

@@ -19,7 +19,7 @@ function sparseFigures(host) {
     figure('Units at work on a token', small(layers, unitsPerToken),
       `Tokens by how many units fire, ${whole(layers[0].tokens)} tokens.`),
     figure('How often a unit fires', small(layers, firingRates),
-      'Units by the share of tokens they fire on, on a logarithmic scale. Units that never fire are left out.'),
+      'Units by the share of tokens they fire on, on a logarithmic scale. Units that do not fire here are left out.'),
     moe &&
       figure('The work of the experts', [small(layers, loads), sparseGroup < 0 && groupLegend(groups)],
         `Share of the assignments that go to each expert; dashed, an even share of ${percent(1 / E, 1)}.` +
@@ -41,7 +41,7 @@ function sparse() {
       `Of a layer’s ${whole(width)} units, ${whole(l0)} work on a token; layer ${least.layer} does ` +
         `with ${whole(least.l0.mean)}. ${percent(mean(layers.map(l => l.zero_work)))} of the units that ` +
         (moe ? 'the chosen experts compute' : 'are computed') + ' come out as zero, and ' +
-        (dead ? `${whole(dead)} units of all layers never fire.` : 'every unit fires at some time.')),
+        (dead ? `${whole(dead)} units of all layers do not fire on these ${whole(layers[0].tokens)} tokens.` : 'every unit fires at some time.')),
     groups.length > 1 &&
       figure(chess ? 'In the course of a game' : 'By kind of token',
         table(['layer', ...groups, 'all'], byGroup, 'Active units by group'),

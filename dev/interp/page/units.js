@@ -60,8 +60,8 @@ const pieceNames = {
   k: 'king'
 };
 
-// Heat: how often the property holds on a square when the unit fires, in percent of how often it holds
-// anyway. Above 100 the square takes on the heat colour, by the logarithm, fully at the highest (at least
+// Heat: how often the property holds on a square when the unit fires, in percent of how often it holds at the same
+// moves of all games. Above 100 the square takes on the heat colour, by the logarithm, fully at the highest (at least
 // threefold).
 const heatOf = (lift, most) => lift > 100 ? Math.log(lift / 100) / Math.log(Math.max(300, most) / 100) : 0;
 const times = lift => lift >= 1000 ? whole(lift / 100) : fix(lift / 100, 1);
@@ -78,7 +78,10 @@ function boardSvg(unit, context) {
     height: 520,
     role: 'img',
     class: 'board',
-    'aria-label': 'The board of the chosen context' + (heat ? ' with a heat map: ' + unit.heat_function : '')
+    'aria-label': 'The board of the chosen context' +
+      (on ? ': ' + on.map((c, i) => c && (c < 'a' ? 'white ' : 'black ') + pieceNames[c.toLowerCase()] + ' ' + square(i))
+                     .filter(Boolean).join(', ') : '') +
+      (heat ? '; with a heat map: ' + unit.heat_function : '')
   });
   for (let i = 0; i < 64; i++) {
     const x = 100 * (i % 8), y = 100 * (7 - Math.floor(i / 8)), hot = heat ? heatOf(heat[i], most) : 0;
@@ -86,7 +89,7 @@ function boardSvg(unit, context) {
       s('title', {},
         square(i) +
           (on && on[i] ? (on[i] < 'a' ? ', white ' : ', black ') + pieceNames[on[i].toLowerCase()] : '') +
-          (heat ? `: ${times(heat[i])} times as often as usual` : '')),
+          (heat ? `: ${times(heat[i])} times as often as at these moves` : '')),
       s('rect', {
         width: 100,
         height: 100,
@@ -132,7 +135,16 @@ function boardSvg(unit, context) {
   return svg;
 }
 
-// The F1 of a unit on its axis, with what it is to be read against.
+// What the F1 of a unit is to be read against.
+const alwaysMark = (x, y) =>
+  s('circle', {cx: x, cy: y, r: 5, fill: 'var(--paper)', stroke: 'var(--muted)', 'stroke-width': 2});
+const markOf = key => controls.find(c => c.key === key).mark;
+const againstMarks = unit => [
+  [unit.floor, 'always on', alwaysMark], [unit.shuffled, 'labels shuffled', markOf('permuted')],
+  [unit.matched, chess ? 'expected of move, last move and length' : 'expected of the token', markOf('same_move')],
+  [unit.rule_f1, 'the best rule about the text', markOf('text')]
+];
+// The F1 of a unit on its axis.
 function against(unit) {
   return chart(w => {
     const p = plot(w, 66, {
@@ -145,12 +157,7 @@ function against(unit) {
     }),
           y = 30;
     p.svg.append(s('line', {class: 'gridline', x1: p.X(0), x2: p.X(1), y1: y, y2: y}));
-    for (const [value, name, mark] of [[
-           unit.floor, 'always on',
-           (x, y) => s(
-             'circle', {cx: x, cy: y, r: 5, fill: 'var(--paper)', stroke: 'var(--muted)', 'stroke-width': 2})
-         ],
-           [unit.permuted, 'labels shuffled', controls[1].mark], [unit.same_move, other, controls[0].mark]])
+    for (const [value, name, mark] of againstMarks(unit))
       if (number(value))
         p.svg.append(fill(mark(p.X(value), y), {}, [s('title', {}, `${name}: F1 ${fix(value)}`)]));
     if (number(unit.f1_low))
@@ -174,8 +181,7 @@ function against(unit) {
 const visible = t => t === ''
   ? '∅'
   : t.replace(/\n/g, '↵').replace(/\t/g, '⇥').replace(/^ +$| +$|^ +/g, m => '␣'.repeat(m.length));
-function tokens(list, up) {
-  const most = Math.max(1e-9, ...list.map(q => Math.abs(q[1])));
+function tokens(list, up, most) {
   return h('div', {class: 'tokens'},
     list.map(([token, logit]) => [h('span', {class: 'token'}, visible(String(token))),
                h('i', {class: up ? 'up' : '', style: `width:${(100 * Math.abs(logit) / most).toFixed(1)}%`}),
@@ -224,6 +230,7 @@ function keys(event) {
   event.preventDefault();
 }
 
+const live = h('p', {class: 'hidden', 'aria-live': 'polite'}); // says which unit is shown
 const browser = h('div', {class: 'browser', tabindex: '-1', keydown: keys});
 function unitPage(u) {
   const contexts = u.contexts || [], context = contexts[chosen.context];
@@ -247,38 +254,53 @@ function unitPage(u) {
   const list = h('div', {},
     h('h4', {}, chess ? 'Where it fires most strongly, one place a game' : 'Where it fires most strongly'),
     chess && h('p', {class: 'note'},
-      'Properties are tried at the dots of move numbers, where it is White’s turn. At other places a unit ' +
-        'may fire for what is the same of Black.'),
+      `It is on at ${fix(u.on_anywhere, 1)} characters a game. Properties are tried at the boundaries between moves, ` +
+        `of both sides: ${whole(u.on)} of its firings, at ${whole(u.places)} places of the games it was not chosen on. ` +
+        `These strongest places may be others.`),
     h('ol', {class: 'contexts'}, contexts.map(excerpt)));
-  const side = h('div', {}, h('h4', {}, 'It makes likelier'), tokens(u.promotes || [], true),
-    h('h4', {}, 'and less likely'), tokens(u.suppresses || [], false), moe && (u.with || []).length > 0 && [
+  const most = Math.max(1e-9, ...(u.promotes || []).concat(u.suppresses || []).map(q => Math.abs(q[1])));
+  const side = h('div', {}, h('h4', {}, 'Its direct path makes likelier'), tokens(u.promotes || [], true, most),
+    h('h4', {}, 'and less likely'), tokens(u.suppresses || [], false, most),
+    h('p', {class: 'note'},
+      'Change of the logits per unit of its value, up to a factor common to all tokens; what later layers make of it ' +
+        'is not counted.'),
+    moe && (u.with || []).length > 0 && [
       h('h4', {}, 'When it fires, these experts work with its own'),
       h('div', {class: 'tokens'},
         u.with.slice(0, 5).map(
-          ([e, part]) => [h('span', {class: 'token'}, e),
+          ([e, part, base]) => [h('span', {class: 'token'}, e),
             h('i', {style: `width:${(100 * part).toFixed(1)}%;background:${expertColour(e)}`}),
-            h('span', {class: 'value'}, percent(part))]))
+            h('span', {class: 'value'}, `${percent(part)}, else ${percent(base)}`)]))
     ]);
-  return h('div', {class: 'unit', 'aria-live': 'polite'},
-    h('p', {class: 'kicker'}, unitName(u)[0].toUpperCase() + unitName(u).slice(1)),
-    h('h3', {},
-      u.found ? (u.precision >= .9 ? 'Fires when ' : 'Fires more often when ') + u.property
-              : 'Detects none of the properties looked for'),
-    !u.found &&
+  const title = u.verdict === 'knows' ? 'Tells that ' + u.property
+    : u.verdict === 'reads'           ? 'Reads the text: ' + u.text
+                                      : 'Nothing found that it tells';
+  return h('div', {class: 'unit'},
+    h('p', {class: 'kicker'}, unitName(u)[0].toUpperCase() + unitName(u).slice(1)), h('h3', {}, title),
+    u.verdict === 'knows' &&
       h('p', {class: 'note'},
-        `Nearest is “${
-          u.property}”: on held-out data it does not clearly beat all that it is measured against.`),
+        `More than the text says: the best rule for it (${u.rule}) has Matthews ${fix(u.rule_mcc)}, the unit ${
+          fix(u.mcc)}. Where that rule and the one nearest to its firing (${
+          u.text}) say the same, it still tells ${fix(u.beyond, 3)} ± ${fix(u.beyond_error, 3)} of it.` +
+          (u.outright ? ' By itself it tells it better than that rule.' : '')),
+    u.verdict === 'reads' &&
+      h('p', {class: 'note'},
+        `This rule about the text fits its firing as well as any property (Matthews ${
+          fix(u.text_mcc)}). Nearest of the properties: ${u.property}.`),
+    u.verdict === 'nothing' &&
+      h('p', {class: 'note'}, `Nearest is “${u.property}”; it does not clearly beat all that it is measured against. ` +
+        'That is no proof that it tells nothing.'),
+    (u.rivals || []).length > 0 && h('p', {class: 'note'}, 'As well, within one standard error: ' + u.rivals.join('; ') + '.'),
     h('dl', {class: 'facts'},
-      fact(
-        'precision', scoreText(u.precision), number(u.precision_low) && `at least ${fix(u.precision_low)}`),
+      fact('precision', scoreText(u.precision),
+        number(u.precision_low) && `95% ${scoreText(u.precision_low)} to ${scoreText(u.precision_high)}`),
       fact('recall', scoreText(u.recall)), fact('base rate', fix(u.base, u.base < .0005 ? 5 : u.base < .095 ? 3 : 2)),
-      fact('is not zero on', percent(u.rate, 1), 'of tokens'),
+      fact('is above zero on', percent(u.rate, 1), chess ? 'of characters' : 'of tokens'),
       fact('counts as on above', percent(u.threshold), `of ${fix(u.max)}`)),
     against(u),
     h('ul', {class: 'legend'},
       [
-        ['F1 with its 95% interval', trainedMark], ['always on', controls[2].mark],
-        ['labels shuffled', controls[1].mark], [other, controls[0].mark]
+        ['F1 with its 95% interval', trainedMark], ...againstMarks(u).map(([, name, mark]) => [name, mark])
       ].map(([name, mark]) =>
               h('li', {}, s('svg', {width: 18, height: 18, 'aria-hidden': 'true'}, mark(9, 9)), name))),
     chess ? h('div', {class: 'columns'},
@@ -288,7 +310,7 @@ function unitPage(u) {
                 boardSvg(u, context),
                 Array.isArray(u.heat) && u.heat.length === 64 &&
                   h('p', {class: 'note'},
-                    `Red, over all its firings: ${u.heat_function}, more often than usual; up to ${
+                    `Red, over all its firings: ${u.heat_function}, more often than at these moves of all games; up to ${
                       times(Math.max(...u.heat))} times on ${square(u.heat.indexOf(Math.max(...u.heat)))}.`)),
               side)
           : h('div', {class: 'columns'}, list, side),
@@ -317,10 +339,13 @@ function showBrowser() {
                  browser.querySelector('.units [aria-current=true]').focus({preventScroll: true});
                }
              },
-               h('span', {}, q.property),
+               h('span', {}, q.verdict === 'reads' ? q.text : q.property),
                h('small', {}, h('span', {}, 'unit ' + q.unit),
                  h('span', {},
-                   q.found ? `F1 ${scoreText(q.f1)}, precision ${scoreText(q.precision)}` : 'not found'))))));
+                   q.verdict === 'knows'   ? `beyond the text ${fix(q.beyond, 3)}`
+                     : q.verdict === 'reads' ? 'reads the text'
+                                             : 'nothing found'))))));
+  live.textContent = unitName(u);
   browser.replaceChildren(
     h('div', {class: 'pickers'},
       picker('Layer', layers.map(l => [l, l]), u.layer,
@@ -349,16 +374,21 @@ function fromAddress() {
 function browse() {
   const f = features.summary;
   if (!units.length) return [h('p', {class: 'absent'}, 'features found no unit that fires.')];
-  chosen.unit = features.best ? units[features.best.index] : units[0];
+  chosen.unit = number(features.best) ? units[features.best] : units[0];
   showBrowser();
+  const census = c => `${whole(c.knows)} know more than the text says and ${whole(c.reads)} read the text`;
   return [
     h('p', {class: 'lede'},
-      `For each unit, the one property was looked for that its firing tells best. ` +
-        `It is called found if it holds on ${
-          chess ? 'games' : 'text'} that the search never saw, and clearly more than shuffled labels and ${
-          other} would. Of ${whole(f.tested)} units, ${whole(f.found)} pass` +
-        (number(f.found_same_move) ? `; searched with the ${other}, ${whole(f.found_same_move)} do` : '') +
-        '.'),
+      `For each unit, the property was looked for that its firing tells best, on ${
+        chess ? 'games' : 'text'} apart from those it is measured on. Rules about the text are its rivals: a unit is said ` +
+        `to know a property only where it tells more of it than they do. Of ${whole(f.tested)} units that are on often enough, ${
+          census(f)}` +
+        (f.untrained ? `; of the untrained weights’ ${whole(f.untrained.tested)}, ${census(f.untrained)}` : '') + '.' +
+        (f.other_labels ? ` With the labels of another ${chess ? 'game at the same move' : 'text at the same place'} ${
+                            whole(f.other_labels.knows)} would know.`
+                        : '') +
+        ` ${whole(f.outright)} tell their property better than any rule about the text does by itself.`),
+    live,
     browser
   ];
 }

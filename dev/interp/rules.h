@@ -1,0 +1,38 @@
+// The best that the text says about a property: of all questions about the text (chess_text.h, text_labels.h)
+// the one, or the two put together by and / or, whose answer goes best with it. Rules are chosen on the train
+// games, as units are, from thousands of questions, and measured on the test games like them. So a unit that
+// tells what a piece of text tells has a rival that says so.
+//
+// Two questions a and b divide the places into four cells. A rule says yes in one of them (a and b, each as
+// it is or negated) or in three (a or b). Of each target's two best single questions every partner is tried.
+#pragma once
+#include "controls.h"
+
+struct Rule {
+    uint32_t a = UINT32_MAX, b = UINT32_MAX; // questions; a single one has b = a
+    uint8_t yes = 0; // bit 2 A + B: the rule says yes where a answers A and b answers B
+    double score = 0;
+
+    bool any() const { return a != UINT32_MAX; }
+    bool single() const { return a == b; }
+    bool says(const Labels& questions, size_t n) const {
+        return any() && (yes >> (2 * questions.at(a, n) + questions.at(b, n)) & 1);
+    }
+};
+
+// "White's last move gave check", "it is move 5 or later or White has castled".
+std::string rule_text(const Rule& r, const std::vector<Property>& questions);
+
+// The answers of a rule at every place of the questions.
+void add_rule(const Rule& r, const Labels& questions, Labels& out, size_t row);
+Labels rule_labels(const std::vector<Rule>& rules, const Labels& questions);
+
+// The best rule for every target, a list of places in rising order (where a property holds, where a unit is
+// on). kept: the questions asked. score: of a rule's counts, higher is better, 0 says nothing (mcc_of,
+// f1_of). Of equal scores the earlier questions, and the single one.
+std::vector<Rule> best_rules(const Labels& questions, const std::vector<uint32_t>& kept,
+                             const std::vector<std::vector<uint32_t>>& targets,
+                             double (*score)(const Counts&));
+
+// Where a cell of labels holds, as a target.
+std::vector<uint32_t> places_where(const Labels& labels, size_t cell);
