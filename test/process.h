@@ -8,6 +8,7 @@
 #include <fstream>
 #include <sstream>
 #include <string>
+#include <sys/ioctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <vector>
@@ -29,12 +30,14 @@ struct Process {
         static int count = 0;
         error_path = strf("stderr.%d", count++);
         int ends[2];
-        if (pipe2(ends, O_CLOEXEC) != 0) fail("pipe: %s", strerror(errno));
+        if (pipe(ends) != 0) fail("pipe: %s", strerror(errno));
+        for (const int end : ends) fcntl(end, F_SETFD, FD_CLOEXEC); // macOS has no pipe2
         fflush(stdout);
         pid = fork();
         if (pid == 0) {
             const int errors = open(error_path.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666);
-            dup2(ends[1], 1), dup2(errors, 2);
+            dup2(ends[1], 1);
+            dup2(errors, 2);
             alarm(240); // a program that hangs fails its test
             execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
             _exit(127);
@@ -111,6 +114,32 @@ inline void refuses_at(const char* file, int line, const std::string& command, i
                   command.c_str(), r.status, r.signal, tail_of(r.err).c_str(), status, wanted.c_str()));
 }
 #define refuses(command, status, ...) refuses_at(__FILE__, __LINE__, command, status, {__VA_ARGS__})
+
+// All that a command prints on a terminal of so many columns, which it has for stdout and stderr.
+inline std::string in_terminal(const std::string& command, unsigned short columns) {
+    const int terminal = posix_openpt(O_RDWR | O_NOCTTY);
+    if (terminal < 0 || grantpt(terminal) != 0 || unlockpt(terminal) != 0) fail("no terminal can be opened");
+    const winsize size = {24, columns, 0, 0};
+    const int inside = open(ptsname(terminal), O_RDWR | O_NOCTTY);
+    if (inside < 0 || ioctl(inside, TIOCSWINSZ, &size) != 0) fail("the terminal has no size");
+    fflush(stdout);
+    const pid_t pid = fork();
+    if (pid == 0) {
+        dup2(inside, 1);
+        dup2(inside, 2);
+        close(terminal);
+        alarm(240);
+        execl("/bin/sh", "sh", "-c", ("exec " + command).c_str(), nullptr);
+        _exit(127);
+    }
+    close(inside);
+    std::string out;
+    char buffer[4096];
+    for (ssize_t n; (n = read(terminal, buffer, sizeof buffer)) > 0;) out.append(buffer, size_t(n));
+    close(terminal);
+    waitpid(pid, nullptr, 0);
+    return out;
+}
 
 // ---------------------------------------------------------------------------------------------------------
 // Files

@@ -4,11 +4,16 @@
 #include "../dev/lib/options.h"
 #include "../dev/lib/terminal.h"
 #include "../dev/run/checkpoint.h"
+#include "../dev/run/print.h"
 #include "../dev/run/schedule.h"
 #include "../dev/run/upcycle.h"
 #include "check.h"
 #include <filesystem>
 #include <functional>
+#include <sys/wait.h>
+#if __has_include(<sys/sysmacros.h>)
+#include <sys/sysmacros.h> // makedev, which others have in sys/types.h
+#endif
 
 static std::string folder; // a temporary folder for the files of this test
 
@@ -129,6 +134,24 @@ static void test_config() {
                         "x.safetensors: " + name + " is " + quoted(bad) + ", expected a whole number");
         }
     }
+
+    // A field that came later: written where it differs from its default, the default where it is absent.
+    std::vector<ConfigField> fields = config_fields;
+    for (ConfigField& f : fields)
+        f.optional = std::string(f.name) == "router" || std::string(f.name) == "n_head";
+    Config later = config_of(variants[0]);
+    later.n_head = Config().n_head;
+    std::map<std::string, std::string> less = config_to_strings(later, fields);
+    check(less.size() == 10 && !less.count("router") && !less.count("n_head"));
+    check(config_from_strings(less, "x", fields).router == "sparsity" &&
+          config_from_strings(less, "x", fields).n_head == Config().n_head);
+    later.router = "topk", later.n_head = 2;
+    less = config_to_strings(later, fields);
+    check(less.size() == 12 && less.at("router") == "topk");
+    check(config_from_strings(less, "x", fields).router == "topk" &&
+          config_from_strings(less, "x", fields).n_head == 2);
+    less["n_head"] = "x";
+    check_error(config_from_strings(less, "x", fields), "n_head is 'x'");
 
     check(find_preset("medium") && !find_preset("large") && !find_preset("") && presets().size() == 4);
     for (const Preset& p : presets()) check_config(p.config, p.name);
@@ -383,8 +406,8 @@ static void test_bad_checkpoints() {
     strings["model"] = "llama";
     refused(strings, table, "a checkpoint of 'llama', expected model moex");
     strings.erase("model");
-    refused(strings, table, "the metadata lacks 'model'");
-    refused({}, table, "the metadata lacks 'model'");
+    refused(strings, table, "not a moex checkpoint: the metadata lacks 'model'");
+    refused({}, table, "not a moex checkpoint: the metadata lacks 'model'");
     strings = metadata, strings.erase("n_head");
     refused(strings, table, "the metadata lacks n_head");
     strings = metadata, strings["n_layer"] = "1000";
@@ -802,10 +825,143 @@ static void test_run_main() {
     ends([]() -> int { fail("%s: line %d: wrong", "file", 3); }, 1, "moex: file: line 3: wrong\n");
     ends([]() -> int { fail_usage("--x: wrong"); }, 2, "moex: --x: wrong (see --help)\n");
     ends([]() -> int { throw std::bad_alloc(); }, 1, "moex: out of memory\n");
+    // Streams that are closed or full; each in a process of its own.
+    auto in_child = [](std::function<int()> body) {
+        fflush(nullptr);
+        const pid_t child = fork();
+        if (child == 0) _exit(body());
+        int status = -1;
+        waitpid(child, &status, 0);
+        return status;
+    };
+    const std::string victim = folder + "/victim";
+    for (const int closed : {0, 1, 2}) {
+        int status = -1;
+        captured(2, [&] {
+            status = in_child([&] {
+                close(closed);
+                return run_main([&] {
+                    const int fd = open(victim.c_str(), O_RDWR | O_CREAT | O_TRUNC, 0600);
+                    if (closed == 1) printf("printed");
+                    if (closed == 2) fprintf(stderr, "printed");
+                    fflush(stdout);
+                    return fd > 2 ? 7 : 1;
+                });
+            });
+        });
+        check(WIFEXITED(status) && WEXITSTATUS(status) == 7 && read_all(victim).empty(),
+              "descriptor %d closed: %d", closed, status);
+    }
+    const std::string said = captured(2, [&] {
+        const int status = in_child([] {
+            dup2(open("/dev/full", O_WRONLY), 1);
+            return run_main([] { return printf("results\n"), 0; });
+        });
+        check(WIFEXITED(status) && WEXITSTATUS(status) == 1);
+    });
+    check(said == strf("moex: standard output: cannot be written: %s\n", strerror(ENOSPC)) ||
+              access("/dev/full", F_OK) != 0,
+          "%s", said.c_str());
+    const std::string quiet = captured(2, [&] {
+        const int status = in_child([] { // a reader that has gone
+            int ends[2];
+            if (pipe(ends) != 0) return 1;
+            close(ends[0]);
+            dup2(ends[1], 1);
+            signal(SIGPIPE, SIG_IGN);
+            return run_main([] { return printf("results\n"), 0; });
+        });
+        check(WIFSIGNALED(status) && WTERMSIG(status) == SIGPIPE);
+    });
+    check(quiet.empty());
     check(quoted("ab\n\x01\x7F") == "'ab??"
                                     "?'" &&
           quoted(std::string(100, 'a')) == "'" + std::string(80, 'a') + "...'");
     check(strf("%d %s", 5, std::string(5000, 'x').c_str()).size() == 5002 && strf("%s", "").empty());
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Files
+
+static void test_files() {
+    auto path = [](const char* name) { return folder + "/" + name; };
+    // What stands under the name decides how it is written.
+    struct stat st;
+    write_all(path("target"), "old");
+    check(chmod(path("target").c_str(), 0640) == 0 && symlink("target", path("link").c_str()) == 0 &&
+          symlink("link", path("far").c_str()) == 0 && symlink("absent", path("dangling").c_str()) == 0 &&
+          symlink("loop", path("loop").c_str()) == 0 && mkfifo(path("pipe").c_str(), 0600) == 0);
+    write_all(path("far"), "new");
+    check(read_all(path("target")) == "new" && lstat(path("far").c_str(), &st) == 0 && S_ISLNK(st.st_mode));
+    check(lstat(path("target").c_str(), &st) == 0 && S_ISREG(st.st_mode) && (st.st_mode & 0777) == 0640);
+    write_all(path("dangling"), "x");
+    check(read_all(path("absent")) == "x" && lstat(path("dangling").c_str(), &st) == 0 &&
+          S_ISLNK(st.st_mode));
+    { AtomicFile(path("link")).write("z", 1); }
+    check(read_all(path("target")) == "new", "without commit() the old file stays");
+    check_error(AtomicFile(path("loop")), path("loop"));
+    check_error(AtomicFile{folder}, folder, "a folder");
+    const int reader = open(path("pipe").c_str(), O_RDONLY | O_NONBLOCK);
+    write_all(path("pipe"), "through");
+    char bytes[16] = {};
+    check(read(reader, bytes, sizeof bytes) == 7 && std::string(bytes) == "through");
+    check(lstat(path("pipe").c_str(), &st) == 0 && S_ISFIFO(st.st_mode));
+    {
+        AtomicFile pipe(path("pipe"));
+        pipe.write("abc", 3);
+        check_error(pipe.write_at(0, "x", 1), path("pipe"), "cannot be written");
+    }
+    close(reader);
+    // A device like /dev/null, of our own where we may make one (who may not cannot replace the real one).
+    const bool own = mknod(path("null").c_str(), S_IFCHR | 0666, makedev(1, 3)) == 0;
+    const std::string null = own ? path("null") : "/dev/null";
+    if (int fd = open(null.c_str(), O_WRONLY); fd >= 0) { // a mount may forbid devices
+        close(fd);
+        write_all(null, "into the void");
+        check(lstat(null.c_str(), &st) == 0 && S_ISCHR(st.st_mode));
+    }
+    check(captured(1, [] { write_all("/dev/stdout", "said"); }) == "said");
+    for (const std::string& name : file_names(folder))
+        check(name.find(".tmp.") == std::string::npos, "%s is left", name.c_str());
+    check(file_names(path("none")).empty());
+    check_error(MappedFile(path("pipe")), path("pipe"), "not a regular file"); // and it does not wait
+    check_error(MappedFile{folder}, folder, "a folder, not a regular file");
+}
+
+// A file that is cut short while it is mapped.
+static void test_cut_while_mapped() {
+    const std::string name = folder + "/mapped", other = folder + "/other";
+    int status = -1;
+    const auto in_child = [&](std::function<void()> body) {
+        return captured(2, [&] {
+            const pid_t child = fork();
+            if (child == 0) {
+                body();
+                _exit(0);
+            }
+            waitpid(child, &status, 0);
+        });
+    };
+    write_all(name, std::string(100000, 'x'));
+    write_all(other, std::string(100000, 'y'));
+    const std::string said = in_child([&] {
+        MappedFile gone(other), first(name);
+        { const MappedFile unmapped(std::move(gone)); }
+        const MappedFile file(std::move(first)), second(other);
+        if (truncate(name.c_str(), 10) != 0) _exit(3);
+        unsigned sum = 0;
+        for (size_t i = 0; i < file.size; i++) sum += file.data[i];
+        _exit(sum == 1 ? 4 : 5); // not reached
+    });
+    check(WIFEXITED(status) && WEXITSTATUS(status) == 1, "status %d", status);
+    check(said == "moex: " + name + ": cut short by another program while it was read, or its disk failed\n",
+          "%s", said.c_str());
+    const std::string nothing = in_child([&] { // of another cause: as always
+        const MappedFile file(other);
+        raise(SIGBUS);
+    });
+    check(WIFSIGNALED(status) && WTERMSIG(status) == SIGBUS && nothing.empty());
+    check(read_all(other) == std::string(100000, 'y'), "this process reads on");
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -893,14 +1049,49 @@ static void test_terminal() {
     check(printable("a\x1B[2J\tb\n\x7F\xC3\xA9") == "a.[2J\tb\n.\xC3\xA9",
           "what a terminal would obey becomes a dot");
 
+    // A line that is too long loses what is missed least.
+    const std::vector<LinePart> parts = {{3, "step 1"}, {1, "norm 2"}, {2, "lr 3"}};
+    check(fitted_line(parts, " | ", 0) == "step 1 | norm 2 | lr 3");
+    check(fitted_line(parts, " | ", 22) == "step 1 | norm 2 | lr 3");
+    check(fitted_line(parts, " | ", 21) == "step 1 | lr 3" && fitted_line(parts, " | ", 12) == "step 1");
+    check(fitted_line(parts, " | ", 3) == "ste");
+    check(cut_to("\xC3\xA9\xC3\xA9x", 2) == "\xC3\xA9\xC3\xA9" && text_columns("\xC3\xA9x") == 2);
+    Progress bar("validation of a model", "rows", 100);
+    for (size_t width = 20; width < 120; width++) {
+        const std::string line = bar.line(25, 5, width);
+        check(line.size() <= width && line.find("25%") != std::string::npos, "%zu: %s", width, line.c_str());
+    }
+    const StepRecord record = {999999, 3.1234, 1.002, 0.812, 3e-4, 81.25, 12600, 812};
+    check(step_line(record, 1000000, 83, 0) ==
+          "step  999999/1000000 | loss 3.1234 | aux 1.002 | norm 0.812 | lr 3.00e-04 | l0 812 | 81.2 ms | "
+          "12.6K tok/s | eta 1m23s");
+    check(step_line(record, 1000000, 83, 90) ==
+          "step  999999/1000000 | loss 3.1234 | l0 812 | 81.2 ms | 12.6K tok/s | eta 1m23s");
+    for (size_t width = 39; width < 130; width++)
+        check(step_line(record, 1000000, 83, width).size() <= width &&
+              step_line(record, 1000000, 83, width).find("loss 3.1234") != std::string::npos);
+    for (const size_t window : {40, 60, 80, 93, 200}) {
+        const SettingsTable table(window);
+        const std::string said = captured(1, [&] {
+            table.rule();
+            table.row("training data", "%s",
+                      "a value as long as it takes, and a/path/that/is/longer/than/it");
+            table.row("", "%s", "d\xC3\xA9j\xC3\xA0 vu");
+        });
+        size_t begin = 0;
+        for (size_t end; (end = said.find('\n', begin)) != std::string::npos; begin = end + 1)
+            check(text_columns(said.substr(begin, end - begin)) == std::min<size_t>(window, 93), "%zu: %s",
+                  window, said.c_str());
+    }
+
     Progress quiet("work", "things", 100); // says nothing when the work is over before anyone wonders
     check(captured(2, [&] { quiet.update(50), quiet.finish(100); }).empty());
     Progress loud("work", "things", 100);
     loud.terminal = false;
     check(captured(2, [&] { loud.draw(25, loud.begin + 5); }) ==
-          "work  [######..................]  25%  5 things/s  eta 15s\n");
+          "work  [######..................]   25%  5 things/s  eta 15s\n");
     check(captured(2, [&] { loud.draw(100, loud.begin + 5); }) ==
-          "work  [########################] 100%  20 things/s  5s\n");
+          "work  [########################]  100%  20 things/s  5s\n");
     loud.total = 0; // the end is not known
     check(captured(2, [&] { loud.draw(1500, loud.begin + 2); }) == "work  1.50K things  750 things/s  2s\n");
 }
@@ -993,6 +1184,21 @@ static void test_schedule() {
     const Schedule constant = {0.1, 1, 0, 10};
     for (int64_t step = 0; step <= 10; step++) check_near(constant.at(step), 0.1, 1e-16);
     check(Schedule().at(0) == 3e-4);
+
+    // Made longer: in the warm-up as if so planned; later without a jump, from where it is to the same end.
+    const Schedule early = lengthened(s, 10, 210), planned = {0.1, 0.1, 10, 210};
+    for (int64_t step = 0; step <= 210; step++) check(early.at(step) == planned.at(step));
+    const Schedule late = lengthened(s, 60, 160);
+    check(late.lengthened_at == 60 && late.steps == 160);
+    check_near(late.at(60), 0.055, 1e-16);
+    check_near(late.at(110), (0.055 + 0.01) / 2, 1e-16);
+    check_near(late.at(160), 0.01, 1e-16);
+    for (int64_t step = 60; step < 160; step++) check(late.at(step + 1) < late.at(step));
+    const Schedule finished = lengthened(s, 110, 150), again = lengthened(late, 110, 300);
+    for (int64_t step = 110; step <= 150; step++) check_near(finished.at(step), 0.01, 1e-16);
+    check(again.lengthened_at == 110);
+    check_near(again.at(110), late.at(110), 1e-16);
+    check_near(again.at(300), 0.01, 1e-16);
 }
 
 int main() {
@@ -1007,9 +1213,10 @@ int main() {
             std::filesystem::remove_all(folder);
         };
         try {
-            for (auto test : {test_config, test_parameters, test_checkpoint_dtypes, test_bad_checkpoints,
-                              test_newest, test_upcycle, test_upcycled_loss, test_options, test_threads,
-                              test_run_main, test_terminal, test_random, test_schedule})
+            for (auto test :
+                 {test_config, test_parameters, test_checkpoint_dtypes, test_bad_checkpoints, test_newest,
+                  test_upcycle, test_upcycled_loss, test_options, test_files, test_cut_while_mapped,
+                  test_threads, test_run_main, test_terminal, test_random, test_schedule})
                 in_folder(test);
             for (const Variant& v : variants)
                 in_folder([&] { test_round_trip<float>(v, "F32"), test_round_trip<double>(v, "F64"); });

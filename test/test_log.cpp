@@ -45,9 +45,10 @@ void test_lines() {
         Log log(folder);
         log.step({1, 3.1234f, 1.002, 0.812, 3e-4, 81.25, 12600, 812.5});
         check(read_all().size() > 0); // already in the file
-        log.evaluation(1, 2.5);
-        log.expert_load(1, {{0.25, 0.75}, {0.5, 0.5}});
-        log.expert_load(1, {});
+        check(log.evaluated == -1);
+        log.evaluation(1, 2.5, {{0.25, 0.75}, {0.5, 0.5}});
+        check(log.evaluated == 1);
+        log.evaluation(1, 3);
         log.step({2, NAN, INFINITY, -INFINITY, 1e300, 0, 0, 0});
         log.sync();
         check_error(Log{folder}, path, "another run");
@@ -58,7 +59,7 @@ void test_lines() {
               "\"tok_s\":12600,\"l0\":812.5}\n"
               "{\"step\":1,\"val_loss\":2.5}\n"
               "{\"step\":1,\"load\":[[0.25,0.75],[0.5,0.5]]}\n"
-              "{\"step\":1,\"load\":[]}\n"
+              "{\"step\":1,\"val_loss\":3}\n"
               "{\"step\":2,\"loss\":null,\"aux\":null,\"norm\":null,\"lr\":null,\"ms\":0,\"tok_s\":0,"
               "\"l0\":0}\n",
           "%s", read_all().c_str());
@@ -71,8 +72,18 @@ void test_lines() {
                 for (const Json& share : layer.items) loads.push_back(share.number);
     });
     check(lines == 5 && bytes == read_all().size() && loads == std::vector<double>({0.25, 0.75, 0.5, 0.5}));
-    { Log{folder}; } // a new run begins with an empty log
-    check(read_all().empty());
+
+    // A new run begins with an empty log; one that holds steps is kept beside it, under a name of its own.
+    const std::string first = read_all();
+    check(Log(folder).set_aside == path + ".old" && read_all().empty());
+    check(Log(folder).set_aside.empty() && read_all().empty(), "nothing to keep");
+    write_all("{\"step\":0,\"val_loss\":3}\n{\"st");
+    check(Log(folder).set_aside.empty() && read_all().empty(), "an evaluation before the first step");
+    write_all("what is this?\n{\"step\":1}\n");
+    check(Log(folder).set_aside == path + ".old2" && read_all().empty());
+    const MappedFile kept(path + ".old");
+    check(std::string((const char*)kept.data, kept.size) == first);
+    check(unlink((path + ".old").c_str()) == 0 && unlink((path + ".old2").c_str()) == 0);
 }
 
 void test_resume() {
@@ -88,6 +99,7 @@ void test_resume() {
     for (uint64_t at = 0; at <= 12; at++) {
         write_all(unbroken);
         Log log(folder, at);
+        check(log.evaluated == (at >= 10 ? 10 : at >= 5 ? 5 : -1));
         size_t lines = 0;
         scan_log(path, UINT64_MAX,
                  [&](const Json& line) { lines++, check(line.find("step")->magnitude <= at); });
@@ -126,6 +138,7 @@ void test_resume() {
 
 // A limit on the size of files makes write() fail in the middle of a line.
 void test_disk_full() {
+    unlink(path.c_str());
     fflush(stdout);
     const pid_t child = fork();
     if (child == 0) {

@@ -15,6 +15,7 @@ using std::string, std::vector;
 
 static string train, sampler, evaluator, make_text, make_chess; // the programs, quoted for the shell
 static string cpu_train;                                        // the reference, which may be `train` itself
+static string files; // the folder of the inputs that the project keeps: test/files
 
 // ---------------------------------------------------------------------------------------------------------
 // Files
@@ -207,7 +208,7 @@ static void test_usage() {
         {sampler, "--seed x", "--seed", "not a whole number"},
         {evaluator, "", "--val", "missing"},
         {evaluator, "--val x", "--ckpt", "missing"},
-        {evaluator, "--rows 0", "--rows", "out of range"},
+        {evaluator, "--rows -1", "--rows", "out of range"},
         {evaluator, "--games x", "--games", "not a whole number"},
         {evaluator, "-t -1", "--seq", "out of range"},
         {make_text, "x", "--out", "missing"},
@@ -253,6 +254,9 @@ static void test_what_is_printed() {
             checkpoints += line.substr(11) + ",";
         }
     }
+    check(works(train + " --train 'long/train*.bin' --steps 1 --layers 1 --seq 32 --out first_part")
+              .out.find("the first 33 of the 65 tokens of each row, --seq 64 would take all") !=
+          string::npos);
     check(steps == " 1, 5,10,12,", "--print-every 5 printed steps %s", steps.c_str());
     check(validations == "0,5,10,12,", "validations at %s", validations.c_str());
     check(checkpoints == model_file("printed", 6) + "," + model_file("printed", 12) + ",", "%s",
@@ -450,26 +454,261 @@ static void test_early_signals() {
                out;
     };
     works(command("early_whole"));
-    const auto in_validation = [&](const string& out, bool twice) {
+    const auto in_validation = [&](const string& out) {
         fs::remove_all(out);
         Process process("exec " + command(out));
         process.wait_for("output");
         for (int i = 0; i < 10000 && !fs::exists(out + "/log.jsonl"); i++) usleep(1000);
         usleep(20000);
         kill(process.pid, SIGINT);
-        if (twice) usleep(10000), kill(process.pid, SIGINT);
         return process.finish();
     };
+    Result r;
     for (int attempt = 0; attempt < 20 && newest_checkpoint("early") != 0; attempt++)
-        in_validation("early", false);
+        r = in_validation("early");
     check(newest_checkpoint("early") == 0, "stopped before the first step");
+    check(r.out.find("val loss") == string::npos && read_file("early/log.jsonl").empty(),
+          "the validation was left at once");
     works(train + " --resume --out early");
     same_run("early_whole", "early", 2);
 
-    Result r;
-    for (int attempt = 0; attempt < 20 && r.signal != SIGINT; attempt++) r = in_validation("twice", true);
-    check(r.signal == SIGINT && checkpoint_steps("twice").empty(), "status %d, signal %d", r.status,
-          r.signal);
+    // At the end of a run, too: that validation is done by the run that goes on.
+    const string at_end = train + tiny + "--train few.bin --val slow.bin -v 3 -m 0 --sample-every 0 --out ";
+    works(at_end + "end_whole --steps 3");
+    for (int attempt = 0; attempt < 20 && r.out.find("stopped at step 3 of 3") == string::npos; attempt++) {
+        fs::remove_all("end");
+        Process process("exec " + at_end + "end --steps 3");
+        process.wait_for("step 3/3 | loss");
+        usleep(20000);
+        kill(process.pid, SIGINT);
+        r = process.finish();
+    }
+    works(resume_command(r, SIGINT));
+    same_run("end_whole", "end", 3);
+}
+
+// The ways to be asked to stop, in the middle of a step that takes a while.
+static void test_signals() {
+    const auto sent = [](const string& out, const vector<int>& signals, const string& before = "exec ") {
+        fs::remove_all(out);
+        Process process(before + train + tiny + "--train few.bin --total-tokens 64000 --sample-every 0 " +
+                        "--steps 1000 --out " + out);
+        process.wait_for("step    1/");
+        usleep(30000);
+        for (const int number : signals) {
+            kill(process.pid, number);
+            usleep(30000);
+        }
+        return process.finish();
+    };
+    for (const int number : {SIGHUP, SIGTERM, SIGINT}) {
+        const Result r = sent("asked", {number});
+        check(r.status == 128 + number && newest_checkpoint("asked") >= 1 &&
+                  r.out.find("to go on: ") != string::npos,
+              "signal %d: status %d", number, r.status);
+    }
+    // A second one ends it at once; but the terminal that goes away may say so twice.
+    for (const auto& [first, second] :
+         {std::pair{SIGINT, SIGINT}, std::pair{SIGTERM, SIGINT}, std::pair{SIGHUP, SIGTERM}}) {
+        const Result r = sent("twice", {first, second});
+        check(r.signal == second && checkpoint_steps("twice").empty(), "%d %d: status %d, signal %d", first,
+              second, r.status, r.signal);
+    }
+    for (const int first : {SIGHUP, SIGTERM})
+        check(sent("gone", {first, SIGHUP}).status == 128 + first && newest_checkpoint("gone") >= 1);
+    // Under nohup it is deaf to SIGHUP.
+    check(sent("deaf", {SIGHUP, SIGTERM}, "trap '' HUP; exec ").status == 128 + SIGTERM);
+
+    // Nobody reads what it prints: saved, and a quiet end.
+    const Result r = Process(tiny_run("unread", 100000000, "--checkpoint-every 0") + " | head -30").finish();
+    check(r.err.empty() && r.out.find("step         1/") != string::npos, "%s", r.err.c_str());
+    for (int i = 0; i < 5000 && newest_checkpoint("unread") < 0; i++) usleep(1000);
+    check(newest_checkpoint("unread") > 0);
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// The world around it
+
+static void test_streams() {
+    const string closed = tiny_run("closed", 20, "--checkpoint-every 10");
+    for (const string how : {"<&-", ">&-", "2>&-", "<&- >&- 2>&-"}) {
+        fs::remove_all("closed");
+        const Result r = Process(closed + " " + how).finish();
+        check(r.status == 0, "%s: status %d: %s", how.c_str(), r.status, r.err.c_str());
+        for (const string& line : lines_of(read_file("closed/log.jsonl"))) parse_json(line, how);
+        works(train + " --resume --out closed");
+        check(read_file(model_file("closed", 20)) == read_file(model_file("base", 20)), "%s", how.c_str());
+    }
+    if (access("/dev/full", W_OK) == 0)
+        for (const string& program :
+             {evaluator + " --ckpt base --val 'chess/val*.bin' --games 0", sampler + " --ckpt base",
+              train + " --help", tiny_run("full_stdout", 2), make_text + " --out full_text grammar.txt"})
+            refuses(program + " > /dev/full", 1, "standard output: cannot be written");
+    check(newest_checkpoint("full_stdout") == 2, "what is saved is saved");
+    const Result r = Process(evaluator + " --ckpt base --val 'chess/val*.bin' | head -c 1").finish();
+    check(r.err.empty() && r.out.size() == 1, "%s", r.err.c_str());
+}
+
+// Names of files are bytes.
+static void test_paths() {
+    for (const string name : {"d\xE9 'x' %41", "[v2]"}) {
+        fs::copy("chess", name, fs::copy_options::recursive);
+        const string quoted_name = std::regex_replace(name, std::regex("'"), "'\\''");
+        const string literal = std::regex_replace(quoted_name, std::regex("\\["), "\\["), // for the glob
+            flags = tiny + " --sample-every 0 --lr 3e-3 --train '" + literal + "/train_*.bin' --val '" +
+                    literal + "/val_*.bin' --val-every 10 --checkpoint-every 10 --steps 20 ";
+        works(train + flags + "--out '" + quoted_name + "/run'");
+        check(read_file(model_file(name + "/run", 20)) == read_file(model_file("base", 20)));
+        fs::remove(state_file(name + "/run", 20)), fs::remove(model_file(name + "/run", 20));
+        works(train + " --resume --out '" + quoted_name + "/run'"); // and finds its data
+        check(read_file(model_file(name + "/run", 20)) == read_file(model_file("base", 20)));
+        check(log_without_times(name + "/run") == log_without_times("base"));
+        works(evaluator + " --ckpt '" + quoted_name + "/run' --val '" + literal + "/val_*.bin'");
+    }
+    // A folder that takes no files is found out before the first step. (root may write anywhere)
+    fs::create_directory("sealed");
+    write_file("sealed/log.jsonl", "");
+    fs::permissions("sealed", fs::perms::owner_read | fs::perms::owner_exec);
+    if (access("sealed", W_OK) != 0) {
+        const Result r = run(tiny_run("sealed", 3, "--resume"));
+        check(r.status == 1 && r.out.find("step 1/3") == string::npos);
+    }
+    fs::permissions("sealed", fs::perms::owner_all);
+}
+
+static void test_terminal() {
+    // Without escape sequences and returns: what is left is what one sees.
+    const auto lines_on = [](unsigned short columns, const string& more, const string& before = "") {
+        fs::remove_all("on_terminal");
+        const string out =
+            in_terminal("env TERM=xterm " + before + tiny_run("on_terminal", 40, more), columns);
+        check(out.find("step 40/40") != string::npos && out.find("done: ") != string::npos, "%s",
+              tail_of(out).c_str());
+        return out;
+    };
+    for (const unsigned short columns : {40, 60, 80, 120}) {
+        const string out = std::regex_replace(lines_on(columns, "--print-every 20 -n 0 -v 0"),
+                                              std::regex("\x1b\\[[0-9;]*[a-zA-Z]"), "");
+        size_t drawn = 0;
+        std::istringstream in(out);
+        for (string line; std::getline(in, line, '\r');) {
+            if (line[0] == '\n') line.erase(0, 1);
+            drawn += line.rfind("step ", 0) == 0;
+            if (line.rfind("checkpoint ", 0) == 0 || line.rfind("done: ", 0) == 0) continue;
+            check(line.size() <= columns, "%d columns: '%s'", columns, line.c_str());
+        }
+        check(drawn >= 40, "%zu lines were drawn", drawn);
+    }
+    for (const string plain : {"NO_COLOR=1 ", "TERM=dumb "}) {
+        const string out = lines_on(80, "--print-every 20 -v 0 --sample-every 20", plain);
+        check(out.find('\x1b') == string::npos && out.find("step 19/40") == string::npos &&
+                  out.find("step 20/40 | loss") != string::npos,
+              "%s", tail_of(out).c_str());
+    }
+    check(lines_on(80, "--print-every 20", "NO_COLOR= ").find('\x1b') != string::npos, "empty: not set");
+    check(lines_on(200, "--print-every 20", "COLUMNS=50 ").find("| norm") == string::npos);
+    const string board = sampler + " --ckpt base --board -n 0 --prompt '1.e4'";
+    check(in_terminal("env TERM=xterm " + board, 80).find("\x1b[48;5") != string::npos);
+    check(in_terminal("env TERM=xterm NO_COLOR=1 " + board, 80).find('\x1b') == string::npos);
+}
+
+// A shard that another program cuts short while it is read.
+static void test_shrinking() {
+    string row;
+    const Shard few("few.bin");
+    for (size_t i = 0; i < 33; i++) row += chess_char(few.tokens[i]);
+    write_rows("shrinking.bin", vector<string>(20000, row));
+    Process process("exec " + train + tiny +
+                    "--train shrinking.bin --steps 1000000 --sample-every 0 -n 5 --keep 2 --out shrinking");
+    process.wait_for("checkpoint ");
+    fs::resize_file("shrinking.bin", 2000);
+    const Result r = process.finish();
+    check(r.status == 1 && r.err == "moex: shrinking.bin: cut short by another program while it was read, or "
+                                    "its disk failed\n",
+          "status %d, signal %d: %s", r.status, r.signal, r.err.c_str());
+    check(newest_checkpoint("shrinking") > 0, "the checkpoints are whole");
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Longer, and with fewer checkpoints
+
+static void test_longer() {
+    const string flags = "--checkpoint-every 5 --val-every 10 ";
+    works(tiny_run("longer", 20, flags));
+    fs::copy("longer", "longer_parts");
+    // A finished run: the rate stays where it has ended.
+    const Result r = works(train + " --resume --out longer --steps 40");
+    check(r.out.find("made longer, 20 -> 40 steps: the learning rate goes on from 0.0003\n") !=
+                  string::npos &&
+              r.out.find("made longer at step 20: from there on a cosine from 0.0003") != string::npos,
+          "%s", r.out.c_str());
+    check_near(last_in_log("longer", "lr", 21), 3e-4, 1e-10);
+    check_near(last_in_log("longer", "lr", 40), 3e-4, 1e-10);
+    check(last_in_log("longer", "step") == 40 && !std::isnan(last_in_log("longer", "val_loss", 40)));
+    // Stopped on the way and continued: the same. (The command line as the shell's history has it.)
+    works(tiny_run("longer_parts", 40, flags + "--resume"));
+    for (const int step : {30, 35, 40})
+        fs::remove(model_file("longer_parts", step)), fs::remove(state_file("longer_parts", step));
+    check(works(train + " --resume --out longer_parts").out.find("from step 25") != string::npos);
+    same_run("longer", "longer_parts", 40);
+    // From the middle of a run: from where the rate is down to the same end.
+    for (const int step : {25, 30, 35, 40})
+        fs::remove(model_file("longer", step)), fs::remove(state_file("longer", step));
+    fs::remove(model_file("longer", 20)), fs::remove(state_file("longer", 20));
+    const double rate = last_in_log("longer", "lr", 16); // of the step that comes next
+    works(train + " --resume --out longer --steps 60");
+    check_near(last_in_log("longer", "lr", 16), rate, 1e-9);
+    check(last_in_log("longer", "lr", 30) < rate &&
+          last_in_log("longer", "lr", 30) > last_in_log("longer", "lr", 50));
+    check_near(last_in_log("longer", "lr", 60), 3e-4, 5e-6);
+    works(train + " --resume --out longer --steps 70"); // and again
+    check(last_in_log("longer", "step") == 70);
+    refuses(train + " --resume --out longer --steps 69", 1,
+            "--steps 69 (was 70: a run can only be made longer)");
+    const string state = read_file(state_file("longer", 70));
+    write_file(state_file("longer", 70), replaced(state, "\"lengthened\":\"60 ", "\"lengthened\":\"6o "));
+    refuses(train + " --resume --out longer", 1, "state_00000070", "lengthened");
+}
+
+static void test_keep() {
+    works(tiny_run("keep", 20, "--checkpoint-every 2 --keep 2 --keep-every 6"));
+    check(checkpoint_steps("keep") == (vector<int64_t>{20, 18, 12, 6}));
+    check(names_in("keep").size() == 9, "states go with their models");
+    check(read_file(model_file("keep", 20)) == read_file(model_file("base", 20)));
+    // The checkpoint that a run was resumed from stays as long as it runs; --keep is remembered.
+    fs::remove(model_file("keep", 20)), fs::remove(state_file("keep", 20));
+    works(train + " --resume --out keep --steps 30 --keep-every 0");
+    check(checkpoint_steps("keep") == (vector<int64_t>{30, 28, 18}));
+    works(train + " --resume --out keep --steps 32 --keep 1");
+    check(checkpoint_steps("keep") == (vector<int64_t>{32, 30}));
+    works(train + " --resume --out keep --steps 40 --keep 0");
+    check(checkpoint_steps("keep") == (vector<int64_t>{40, 38, 36, 34, 32, 30}));
+    refuses(tiny_run("usage", 2, "--keep-every 5"), 2, "--keep-every", "--keep N");
+    refuses(tiny_run("usage", 2, "--keep -1"), 2, "--keep", "out of range");
+}
+
+// A run of the first release, as it left it after 4 of its 8 steps: read, continued, to the losses it had.
+static void test_first_release() {
+    fs::copy(files + "/first_release", "first_release");
+    const string log = read_file("first_release/log.jsonl");
+    check(lines_of(log).size() == 8);
+    works(evaluator + " --ckpt first_release --val first_release/train.bin");
+    if (train.find("moex_cpu") == string::npos) return; // the GPU program has sizes of its own
+    const string folder = fs::current_path();
+    fs::current_path("first_release");
+    const Result r = works(train + " --resume --out .");
+    fs::current_path(folder);
+    check(r.out.find("resumed from ./model_00000004.safetensors") != string::npos);
+    for (const string& text : lines_of(log)) {
+        const Json line = parse_json(text, "log");
+        const double step = line.find("step")->number, loss = line.find("loss")->number;
+        check_near(last_in_log("first_release", "loss", step), loss, 1e-5);
+    }
+    const SafeTensorsFile before(files + "/first_release/model_00000004.safetensors"),
+        after(model_file("first_release", 8));
+    Strings metadata = before.metadata;
+    metadata["step"] = "8";
+    check(after.metadata == metadata, "a model that uses nothing new says what it said then");
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -507,7 +746,9 @@ static void test_kill() {
     check(kills >= 5 && on_the_way >= 3 && unfinished >= 1, "%d kills, %d on the way, %d while writing",
           kills, on_the_way, unfinished);
     same_run("kill_whole", "kill_parts", steps);
-    check(names_in("kill_parts") == names_in("kill_whole"), "killed runs leave nothing behind");
+    vector<string> names = names_in("kill_parts"); // killed between step 1 and its checkpoint: an old log
+    std::erase_if(names, [](const string& name) { return name.rfind("log.jsonl.old", 0) == 0; });
+    check(names == names_in("kill_whole"), "killed runs leave nothing behind");
     // Every checkpoint on the way is that of the unbroken run, too.
     for (int step = 1; step <= steps; step++)
         check(read_file(model_file("kill_whole", step)) == read_file(model_file("kill_parts", step)));
@@ -519,9 +760,15 @@ static void test_kill() {
         kill(process.pid, SIGKILL);
         process.finish();
     }
-    refuses(tiny_run("kill_early", steps, flags), 1, "kill_early already holds a run", "--resume", "--out");
+    const string old_log = read_file("kill_early/log.jsonl");
+    refuses(tiny_run("kill_early", steps, flags), 1, "kill_early already holds a run", "first checkpoint",
+            "--resume", "--out");
+    refuses(train + " --resume --out kill_early", 2, "kill_early holds no checkpoint", "whole command line");
+    check(read_file("kill_early/log.jsonl") == old_log);
     const Result fresh = works(tiny_run("kill_early", steps, flags + "--resume"));
-    check(fresh.out.find("nothing to resume in kill_early: a new run") != string::npos);
+    check(fresh.out.find("nothing to resume in kill_early: a new run") != string::npos &&
+          fresh.out.find("kept as kill_early/log.jsonl.old\n") != string::npos);
+    check(read_file("kill_early/log.jsonl.old") == old_log, "a log that holds steps is never erased");
     same_run("kill_whole", "kill_early", steps);
 }
 
@@ -684,7 +931,7 @@ static void test_resume_flags() {
     const string resume = train + " --resume --out flags ";
     refuses(resume + "--lr 0.25 --batch 8", 1, "--lr 0.25 (was 0.003", "--batch 8 (was 4)", "flags");
     refuses(resume + "--seed 2", 1, "--seed 2 (was 1)");
-    refuses(resume + "--steps 21", 1, "--steps 21 (was 20)");
+    refuses(resume + "--steps 19", 1, "--steps 19 (was 20: a run can only be made longer)");
     refuses(resume + "--d-expert 32", 1, "--d-expert 32 (was 16)");
     refuses(resume + "--act gelu", 1, "--act gelu (was relu)");
     refuses(resume + "--init small", 1, "--init small (was demo)");
@@ -703,6 +950,8 @@ static void test_resume_flags() {
     works(resume + "--val-every 3 --print-every 4 --checkpoint-every 2 --sample-every 7 --val "
                    "chess/val_000000.bin -m 1");
     check(read_file(model_file("flags", 20)) == read_file(model_file("flags_whole", 20)));
+    works(resume + "--batch 0 --lr 0 --warmup -1"); // no values of their own: as it was
+    check(fs::exists(model_file("flags", 12)) && !std::isnan(last_in_log("flags", "val_loss", 15)));
     // A free flag is taken as given, also where that is its default: what is stored of it says so.
     prepare("flags");
     works(resume + "--recompute 2 --zero-stage 1 --checkpoint-every 15");
@@ -711,8 +960,6 @@ static void test_resume_flags() {
     check(metadata_entry(SafeTensorsFile(state_file("flags", 20)), "flag.recompute") == "0" &&
           metadata_entry(SafeTensorsFile(state_file("flags", 20)), "flag.zero-stage") == "0" &&
           metadata_entry(SafeTensorsFile(state_file("flags", 20)), "flag.checkpoint-every") == "15");
-    works(resume + "--batch 0 --lr 0 --warmup -1"); // no values of their own: as it was
-    check(fs::exists(model_file("flags", 12)) && !std::isnan(last_in_log("flags", "val_loss", 15)));
     // The whole command line again, as the user has it in the shell's history, is fine.
     prepare("flags");
     works(tiny_run("flags", 20, flags + "--resume"));
@@ -841,7 +1088,42 @@ static void test_bad_models() {
                  {"--embd 65536 --experts 4096 --d-expert 1048576", "too"},
                  {"--embd 6144 --heads 32 --d-expert 1048576", "memory"}};
     for (const auto& c : cases) refuses(tiny_run("bad", 3, c.flags), 1, c.what);
-    refuses(tiny_run("bad", 3, "--init no_such_preset"), 1, "no_such_preset", "cannot be opened");
+    refuses(tiny_run("bad", 3, "--init no_such_preset"), 1, "'no_such_preset'", "no such file",
+            "the presets are demo, chess, small, medium");
+    refuses(tiny_run("bad", 3, "--init smal"), 1, "--init 'smal'", "did you mean small?");
+    refuses(train + " --train chess/train_000000.bin few.bin --out bad", 2, "'few.bin'",
+            "quote it: --train '");
+    refuses(train + chess_data + "-y 1 --out bad", 2, "'1'", "-y takes no value here");
+    // Checkpoints of other programs, and what else people have under such names.
+    const struct {
+        const char *bytes, *what;
+        size_t size;
+    } foreign[] = {{"PK\3\4\0\0\b\b", "a PyTorch file", 100},
+                   {"PK\3\4 - - - - - - - - - - - - - x.npy", "a NumPy archive", 100},
+                   {"\x80\2\x8a\nl", "a PyTorch file", 100},
+                   {"GGUF\3", "a GGUF file", 100},
+                   {"\xC6\xD7\x34\x01\3", "a checkpoint of llm.c", 2000}, // 20240326
+                   {"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer", 130},
+                   {"{\"weight_map\": {", "JSON text", 100},
+                   {"<!DOCTYPE html>", "a web page", 100},
+                   {"\x1F\x8B\b", "compressed (gzip)", 100}};
+    for (const auto& f : foreign) {
+        string bytes(f.size, '\0');
+        memcpy(bytes.data(), f.bytes, strlen(f.bytes));
+        write_file("foreign", bytes);
+        refuses(tiny_run("bad", 3, "--init foreign"), 1, "foreign: ", f.what, "not a safetensors file");
+        refuses(sampler + " --ckpt foreign", 1, "foreign: ", f.what);
+    }
+    refuses(tiny_run("bad", 3, "--init few.bin"), 1, "few.bin: a token shard");
+    for (const string prefix : {"", "transformer."}) {
+        const vector<float> weights(3 * 4 * 4);
+        SafeTensorsWriter hub("hub.safetensors", {{"format", "pt"}});
+        hub.declare(prefix + "h.0.attn.c_attn.weight", F32, {4, 12});
+        hub.write(weights.data(), 4 * weights.size());
+        hub.commit();
+        refuses(tiny_run("bad", 3, "--upcycle --init hub.safetensors"), 1,
+                "hub.safetensors: a GPT-2 checkpoint", "cannot be converted yet");
+    }
     refuses(tiny_run("bad", 3, "--init chess/"), 1, "chess/", "not a regular file");
     refuses(tiny_run("bad", 3, "--init grammar.txt"), 1, "grammar.txt", "not a safetensors file");
     refuses(tiny_run("bad", 3, "--init " + state_file("base", 20)), 1, "state_00000020", "moex-state",
@@ -1070,10 +1352,36 @@ static void test_trace() {
 // ---------------------------------------------------------------------------------------------------------
 // Evaluation
 
+// A vocabulary that is padded beyond the tokenizer's words: no word of the padding is ever drawn.
+static void test_padded_vocabulary() {
+    const SafeTensorsFile file(model_file("base", 20));
+    Config c = read_config(file), padded = c;
+    padded.vocab_size = 40;
+    const vector<Tensor> table = tensor_table(padded);
+    vector<float> weights(block_elements(table));
+    for (const Tensor& t : table) {
+        if (const SafeTensor* source = file.find(t.name)) read_floats(*source, &weights[t.offset]);
+        if (t.name == "wte.weight") // a random walk through the words, and padding that draws every logit
+            for (size_t i = 32 * c.n_embd; i < t.count; i++) weights[t.offset + i] = i % 2 ? 9 : -9;
+        if (t.name == "ln_f.bias")
+            for (size_t i = 0; i < t.count; i++) weights[t.offset + i] = i % 2 ? 9 : -9;
+    }
+    save_model<float>("padded.safetensors", padded, table, weights.data(), 20);
+    for (const char* how : {"--temperature 0", "--top-k 3", ""})
+        check(works(sampler + " --ckpt padded.safetensors -n 20 " + how).out.size() > 5);
+    works(train + chess_data + "--init padded.safetensors --batch 4 --steps 2 -s 1 -n 1 --out padded");
+    check(fs::exists(model_file("padded", 1)));
+}
+
 static void test_evaluate() {
     const string out = works(evaluator + " --ckpt base --val 'chess/val*.bin' --rows 1000").out;
     works(train + chess_data + " --init " + model_file("base", 20) +
-          " --batch 1 --steps 1 -m 0 --sample-every 0 --out rows");
+          " --batch 7 --steps 1 -m 0 --sample-every 0 --out rows"); // the last batch is not a whole one
+    const string whole = works(evaluator + " --ckpt rows --val 'chess/val*.bin' --rows 0").out;
+    check(whole.find(strf("loss      %.4f ", last_in_log("rows", "val_loss", 1))) != string::npos,
+          "the trainer says %.6f, %s", last_in_log("rows", "val_loss", 1), whole.c_str());
+    check(works(evaluator + " --ckpt base --val 'long/val*.bin' --rows 5")
+              .out.find("(the first 33 of the 65 tokens of each row)") != string::npos);
     std::smatch match;
     check(std::regex_search(
         out, match,
@@ -1183,6 +1491,7 @@ int main(int argc, char** argv) {
                 fail("%s: not there; build it first", variable->c_str());
         }
         cpu_train = bin + "/train_moex_cpu";
+        files = fs::absolute(fs::path(__FILE__).parent_path() / "files");
         setenv("OMP_NUM_THREADS", "1", 1);
         string folder = string(getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp") + "/moex_test.XXXXXX";
         if (!mkdtemp(folder.data()) || chdir(folder.c_str()) != 0) fail("%s: cannot be made", folder.c_str());
@@ -1208,6 +1517,15 @@ int main(int argc, char** argv) {
         section("variants", test_variants);
         section("threads", test_threads);
         section("early signals", test_early_signals);
+        section("signals", test_signals);
+        section("streams", test_streams);
+        section("paths", test_paths);
+        section("terminal", test_terminal);
+        section("shrinking", test_shrinking);
+        section("longer", test_longer);
+        section("keep", test_keep);
+        section("first release", test_first_release);
+        section("padded", test_padded_vocabulary);
         section("kill", test_kill);
         section("lock", test_lock);
         section("disk full", test_disk_full);

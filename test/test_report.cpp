@@ -449,13 +449,13 @@ static void write_run(const std::string& dir, const MadeUp& m) {
             log.step({s, loss + .03 * noise(1, s), 1.01, .4, 1.5e-3, 22.5, 45400,
                       90 + 250 * std::exp(-6 * t) + 3 * noise(2, s)});
         if (s % 1000 == 0 || s == uint64_t(m.step)) {
-            log.evaluation(s, loss + .02);
-            std::vector<std::vector<double>> load(m.config.n_layer, std::vector<double>(m.config.n_expert));
+            std::vector<std::vector<double>> load(m.config.moe() ? m.config.n_layer : 0,
+                                                  std::vector<double>(m.config.n_expert));
             for (size_t l = 0; l < load.size(); l++)
                 for (size_t e = 0; e < load[l].size(); e++)
                     load[l][e] = 1.0 / double(load[l].size()) *
                                  (1 + .6 * (1.2 - t) * (share(l, e) - .5) + .05 * noise(l * 8 + e, s));
-            if (m.config.moe()) log.expert_load(s, load);
+            log.evaluation(s, loss + .02, load);
         }
     }
 }

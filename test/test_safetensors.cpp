@@ -506,9 +506,8 @@ void test_interrupted_writes() {
     check_error(write_filled(dir + "/absent/m.safetensors", 4, 1, nothing), "absent/m.safetensors",
                 strerror(ENOENT));
     check_error(make_directories(path + "/below"), path, "folder");
-    make_directories(dir + "/taken.safetensors"); // rename fails: the name is that of a folder
-    check_error(write_filled(dir + "/taken.safetensors", 4, 1, nothing), "taken.safetensors",
-                strerror(EISDIR));
+    make_directories(dir + "/taken.safetensors"); // found before anything is written
+    check_error(write_filled(dir + "/taken.safetensors", 4, 1, nothing), "taken.safetensors", "a folder");
     check(untouched() && list_folder(dir).size() == 2);
 
     // Killed in the middle, at every megabyte, then at any moment while files are written one after the
@@ -619,6 +618,19 @@ void test_json() {
 
     check(json_quote("a\"b\\c\n\x01\x7F/\u00e9") == "\"a\\\"b\\\\c\\u000a\\u0001\\u007f/\u00e9\"");
     check_error(json_quote("a\x80"), "UTF-8", "byte 1");
+
+    // Bytes that are not UTF-8: shown, and encoded so that they come back.
+    check(shown_as_utf8("d\xE9/\u00e9") == "d\uFFFD/\u00e9" && is_utf8("d/\u00e9") && !is_utf8("d\xE9"));
+    check(percent_encoded("d\xE9_5%\u00e9") == "d%E9_5%25\u00e9");
+    std::string every;
+    for (int c = 255; c >= 0; c--) every += char(c);
+    for (const std::string& bytes : {every, std::string("%"), std::string("a%41"), std::string()})
+        check(is_utf8(percent_encoded(bytes)) && percent_decoded(percent_encoded(bytes), "x") == bytes);
+    for (const char* bad : {"%", "%4", "a%zz", "%4x"})
+        check_error(percent_decoded(bad, "where"), "where", "%");
+    JsonWriter shown;
+    shown.open('{').member("d\xE9", "\xFF").close();
+    check(shown.text == "{\"d\uFFFD\":\"\uFFFD\"}", "%s", shown.text.c_str());
     check(json_number(NAN) == "null" && json_number(INFINITY) == "null" && json_number(-INFINITY) == "null");
     check(json_number(0.1) == "0.1" && json_number(1e300) == "1e+300" && json_number(-3) == "-3");
     for (const double x : {1.0 / 3, 5e-324, 1.7976931348623157e308, -0.0, 123456789.125, 2e15 + 0.25})

@@ -20,7 +20,8 @@ struct Evaluation {
 static Evaluation evaluate(Model& model, Loader& data, size_t rows, size_t T) {
     const Config& c = model.config;
     Evaluation e;
-    e.l0.resize(c.n_layer), e.load.assign(c.n_layer, std::vector<double>(c.n_expert));
+    e.l0.resize(c.n_layer);
+    e.load.assign(c.n_layer, std::vector<double>(c.n_expert));
     const size_t B = model.max_B, n = std::min(rows, data.samples);
     std::vector<int32_t> x(B * T), y(B * T);
     std::vector<double> seen(c.vocab_size);
@@ -28,7 +29,7 @@ static Evaluation evaluate(Model& model, Loader& data, size_t rows, size_t T) {
     for (size_t done = 0; done < n;) {
         const size_t b = std::min(B, n - done);
         data.next(b, x.data(), y.data());
-        e.loss += forward(model, x.data(), y.data(), b, T).loss * b / n;
+        e.loss += forward(model, x.data(), y.data(), b, T).loss * double(b);
         for (size_t i = 0; i < b * T; i++) seen[y[i]]++;
         for (size_t l = 0; l < c.n_layer; l++) {
             const LayerActivations& h = model.a.h[l];
@@ -40,6 +41,7 @@ static Evaluation evaluate(Model& model, Loader& data, size_t rows, size_t T) {
         progress.update(double(done));
     }
     progress.finish(double(n));
+    e.loss /= double(n);
     e.tokens = n * T;
     e.uniform = std::log(double(c.vocab_size));
     for (const double count : seen)
@@ -120,7 +122,8 @@ static int run(int argc, char** argv) {
     Options options("evaluate", "Measures a checkpoint on held-out token shards, on the CPU.");
     options.add(0, "ckpt", "FILE|DIR", &ckpt, "a checkpoint, or the folder of a run for its newest one");
     options.add('j', "val", "GLOB", &val, "held-out token shards");
-    options.add(0, "rows", "ROWS", &rows, 1, 1 << 30, "sequences to measure the loss on, at most");
+    options.add(0, "rows", "ROWS", &rows, 0, 1 << 30,
+                "sequences to measure the loss on, at most (0: the whole set)");
     options.add(0, "games", "GAMES", &games, 0, 1 << 30,
                 "chess: games to measure the legal-move rate on, at most");
     options.add('t', "seq", "TOKENS", &seq, 0, 1 << 24,
@@ -136,12 +139,14 @@ static int run(int argc, char** argv) {
     const size_t row = header.row;
     const size_t T = seq > 0 ? size_t(seq) : row ? std::min(c.block_size, row - 1) : c.block_size;
     Loader data(val, T, c.vocab_size, false, 0);
+    if (rows == 0) rows = int64_t(data.samples);
     Model model(c, std::max<size_t>(1, std::min<size_t>(16, 16384 / T)), T, false);
     read_block(file, model.table, "", model.weights.data);
 
     const Evaluation e = evaluate(model, data, size_t(rows), T);
     if (!std::isfinite(e.loss)) fail("%s: its loss on %s is not finite", file.path.c_str(), val.c_str());
-    printf("%s on %zu tokens of %s\n", file.path.c_str(), e.tokens, val.c_str());
+    printf("%s on %zu tokens of %s%s\n", file.path.c_str(), e.tokens, val.c_str(),
+           row > T + 1 ? strf(" (the first %zu of the %zu tokens of each row)", T + 1, row).c_str() : "");
     printf("loss      %.4f   (uniform guess %.4f, token frequencies %.4f)   %.3f bits per token\n", e.loss,
            e.uniform, e.unigram, e.loss / std::log(2.0));
     for (size_t l = 0; l < c.n_layer; l++) {

@@ -2,12 +2,18 @@
 // which throws Error; main() runs its body under run_main(), which prints `moex: <message>` and turns
 // the error into the exit status: 1, or 2 for a wrong command line. Nothing else prints errors or exits,
 // so destructors run, temporary files go, and tests and fuzzers can call any reader and catch Error.
+// Results on stdout that could not be written are such an error, too.
 #pragma once
+#include <cerrno>
+#include <csignal>
 #include <cstdarg>
 #include <cstdio>
+#include <cstring>
+#include <fcntl.h>
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <unistd.h>
 
 struct Error : std::runtime_error {
     using std::runtime_error::runtime_error;
@@ -59,10 +65,30 @@ inline std::string quoted(const std::string& text) {
     return out + (text.size() > 80 ? "...'" : "'");
 }
 
-// The body of every main(): returns the process's exit status.
+// A program may be started with stdin, stdout or stderr closed. The next file it opens would take that
+// place, and what is printed would go into it: so what is missing becomes /dev/null first.
+inline void open_standard_streams() {
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && errno == EBADF && open("/dev/null", O_RDWR) != fd)
+            fail("/dev/null: cannot be opened in place of descriptor %d, which is closed", fd);
+}
+
+// Sends what was printed on its way; a full disk is an error now, not lost results and status 0.
+inline void flush_results() {
+    const bool failed = ferror(stdout);
+    if (fflush(stdout) != 0) fail("standard output: cannot be written: %s", strerror(errno));
+    if (failed) fail("standard output: cannot be written: results were lost");
+}
+
+// The body of every main(): returns the process's exit status. A reader that goes away (`| head`) ends the
+// program quietly, by SIGPIPE, whatever the parent made of that signal.
 template <class Body> int run_main(Body body) {
     try {
-        return body();
+        open_standard_streams();
+        signal(SIGPIPE, SIG_DFL);
+        const int status = body();
+        if (status == 0) flush_results();
+        return status;
     } catch (const UsageError& e) {
         fprintf(stderr, "moex: %s (see --help)\n", e.what());
         return 2;

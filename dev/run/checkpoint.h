@@ -6,17 +6,12 @@
 #include "../lib/safetensors.h"
 #include "parameters.h"
 #include <algorithm>
-#include <dirent.h>
 #include <type_traits>
 
 using Strings = std::map<std::string, std::string>;
 
-inline std::string model_path(const std::string& dir, int64_t step) {
-    return strf("%s/model_%08lld.safetensors", dir.c_str(), (long long)step);
-}
-inline std::string state_path(const std::string& dir, int64_t step) {
-    return strf("%s/state_%08lld.safetensors", dir.c_str(), (long long)step);
-}
+std::string model_path(const std::string& dir, int64_t step);
+std::string state_path(const std::string& dir, int64_t step);
 
 template <class T> constexpr Dtype dtype_of() {
     if constexpr (std::is_same_v<T, double>)
@@ -60,52 +55,15 @@ template <class T> void save_model(const std::string& path, const Config& config
 // ---------------------------------------------------------------------------------------------------------
 // Reading
 
-inline const std::string& metadata_entry(const SafeTensorsFile& file, const std::string& name) {
-    const auto found = file.metadata.find(name);
-    if (found == file.metadata.end())
-        fail("%s: the metadata lacks %s", file.path.c_str(), quoted(name).c_str());
-    return found->second;
-}
+const std::string& metadata_entry(const SafeTensorsFile& file, const std::string& name);
+
+// Refuses a file whose tensors are not exactly those of the table. prefixes: as in NamedBlock, {""} for a
+// model.
+void check_tensors(const SafeTensorsFile& file, const std::vector<Tensor>& table,
+                   const std::vector<std::string>& prefixes);
 
 // The config of a checkpoint, after checking that its tensors are exactly those of the config's table.
-// prefixes: as in NamedBlock, {""} for a model.
-inline void check_tensors(const SafeTensorsFile& file, const std::vector<Tensor>& table,
-                          const std::vector<std::string>& prefixes) {
-    for (const std::string& prefix : prefixes)
-        for (const Tensor& t : table) {
-            const std::string name = prefix + t.name;
-            const SafeTensor* tensor = file.find(name);
-            if (!tensor) fail("%s: tensor %s is missing", file.path.c_str(), name.c_str());
-            if (tensor->shape != t.shape)
-                fail("%s: tensor %s has shape %s, expected %s", file.path.c_str(), name.c_str(),
-                     shape_text(tensor->shape).c_str(), shape_text(t.shape).c_str());
-            if (tensor->dtype != F64 && tensor->dtype != F32 && tensor->dtype != BF16 && tensor->dtype != F16)
-                fail("%s: tensor %s has dtype %s, expected F32, BF16, F16 or F64", file.path.c_str(),
-                     name.c_str(), dtype_name(tensor->dtype));
-        }
-    if (file.tensors.size() != table.size() * prefixes.size())
-        for (const SafeTensor& tensor : file.tensors) {
-            bool known = false;
-            for (const std::string& prefix : prefixes)
-                for (const Tensor& t : table) known |= tensor.name == prefix + t.name;
-            if (!known)
-                fail("%s: tensor %s does not belong to this model", file.path.c_str(),
-                     quoted(tensor.name).c_str());
-        }
-}
-
-inline Config read_config(const SafeTensorsFile& file) {
-    if (metadata_entry(file, "model") != "moex")
-        fail("%s: a checkpoint of %s, expected model moex", file.path.c_str(),
-             quoted(metadata_entry(file, "model")).c_str());
-    const Config config = config_from_strings(file.metadata, file.path);
-    // Every layer has tensors: refuse before the table of a config with too many is built.
-    if (config.n_layer > file.tensors.size())
-        fail("%s: n_layer is %zu, but there are only %zu tensors", file.path.c_str(), config.n_layer,
-             file.tensors.size());
-    check_tensors(file, tensor_table(config), {""});
-    return config;
-}
+Config read_config(const SafeTensorsFile& file);
 
 template <class T> void read_block(const SafeTensorsFile& file, const std::vector<Tensor>& table,
                                    const std::string& prefix, T* block) {
@@ -116,49 +74,10 @@ template <class T> void read_block(const SafeTensorsFile& file, const std::vecto
 // A run's folder
 
 // Steps that have a file model_<step>.safetensors in the folder, newest first.
-inline std::vector<int64_t> checkpoint_steps(const std::string& dir) {
-    std::vector<int64_t> steps;
-    DIR* folder = opendir(dir.c_str());
-    if (!folder) return steps;
-    while (const dirent* entry = readdir(folder)) {
-        long long step = -1;
-        if (sscanf(entry->d_name, "model_%lld", &step) == 1 && step >= 0 &&
-            model_path(dir, step) == dir + "/" + entry->d_name)
-            steps.push_back(step);
-    }
-    closedir(folder);
-    std::sort(steps.rbegin(), steps.rend());
-    return steps;
-}
+std::vector<int64_t> checkpoint_steps(const std::string& dir);
 
 // The newest step whose model and state are both whole, or -1. *passed_over names the files that were not.
-inline int64_t newest_checkpoint(const std::string& dir, std::string* passed_over = nullptr) {
-    for (const int64_t step : checkpoint_steps(dir)) {
-        try {
-            const SafeTensorsFile model(model_path(dir, step)), state(state_path(dir, step));
-            check_tensors(state, tensor_table(read_config(model)), {"m.", "v."});
-            return step;
-        } catch (const Error& e) {
-            if (passed_over) *passed_over += std::string(passed_over->empty() ? "" : "; ") + e.what();
-        }
-    }
-    return -1;
-}
+int64_t newest_checkpoint(const std::string& dir, std::string* passed_over = nullptr);
 
 // The checkpoint a path means: a file, or the newest whole one in the folder of a run.
-inline std::string find_checkpoint(const std::string& path) {
-    if (path.empty()) fail_usage("--ckpt is missing: a checkpoint or the folder of a run");
-    struct stat st;
-    if (stat(path.c_str(), &st) != 0 || !S_ISDIR(st.st_mode)) return path;
-    std::string broken;
-    for (const int64_t step : checkpoint_steps(path)) {
-        try {
-            read_config(SafeTensorsFile(model_path(path, step)));
-            return model_path(path, step);
-        } catch (const Error& e) {
-            broken += std::string(broken.empty() ? "" : "; ") + e.what();
-        }
-    }
-    if (broken.empty()) fail("%s: the folder holds no model_*.safetensors", path.c_str());
-    fail("%s: the folder holds no whole model: %s", path.c_str(), broken.c_str());
-}
+std::string find_checkpoint(const std::string& path);

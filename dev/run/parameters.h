@@ -76,32 +76,10 @@ template <class T, class Visit> void for_each_tensor(const Config& c, Parameters
 // The table of a config. Offsets are rounded up so that every tensor begins on a 128-byte boundary in fp32;
 // behind the V rows of wte there is room for as many more as make a multiple of vocab_multiple. Refuses sizes
 // whose sums or products overflow.
-inline std::vector<Tensor> tensor_table(const Config& config, size_t vocab_multiple = 1) {
-    std::vector<Tensor> table;
-    Parameters<char> unused;
-    size_t offset = 0;
-    for_each_tensor(
-        config, unused,
-        [&](char*&, const std::string& name, std::vector<size_t> shape, bool decay, Init init, bool experts) {
-            size_t count = 1;
-            bool overflow = false;
-            for (size_t n : shape) overflow |= __builtin_mul_overflow(count, n, &count);
-            if (overflow || count > size_t(1) << 48)
-                fail("%s: too large: the sizes of its shape overflow", name.c_str());
-            const size_t rows_behind =
-                table.empty() ? (vocab_multiple - shape[0] % vocab_multiple) % vocab_multiple : 0; // of wte
-            const size_t room = count + (rows_behind ? rows_behind * shape[1] : 0);
-            table.push_back({name, std::move(shape), decay, init, experts, count, offset});
-            offset += (room + 31) / 32 * 32;
-        });
-    if (offset > size_t(1) << 48) fail("a model of these sizes has too many parameters: %zu", offset);
-    return table;
-}
+std::vector<Tensor> tensor_table(const Config& config, size_t vocab_multiple = 1);
 
 // Elements in a block that holds the whole table, padding included.
-inline size_t block_elements(const std::vector<Tensor>& table) {
-    return (table.back().offset + table.back().count + 31) / 32 * 32;
-}
+size_t block_elements(const std::vector<Tensor>& table);
 
 template <class T>
 Parameters<T> carve_parameters(const Config& config, const std::vector<Tensor>& table, T* block) {
@@ -132,21 +110,9 @@ void init_parameters(const Config& config, const std::vector<Tensor>& table, T* 
 struct ParameterCount {
     size_t total, active; // active: with K of E experts
 };
-inline ParameterCount count_parameters(const Config& config, const std::vector<Tensor>& table) {
-    ParameterCount n{0, 0};
-    for (const Tensor& t : table) {
-        n.total += t.count;
-        n.active += t.experts ? t.count / config.n_expert * config.n_expert_active : t.count;
-    }
-    return n;
-}
+ParameterCount count_parameters(const Config& config, const std::vector<Tensor>& table);
 
 // Floating-point operations to train on one token in a sequence of T: three times the forward's two per
 // active weight (embeddings are looked up, the head is a matrix), causal attention at the half that is
 // computed, and the router's two products with m and v (or its one matrix).
-inline double flops_per_token(const Config& c, size_t T) {
-    const double C = c.n_embd, L = c.n_layer, W = c.dense_width(), E = c.n_expert;
-    const double linear = 4 * C * C + 2 * C * W + (!c.moe() ? 0 : c.topk() ? E * C : 2 * E * C);
-    const double attention = 2 * C * (T + 1) / 2.0;
-    return 3 * 2 * (L * (linear + attention) + C * c.vocab_size);
-}
+double flops_per_token(const Config& c, size_t T);

@@ -1,8 +1,7 @@
 // A mixture of experts started from a trained dense model ("upcycling", after Komatsuzaki et al.,
 // arXiv 2212.05055). Everything but the feed-forward layers is copied. Expert j takes D of the W dense units:
-//   D < W   a random subset, seeded; its rows of W_dec are scaled by W/D, since the gate weights sum to 1 and
-//   each
-//           expert must stand for all W units
+//   D < W   a random subset, seeded; its rows of W_dec are scaled by W/D, since the gate weights sum to 1
+//           and each expert must stand for all W units
 //   D = W   all of them, plus noise of 1% of each matrix's rms: identical experts would tie in the router
 // b_dec is the dense output bias. A topk router starts at random.
 #pragma once

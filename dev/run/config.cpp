@@ -1,0 +1,100 @@
+// The fields of a config, what is refused, and the presets.
+#include "config.h"
+
+size_t tokenizer_vocab(Tokenizer t) { return t == TOKENIZER_GPT2 ? 50257 : t == TOKENIZER_BYTES ? 257 : 32; }
+
+std::map<std::string, std::string> config_to_strings(const Config& config,
+                                                     const std::vector<ConfigField>& fields) {
+    const Config defaults;
+    std::map<std::string, std::string> strings;
+    for (const ConfigField& f : fields)
+        if (!f.optional || f.text(config) != f.text(defaults)) strings[f.name] = f.text(config);
+    return strings;
+}
+
+void check_config(const Config& c, const std::string& where) {
+    auto within = [&](const char* name, size_t value, size_t most) {
+        if (value < 1 || value > most)
+            fail("%s: %s is %zu, expected 1 to %zu", where.c_str(), name, value, most);
+    };
+    within("n_layer", c.n_layer, 1024);
+    within("n_head", c.n_head, 1024);
+    within("n_embd", c.n_embd, 1 << 16);
+    within("block_size", c.block_size, 1 << 24);
+    within("vocab_size", c.vocab_size, 1 << 16); // shards hold 16-bit tokens
+    within("n_expert", c.n_expert, 4096);
+    within("n_expert_active", c.n_expert_active, 4096);
+    within("d_expert", c.d_expert, 1 << 20);
+    auto one_of = [&](const char* name, const std::string& value, const std::vector<std::string>& words) {
+        std::string list;
+        for (const std::string& w : words) {
+            if (w == value) return;
+            list += (list.empty() ? "" : " or ") + w;
+        }
+        if (!words.empty())
+            fail("%s: %s is %s, expected %s", where.c_str(), name, quoted(value).c_str(), list.c_str());
+    };
+    for (const ConfigField& f : config_fields)
+        if (f.word) one_of(f.name, c.*f.word, f.words);
+    if (c.n_embd % c.n_head)
+        fail("%s: n_embd %zu is not divisible by n_head %zu", where.c_str(), c.n_embd, c.n_head);
+    if (c.moe() && c.n_expert_active > c.n_expert)
+        fail("%s: n_expert_active %zu is more than n_expert %zu", where.c_str(), c.n_expert_active,
+             c.n_expert);
+    if (!c.tokenizer.empty()) {
+        one_of("tokenizer", c.tokenizer,
+               {tokenizer_name(TOKENIZER_GPT2), tokenizer_name(TOKENIZER_BYTES),
+                tokenizer_name(TOKENIZER_CHESS)});
+        const size_t words = tokenizer_vocab(tokenizer_from_name(c.tokenizer));
+        if (c.vocab_size < words)
+            fail("%s: vocab_size is %zu, expected at least the %zu tokens of tokenizer %s", where.c_str(),
+                 c.vocab_size, words, c.tokenizer.c_str());
+    }
+}
+
+Config config_from_strings(const std::map<std::string, std::string>& strings, const std::string& where,
+                           const std::vector<ConfigField>& fields) {
+    Config config;
+    for (const ConfigField& f : fields) {
+        const auto found = strings.find(f.name);
+        if (found == strings.end() && f.optional) continue;
+        if (found == strings.end())
+            fail("%s: the metadata lacks %s: not a moex checkpoint", where.c_str(), f.name);
+        const std::string& text = found->second;
+        if (f.word) {
+            config.*f.word = text;
+            continue;
+        }
+        if (text.empty() || text.size() > 9 || text.find_first_not_of("0123456789") != std::string::npos)
+            fail("%s: %s is %s, expected a whole number", where.c_str(), f.name, quoted(text).c_str());
+        config.*f.size = std::stoul(text);
+    }
+    check_config(config, where);
+    return config;
+}
+
+const std::vector<Preset>& presets() {
+    auto sized = [](size_t L, size_t NH, size_t C, size_t D, size_t T, size_t V, const char* tokenizer) {
+        Config c;
+        c.n_layer = L, c.n_head = NH, c.n_embd = C, c.d_expert = D;
+        c.block_size = T, c.vocab_size = V, c.tokenizer = tokenizer;
+        return c;
+    };
+    static const std::vector<Preset> list = {
+        // Minutes on two cores. So short a run learns most from many small steps: on 9.2M tokens of chess,
+        // steps of 4 rows came to a validation loss of 0.746, steps of 8 rows to 0.757.
+        {"demo", sized(4, 4, 128, 256, 256, 32, "chess-32"), 4, 4, 9500, 200, 1.5e-3},
+        // The paper's chess models: 8 layers, experts of 2048, dense twin 4096.
+        {"chess", sized(8, 8, 512, 2048, 1023, 32, "chess-32"), 10, 100, 60000, 2000, 3e-4},
+        // The paper's language models: GPT-2 small and medium, experts of 4 C.
+        {"small", sized(12, 12, 768, 3072, 1024, 50257, "gpt2"), 8, 320, 100000, 5000, 3e-4},
+        {"medium", sized(24, 16, 1024, 4096, 1024, 50257, "gpt2"), 4, 320, 100000, 5000, 3e-4},
+    };
+    return list;
+}
+
+const Preset* find_preset(const std::string& name) {
+    for (const Preset& p : presets())
+        if (name == p.name) return &p;
+    return nullptr;
+}

@@ -1,0 +1,44 @@
+// The table of tensors, and what is counted over it.
+#include "parameters.h"
+
+std::vector<Tensor> tensor_table(const Config& config, size_t vocab_multiple) {
+    std::vector<Tensor> table;
+    Parameters<char> unused;
+    size_t offset = 0;
+    for_each_tensor(
+        config, unused,
+        [&](char*&, const std::string& name, std::vector<size_t> shape, bool decay, Init init, bool experts) {
+            size_t count = 1;
+            bool overflow = false;
+            for (size_t n : shape) overflow |= __builtin_mul_overflow(count, n, &count);
+            if (overflow || count > size_t(1) << 48)
+                fail("%s: too large: the sizes of its shape overflow", name.c_str());
+            const size_t rows_behind =
+                table.empty() ? (vocab_multiple - shape[0] % vocab_multiple) % vocab_multiple : 0; // of wte
+            const size_t room = count + (rows_behind ? rows_behind * shape[1] : 0);
+            table.push_back({name, std::move(shape), decay, init, experts, count, offset});
+            offset += (room + 31) / 32 * 32;
+        });
+    if (offset > size_t(1) << 48) fail("a model of these sizes has too many parameters: %zu", offset);
+    return table;
+}
+
+size_t block_elements(const std::vector<Tensor>& table) {
+    return (table.back().offset + table.back().count + 31) / 32 * 32;
+}
+
+ParameterCount count_parameters(const Config& config, const std::vector<Tensor>& table) {
+    ParameterCount n{0, 0};
+    for (const Tensor& t : table) {
+        n.total += t.count;
+        n.active += t.experts ? t.count / config.n_expert * config.n_expert_active : t.count;
+    }
+    return n;
+}
+
+double flops_per_token(const Config& c, size_t T) {
+    const double C = c.n_embd, L = c.n_layer, W = c.dense_width(), E = c.n_expert;
+    const double linear = 4 * C * C + 2 * C * W + (!c.moe() ? 0 : c.topk() ? E * C : 2 * E * C);
+    const double attention = 2 * C * (T + 1) / 2.0;
+    return 3 * 2 * (L * (linear + attention) + C * c.vocab_size);
+}
