@@ -237,7 +237,7 @@ CUDA_TEST_RUNS = "$(B)/test_emu" $(foreach t,$(CUDA_TESTS),$(foreach p,_emu _fp3
 endif
 
 test: $(addprefix $(B)/,$(TESTS) $(PROGRAMS) rank_stub) $(CUDA_TEST_BINARIES)
-	@test/run.sh test/test_includes.sh "test/test_translate.sh $(B)/translate" $(foreach t,$(TESTS),"$(B)/$(t) $(ARGUMENTS_$(t))") $(CUDA_TEST_RUNS)
+	@test/run.sh test/test_includes.sh test/test_demo.sh "test/test_translate.sh $(B)/translate" $(foreach t,$(TESTS),"$(B)/$(t) $(ARGUMENTS_$(t))") $(CUDA_TEST_RUNS)
 
 # On the GPU: kernels, whole model and sampler; the programs from the command line; compute-sanitizer.
 BOTH = $(1) $(addsuffix _fp32,$(1))

@@ -48,7 +48,7 @@ if [[ -z $steps ]]; then
     rm -r "$dir/timing"
     steps=$(awk -v ms="$ms" -v left=$((minutes * 60 - SECONDS)) -v full=$full 'BEGIN {
         n = int((1000 * left / ms - 1500) / 500) * 500
-        print n > full ? full : n < 500 ? 500 : n }')
+        print (n > full ? full : n < 500 ? 500 : n) }')
     said="a step takes $ms ms here"
     ((steps == full)) || said+=", so that $steps of the README's $full fit into $minutes minutes (DEMO_STEPS=$full for all)"
 fi
