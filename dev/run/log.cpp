@@ -54,7 +54,10 @@ void Log::evaluation(uint64_t step, double val_loss, const std::vector<std::vect
     std::string lines = begin + field("val_loss", val_loss) + "}", layers;
     for (const std::vector<double>& layer : load) {
         std::string shares;
-        for (const double share : layer) shares += (shares.empty() ? "" : ",") + number(share);
+        for (const double share : layer) {
+            if (!shares.empty()) shares += ',';
+            shares += number(share);
+        }
         layers += strf(layers.empty() ? "[%s]" : ",[%s]", shares.c_str());
     }
     if (!load.empty()) lines += "\n" + begin + ",\"load\":[" + layers + "]}";
