@@ -1,8 +1,8 @@
 // libFuzzer target for what reads checkpoints: any bytes at all may only give tensors whose every byte can be
 // touched, or an Error. Build with clang++ -fsanitize=fuzzer,address,undefined.
 // The first byte of the input says how the rest is used: as a file, as a header whose length is put before it
-// (so that the fuzzer need not find that number), as JSON, or as edits to the checkpoint of a tiny model:
-// triples of an offset in two bytes and the byte to put there.
+// (so that the fuzzer need not find that number), as JSON, as edits to the checkpoint of a tiny model
+// (triples of an offset in two bytes and the byte to put there), or as the name of a file in a state.
 #include "../dev/run/checkpoint.h"
 #include <cstdlib>
 
@@ -85,7 +85,7 @@ static void read_json(const uint8_t* data, size_t size) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (size == 0) return 0;
-    const uint8_t how = data[0] % 4;
+    const uint8_t how = data[0] % 5;
     data++, size--;
     try {
         if (how == 0) read_file(data, size);
@@ -101,6 +101,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
             read_file(file.data(), file.size());
         }
         if (how == 2) read_json(data, size);
+        if (how == 4) {
+            const std::string bytes((const char*)data, size), text = percent_encoded(bytes);
+            expect(is_utf8(text) && percent_decoded(text, "input") == bytes && is_utf8(shown_as_utf8(bytes)));
+            percent_decoded(bytes, "input");
+        }
         if (how == 3) {
             std::vector<uint8_t> file = tiny_checkpoint();
             for (size_t i = 0; i + 3 <= size; i += 3)

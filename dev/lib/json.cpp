@@ -85,7 +85,8 @@ struct JsonReader {
     bool digit() const { return peek() >= '0' && peek() <= '9'; }
     bool take(char c) {
         if (peek() != (unsigned char)c) return false;
-        return at++, true;
+        at++;
+        return true;
     }
     void skip_space() {
         while (peek() == ' ' || peek() == '\t' || peek() == '\n' || peek() == '\r') at++;
@@ -190,7 +191,10 @@ void JsonReader::number(Json& v) {
     bool whole = true;
     if (!take('0')) skip_digits();
     const size_t digits_end = at;
-    if (take('.')) whole = false, skip_digits();
+    if (take('.')) {
+        whole = false;
+        skip_digits();
+    }
     if (take('e') || take('E')) {
         whole = false;
         if (!take('+')) take('-');
@@ -227,7 +231,11 @@ void JsonReader::append_escaped(std::string& out) {
     const char* names = "\"\\/bfnrt";
     const char* meanings = "\"\\/\b\f\n\r\t";
     if (peek() > 0)
-        if (const char* found = strchr(names, peek())) return at++, void(out += meanings[found - names]);
+        if (const char* found = strchr(names, peek())) {
+            at++;
+            out += meanings[found - names];
+            return;
+        }
     if (!take('u')) broken("an escape: one of \"\\/bfnrtu");
     uint32_t code = hex4();
     if (code >= 0xD800 && code <= 0xDBFF) { // a surrogate pair: two escapes, 10 bits each, one character

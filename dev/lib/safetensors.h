@@ -117,16 +117,20 @@ template <class Real> void read_floats(const SafeTensor& t, Real* out) {
         double whole;
         switch (t.dtype) {
         case F64:
-            memcpy(&whole, p, sizeof whole), out[i] = Real(whole);
+            memcpy(&whole, p, sizeof whole);
+            out[i] = Real(whole);
             break;
         case F32:
-            memcpy(&single, p, sizeof single), out[i] = Real(single);
+            memcpy(&single, p, sizeof single);
+            out[i] = Real(single);
             break;
         case BF16:
-            memcpy(&half, p, sizeof half), out[i] = Real(bf16_to_float(half));
+            memcpy(&half, p, sizeof half);
+            out[i] = Real(bf16_to_float(half));
             break;
         case F16:
-            memcpy(&half, p, sizeof half), out[i] = Real(f16_to_float(half));
+            memcpy(&half, p, sizeof half);
+            out[i] = Real(f16_to_float(half));
             break;
         default:
             fail("%s: tensor %s: dtype %s, expected F32, BF16, F16 or F64", t.file.c_str(),

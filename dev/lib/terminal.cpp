@@ -9,7 +9,7 @@ double now_seconds() {
 std::string human_count(double x) {
     const char* units[] = {"", "K", "M", "G", "T", "P"};
     int u = 0;
-    while (std::fabs(x) >= 999.5 && u < 5) x /= 1000, u++;
+    for (; std::fabs(x) >= 999.5 && u < 5; u++) x /= 1000;
     if (u == 0) return x == std::floor(x) ? strf("%.0f", x) : strf("%.1f", x);
     return strf(x < 9.995 ? "%.2f%s" : x < 99.95 ? "%.1f%s" : "%.0f%s", x, units[u]);
 }
@@ -17,7 +17,7 @@ std::string human_count(double x) {
 std::string human_bytes(double x) {
     const char* units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
     int u = 0;
-    while (x >= 1023.5 && u < 5) x /= 1024, u++;
+    for (; x >= 1023.5 && u < 5; u++) x /= 1024;
     return strf(u == 0 ? "%.0f %s" : "%.1f %s", x, units[u]);
 }
 

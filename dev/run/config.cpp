@@ -76,8 +76,13 @@ Config config_from_strings(const std::map<std::string, std::string>& strings, co
 const std::vector<Preset>& presets() {
     auto sized = [](size_t L, size_t NH, size_t C, size_t D, size_t T, size_t V, const char* tokenizer) {
         Config c;
-        c.n_layer = L, c.n_head = NH, c.n_embd = C, c.d_expert = D;
-        c.block_size = T, c.vocab_size = V, c.tokenizer = tokenizer;
+        c.n_layer = L;
+        c.n_head = NH;
+        c.n_embd = C;
+        c.d_expert = D;
+        c.block_size = T;
+        c.vocab_size = V;
+        c.tokenizer = tokenizer;
         return c;
     };
     static const std::vector<Preset> list = {

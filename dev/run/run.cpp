@@ -227,7 +227,10 @@ Run resolve_run(Options& options, Flags& flags) {
         change("layers", c.n_layer, size_t(flags.layers), false);
         change("heads", c.n_head, size_t(flags.heads), false);
         change("embd", c.n_embd, size_t(flags.embd), false);
-        if (upcycling) c.ffn = "moe", c.router = "sparsity";
+        if (upcycling) {
+            c.ffn = "moe";
+            c.router = "sparsity";
+        }
         change("ffn", c.ffn, flags.ffn, true);
         change("experts", c.n_expert, size_t(flags.experts), true);
         change("active", c.n_expert_active, size_t(flags.active), true);

@@ -33,7 +33,8 @@ struct Sampler {
             double head = 0;
             size_t i = 0;
             while (i < kept && (i == 0 || head < top_p * sum)) head += weight[i++];
-            kept = i, sum = head;
+            kept = i;
+            sum = head;
         }
         double place = u * sum;
         for (size_t i = 0; i < kept; i++)
