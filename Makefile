@@ -132,8 +132,7 @@ $(B)/double/%.o: %.cpp Makefile
 	@mkdir -p $(@D)
 	$(COMPILE) -DMOEX_DOUBLE -c $< -o $@
 # Tests are compiled at -O1, in half the time: what takes time in them is what they test, in the archives above.
-# (The rules of chess are in headers, and perft goes far.)
-$(foreach t,$(filter-out test_chess,$(TESTS)),$(B)/obj/test/$(t).o): CXXFLAGS := $(subst -O3,-O1,$(CXXFLAGS))
+$(foreach t,$(TESTS),$(B)/obj/test/$(t).o): CXXFLAGS := $(subst -O3,-O1,$(CXXFLAGS))
 -include $(shell find $(B)/obj $(B)/double -name '*.d' 2>/dev/null)
 
 # ---------------------------------------------------------------------------------------------------------
