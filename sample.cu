@@ -33,7 +33,6 @@
 // ---------------------------------------------------------------------------------------------------------
 
 constexpr int rows_at_once = 4, vectors_at_once = 8; // 32 sums: in the end, one for each lane
-constexpr size_t multiprocessors = 132;              // of an H100
 constexpr int max_row_warps = 8, row_group_threads = max_row_warps * warp_size;
 
 // Warps that share a row, for `groups` groups of four rows of C channels.
@@ -143,9 +142,9 @@ __device__ inline void normalize_row(float* norm, float* row, const floatX* weig
     for (size_t c = threadIdx.x; c < C; c += row_threads) sum += row[c];
     const float mean = block_sum(sum, sums) / C;
     for (size_t c = threadIdx.x; c < C; c += row_threads) squares += (row[c] - mean) * (row[c] - mean);
-    const float rstd = 1 / sqrtf(block_sum(squares, sums) / C + 1e-5f);
+    const float rstd = rstd_of(block_sum(squares, sums), int(C));
     for (size_t c = threadIdx.x; c < C; c += row_threads)
-        norm[c] = row[c] = (row[c] - mean) * rstd * float(weight[c]) + float(bias[c]);
+        norm[c] = row[c] = normalized(row[c], mean, rstd, float(weight[c]), float(bias[c]));
 }
 
 // The rows of the stream and their LayerNorm.
@@ -167,16 +166,8 @@ __global__ void __launch_bounds__(row_threads)
     normalize_row(stream.norm + s * C, row, stream.weight, stream.bias, C);
 }
 
-// The router of one layer, as in train_moex.cu; E = 0 in a dense one.
-struct Router {
-    Statistics statistics;
-    bool topk;
-    size_t E, K;
-    int* choice;   // (S,K) in falling order of score; -1: an idle place
-    float* weight; // (S,K) gate weights
-};
-
-// x += y.   y (S,C).   Then the router chooses the experts of norm, a warp forming the score of an expert.
+// x += y.   y (S,C).   Then the router chooses the experts of norm, a warp forming the score of an expert;
+// the places are its tokens, the choice of an idle one is -1. A dense layer has none: then E = 0.
 __global__ void __launch_bounds__(row_threads) add_and_route_kernel(Stream stream, const float* y, Router r) {
     extern __shared__ float row[]; // (C), then the scores (E)
     const size_t s = blockIdx.x, C = stream.C;
@@ -203,25 +194,11 @@ __global__ void __launch_bounds__(row_threads) add_and_route_kernel(Stream strea
         }
         const float mu = warp_sum(mean), var = warp_sum(variance);
         if (lane > 0) continue;
-        if (r.topk)
-            scores[j] = mu;
-        else
-            scores[j] =
-                -erff(0.70710678f * (mu + r.statistics.mb[j]) / sqrtf(var + r.statistics.vb[j] + 1e-12f));
+        const Statistics& of = r.statistics;
+        scores[j] = r.topk ? mu : sparsity_score(mu + of.mb[j], router_sd(var, of.vb[j]));
     }
     __syncthreads();
-    if (warp > 0) return;
-    int expert = -1;
-    float score = 0, highest = 0, sum = 0;
-    for (size_t k = 0; k < r.K; k++) {
-        next_best(&score, &expert, scores, int(r.E));
-        if (k == 0) highest = score;
-        const float e = expf(score - highest);
-        sum += e;
-        if (lane == 0) r.choice[s * r.K + k] = expert, r.weight[s * r.K + k] = e;
-    }
-    __syncwarp();
-    for (size_t k = lane; k < r.K; k += warp_size) r.weight[s * r.K + k] /= sum;
+    if (warp == 0) choose_experts(r.choice + s * r.K, r.weight + s * r.K, scores, int(r.E), int(r.K));
 }
 
 // x += sum over the chosen experts of w (W_dec's part + b_dec).  y (parts,S*K,C), gate weights included,
@@ -337,7 +314,9 @@ __global__ void __launch_bounds__(piece_threads)
         for (int g = 0; g < side_by_side; g++) whole += sums[g * packs * pack + d];
         pieces.values[piece * HS + d] = whole;
     }
-    if (t == 0) pieces.most[piece] = most, pieces.sum[piece] = of_warp[1][0] + of_warp[1][1];
+    if (t > 0) return;
+    pieces.most[piece] = most;
+    pieces.sum[piece] = of_warp[1][0] + of_warp[1][1];
 }
 
 // out (S,C) = sum over pieces of exp(most_i - most) values_i / sum over pieces of exp(most_i - most) sum_i
@@ -409,7 +388,8 @@ __device__ inline int find_slots(ExpertSlots* e, size_t index, const int* choice
         __syncwarp();
         if (lane == 0) {
             const bool another = expert < 0 || (by_slot && count && size_t(e->slots[0]) != index);
-            e->expert = expert, e->count = another ? 0 : count;
+            e->expert = expert;
+            e->count = another ? 0 : count;
         }
     }
     __syncthreads();
@@ -549,15 +529,20 @@ struct Decoder {
         const Config& c = model.config;
         const size_t C = c.n_embd, K = c.n_expert_active, HS = C / c.n_head;
         if (S < 1 || S > max_places) fail("%zu places, expected 1 to %zu", S, max_places);
-        x = Block<float>(S * C), norm = Block<float>(S * C), att = Block<float>(S * C);
-        qkv = Block<float>(S * 3 * C), proj = Block<float>(S * C);
+        x = Block<float>(S * C);
+        norm = Block<float>(S * C);
+        qkv = Block<float>(S * 3 * C);
+        att = Block<float>(S * C);
+        proj = Block<float>(S * C);
         gpu_logits = Block<float>(S * c.vocab_size);
         piece_block = Block<float>(S * c.n_head * piece_count(c.block_size) * (HS + 2));
         z = Block<float>(c.n_layer * S * K * c.d_expert);
         rows_read.zero();
-        norm.zero(), att.zero(); // of places that have been idle so far, whose products nobody looks at
+        norm.zero(); // of places that have been idle so far, whose products nobody looks at
+        att.zero();
         if (!c.moe()) return;
-        choice = Block<int>(c.n_layer * S * K), weight = Block<float>(c.n_layer * S * K);
+        choice = Block<int>(c.n_layer * S * K);
+        weight = Block<float>(c.n_layer * S * K);
         y = Block<float>(parts() * S * K * C);
     }
 
@@ -596,7 +581,8 @@ struct Decoder {
             if (!idle && size_t(tokens[s]) >= V)
                 fail("token %d is not in the vocabulary of %zu", tokens[s], V);
             if (!idle && length[s] >= c.block_size) fail("the context of %zu tokens is full", c.block_size);
-            inputs.data[s] = tokens[s], inputs.data[S + s] = idle ? -1 : int(length[s]++);
+            inputs.data[s] = tokens[s];
+            inputs.data[S + s] = idle ? -1 : int(length[s]++);
             if (!idle) other_bytes += 2.0 * c.n_layer * C * length[s] * sizeof(floatX);
         }
         other_bytes += fixed_bytes();
@@ -637,9 +623,12 @@ struct Decoder {
             matrix_vectors(proj.data, w.c_proj_weight, w.c_proj_bias, att.data, S, C, C, Activation::none,
                            stream);
             Router router{};
-            if (c.moe())
-                router = {model.a.h[l].statistics, c.topk(), E, K, choice.data + l * S * K,
-                          weight.data + l * S * K};
+            if (c.moe()) {
+                router = model.router(l);
+                router.N = S;
+                router.choice = choice.data + l * S * K;
+                router.weight = weight.data + l * S * K;
+            }
             add_and_route_kernel<<<places, row_threads, bytes + router.E * sizeof(float), stream>>>(
                 normed_by(w.ln_2_weight, w.ln_2_bias), proj.data, router);
             const Stream after = l + 1 < c.n_layer ? normed_by(h[l + 1].ln_1_weight, h[l + 1].ln_1_bias)
@@ -691,7 +680,10 @@ struct Decoder {
         for (size_t l = 0; l < c.n_layer; l++) {
             const size_t first = (l * S + place) * K; // slot
             copy_out(units, z.data + first * D);
-            if (c.moe()) copy_out(experts, choice.data + first), copy_out(weights, weight.data + first);
+            if (c.moe()) {
+                copy_out(experts, choice.data + first);
+                copy_out(weights, weight.data + first);
+            }
             for (size_t k = 0; k < K; k++) {
                 const size_t expert = size_t(experts[k]);
                 if (c.moe()) layers[l].experts.push_back({expert, weights[k]});

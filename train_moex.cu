@@ -12,14 +12,15 @@
 //   5. Forward
 //   6. Backward
 //   7. Update
-//   8. The training step and main
+//   8. The choices that are measured, the training step and main
 //
 // Shapes: B rows of T positions are N = B*T tokens of C channels; NH heads of HS = C/NH channels; E experts
 // of D units, K of them per token. A token's visit to one of its experts is a slot; the N*K slots are sorted
-// by expert. V tokens in the vocabulary. Outputs come first, then inputs, then sizes. Gradients of parameters
-// are added to, in fp32; gradients of activations are written, but for the residual stream's, which is added
-// to. Every sum has one order, so two runs give the same bits: partial sums go to memory and are then added
-// up in turn, and only integers are counted with atomics.
+// by expert. V tokens in the vocabulary. Outputs come first, then inputs, then sizes; what belongs to a layer
+// comes as a view of it: Norm, Linear, Router, Experts. Gradients of parameters are added to, in fp32 (a
+// micro-batch's of b_enc comes from the library rounded to floatX); gradients of activations are written, but
+// for the residual stream's, which is added to. Every sum has one order, so two runs give the same bits:
+// partial sums go to memory and are then added up in turn, and only integers are counted with atomics.
 #include "dev/run/train_run.h"
 #include <array>
 #include <cublasLt.h>
@@ -64,6 +65,15 @@ constexpr size_t round_up(size_t x, size_t multiple) { return (x + multiple - 1)
 
 constexpr int warp_size = 32;
 
+// Grids and chunks are sized for the 132 multiprocessors of an H100, and by the model and the batch, never by
+// the card that is there: the order of every sum, and so its bits, are then those of any card.
+constexpr size_t multiprocessors = 132;
+constexpr size_t layernorm_blocks = 3 * multiprocessors, count_blocks = 8 * multiprocessors,
+                 norm_blocks = 8 * multiprocessors;
+// Parts that a sum over N tokens is cut into: more tokens make more parts, so that no part grows long.
+constexpr size_t part_tokens = 128, most_parts = 512;
+constexpr size_t token_parts(size_t N) { return std::clamp<size_t>(N / part_tokens, 1, most_parts); }
+
 // A thread moves 16 bytes of activations at once, the widest access there is: `pack` numbers. All channel
 // counts are multiples of it.
 constexpr int pack = 16 / sizeof(floatX);
@@ -86,7 +96,10 @@ __device__ inline void load_pack_fp32(float v[pack], const float* p) {
 #pragma unroll
     for (int i = 0; i < pack; i += 4) {
         const float4 four = *(const float4*)(p + i);
-        v[i] = four.x, v[i + 1] = four.y, v[i + 2] = four.z, v[i + 3] = four.w;
+        v[i] = four.x;
+        v[i + 1] = four.y;
+        v[i + 2] = four.z;
+        v[i + 3] = four.w;
     }
 }
 
@@ -105,30 +118,40 @@ __device__ inline float warp_max(float x) {
 // ---------------------------------------------------------------------------------------------------------
 // 2. Kernels
 // ---------------------------------------------------------------------------------------------------------
-// Partial sums. out (G,count) (+)= sum over parts of partial (G,parts,stride), in the order of the parts: the
-// second half of every sum over tokens.
+// Partial sums: the second half of every sum over tokens, in the order of the parts.
 
-__global__ void sum_partials_kernel(float* out, const float* partial, size_t parts, size_t stride,
-                                    size_t count, bool accumulate) {
-    __shared__ float sums[8][warp_size + 1];
+// Up to three sums side by side: out[i] (G,count) (+)= sum over parts of partial (G,parts,stride), of which
+// sum i has the numbers from i*count on; out[i] may be null.
+struct SumsOut {
+    float* out[3];
+};
+constexpr int sum_rows = 32; // parts that a block reads at a time
+
+__global__ void __launch_bounds__(warp_size* sum_rows)
+    sum_partials_kernel(SumsOut sums_out, const float* partial, size_t parts, size_t stride, size_t count,
+                        bool accumulate) {
+    __shared__ float sums[sum_rows][warp_size + 1];
+    float* out = blockIdx.z == 0 ? sums_out.out[0] : blockIdx.z == 1 ? sums_out.out[1] : sums_out.out[2];
+    if (!out) return;
     const size_t column = blockIdx.x * size_t(warp_size) + threadIdx.x;
-    const float* group = partial + blockIdx.y * parts * stride;
+    const float* group = partial + blockIdx.y * parts * stride + blockIdx.z * count;
     float sum = 0;
     if (column < count)
-        for (size_t part = threadIdx.y; part < parts; part += 8) sum += group[part * stride + column];
+        for (size_t part = threadIdx.y; part < parts; part += sum_rows) sum += group[part * stride + column];
     sums[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
     if (threadIdx.y > 0 || column >= count) return;
-    for (int i = 1; i < 8; i++) sum += sums[i][threadIdx.x];
+    for (int i = 1; i < sum_rows; i++) sum += sums[i][threadIdx.x];
     float* to = out + blockIdx.y * count + column;
     *to = accumulate ? *to + sum : sum;
 }
 
-void sum_partials(float* out, const float* partial, size_t groups, size_t parts, size_t stride, size_t count,
+void sum_partials(SumsOut out, const float* partial, size_t groups, size_t parts, size_t stride, size_t count,
                   bool accumulate, cudaStream_t stream) {
-    const dim3 grid(blocks_for(count, warp_size), unsigned(groups));
-    sum_partials_kernel<<<grid, dim3(warp_size, 8), 0, stream>>>(out, partial, parts, stride, count,
-                                                                 accumulate);
+    const unsigned sums = out.out[2] ? 3 : out.out[1] ? 2 : 1;
+    const dim3 grid(blocks_for(count, warp_size), unsigned(groups), sums);
+    sum_partials_kernel<<<grid, dim3(warp_size, sum_rows), 0, stream>>>(out, partial, parts, stride, count,
+                                                                        accumulate);
     cuda_check(cudaGetLastError());
 }
 
@@ -140,11 +163,20 @@ void sum_partials(float* out, const float* partial, size_t groups, size_t parts,
 // One warp makes one row. It keeps the row in shared memory as the numbers that are also stored, for the
 // passes over it; a lane reads there only what it wrote itself, so no barrier is needed.
 
+// One LayerNorm of the model and the batch that goes through it.
 struct Norm {
     floatX* out;                 // (N,C)
     float *mean, *rstd;          // (N) (N)
     const floatX *weight, *bias; // (C) (C)
+    float *dweight, *dbias;      // (C) (C)
+    size_t N;
+    int C;
 };
+
+__device__ inline float rstd_of(float squares, int C) { return 1 / sqrtf(squares / C + 1e-5f); }
+__device__ inline float normalized(float x, float mean, float rstd, float weight, float bias) {
+    return (x - mean) * rstd * weight + bias;
+}
 
 constexpr size_t shared_bytes = 48 << 10; // what every GPU gives a block without asking
 
@@ -152,177 +184,182 @@ inline int row_warps(size_t bytes_per_row) {
     return int(std::clamp<size_t>(shared_bytes / bytes_per_row, 1, 8));
 }
 
-// Normalises row n, whose values are in `row` (C) and whose lanes hold `sum`, their part of its sum.
-__device__ void layernorm_row(const Norm& norm, const floatX* row, float sum, size_t n, size_t C) {
-    const int lane = threadIdx.x % warp_size;
+// out (N,C) = the rows that `make` makes, normalised: make(v, n, c) gives the pack of row n that begins at
+// channel c. out may be null.
+template <class Make> __global__ void rows_layernorm_kernel(floatX* out, Norm norm, Make make) {
+    extern __shared__ uint4 shared[];
+    const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size, C = norm.C;
+    const size_t n = blockIdx.x * size_t(blockDim.x / warp_size) + warp;
+    if (n >= norm.N) return;
+    floatX* row = (floatX*)shared + warp * C;
+    float sum = 0, squares = 0;
+    for (int c = lane * pack; c < C; c += warp_size * pack) {
+        float v[pack];
+        make(v, n, c);
+        store_pack(row + c, v);
+        load_pack(v, row + c); // as it is stored
+#pragma unroll
+        for (int i = 0; i < pack; i++) sum += v[i];
+        if (out) store_pack(out + n * C + c, v);
+    }
     const float mean = warp_sum(sum) / C;
-    float squares = 0;
-    for (size_t c = lane * pack; c < C; c += warp_size * pack) {
-        float x[pack];
-        load_pack(x, row + c);
+    for (int c = lane * pack; c < C; c += warp_size * pack) {
+        float v[pack];
+        load_pack(v, row + c);
 #pragma unroll
-        for (int i = 0; i < pack; i++) squares += (x[i] - mean) * (x[i] - mean);
+        for (int i = 0; i < pack; i++) squares += (v[i] - mean) * (v[i] - mean);
     }
-    const float rstd = 1 / sqrtf(warp_sum(squares) / C + 1e-5f);
-    for (size_t c = lane * pack; c < C; c += warp_size * pack) {
-        float x[pack], weight[pack], bias[pack];
-        load_pack(x, row + c), load_pack(weight, norm.weight + c), load_pack(bias, norm.bias + c);
+    const float rstd = rstd_of(warp_sum(squares), C);
+    for (int c = lane * pack; c < C; c += warp_size * pack) {
+        float v[pack], weight[pack], bias[pack];
+        load_pack(v, row + c);
+        load_pack(weight, norm.weight + c);
+        load_pack(bias, norm.bias + c);
 #pragma unroll
-        for (int i = 0; i < pack; i++) x[i] = (x[i] - mean) * rstd * weight[i] + bias[i];
-        store_pack(norm.out + n * C + c, x);
+        for (int i = 0; i < pack; i++) v[i] = normalized(v[i], mean, rstd, weight[i], bias[i]);
+        store_pack(norm.out + n * C + c, v);
     }
-    if (lane == 0) norm.mean[n] = mean, norm.rstd[n] = rstd;
+    if (lane > 0) return;
+    norm.mean[n] = mean;
+    norm.rstd[n] = rstd;
 }
 
-// Puts `pack` new values of row n at channel c into shared memory and, with out, into the residual stream.
-// Returns their sum, of the numbers as stored.
-__device__ inline float keep_pack(floatX* row, floatX* out, float x[pack], size_t n, size_t c, size_t C) {
-    float sum = 0;
-    store_pack(row + c, x);
-    load_pack(x, row + c);
-#pragma unroll
-    for (int i = 0; i < pack; i++) sum += x[i];
-    if (out) store_pack(out + n * C + c, x);
-    return sum;
+template <class Make> void rows_layernorm(floatX* out, const Norm& norm, Make make, cudaStream_t stream) {
+    const size_t bytes = norm.C * sizeof(floatX);
+    const int warps = row_warps(bytes);
+    rows_layernorm_kernel<<<blocks_for(norm.N, warps), warps * warp_size, warps * bytes, stream>>>(out, norm,
+                                                                                                   make);
+    cuda_check(cudaGetLastError());
 }
+
+// x + y; y may be null.   (N,C) (N,C)
+struct MakeSum {
+    const floatX *x, *y;
+    int C;
+    __device__ void operator()(float v[pack], size_t n, int c) const {
+        load_pack(v, x + n * C + c);
+        if (!y) return;
+        float added[pack];
+        load_pack(added, y + n * C + c);
+#pragma unroll
+        for (int i = 0; i < pack; i++) v[i] += added[i];
+    }
+};
 
 // out = x + y, normalised. y may be null; then x is normalised as it is, and out is null.
 // out x y (N,C)
-__global__ void residual_layernorm_forward_kernel(floatX* out, Norm norm, const floatX* x, const floatX* y,
-                                                  size_t N, size_t C) {
-    extern __shared__ uint4 shared[];
-    const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
-    const size_t n = blockIdx.x * size_t(blockDim.x / warp_size) + warp;
-    if (n >= N) return;
-    floatX* row = (floatX*)shared + warp * C;
-    float sum = 0;
-    for (size_t c = lane * pack; c < C; c += warp_size * pack) {
-        float a[pack], b[pack];
-        load_pack(a, x + n * C + c);
-        if (y) {
-            load_pack(b, y + n * C + c);
-#pragma unroll
-            for (int i = 0; i < pack; i++) a[i] += b[i];
-        }
-        sum += keep_pack(row, out, a, n, c, C);
-    }
-    layernorm_row(norm, row, sum, n, C);
+void residual_layernorm_forward(floatX* out, const Norm& norm, const floatX* x, const floatX* y,
+                                cudaStream_t stream) {
+    rows_layernorm(out, norm, MakeSum{x, y, norm.C}, stream);
 }
 
-void residual_layernorm_forward(floatX* out, Norm norm, const floatX* x, const floatX* y, size_t N, size_t C,
-                                cudaStream_t stream) {
-    const int warps = row_warps(C * sizeof(floatX));
-    residual_layernorm_forward_kernel<<<blocks_for(N, warps), warps * warp_size, warps * C * sizeof(floatX),
-                                        stream>>>(out, norm, x, y, N, C);
-    cuda_check(cudaGetLastError());
+// A warp's sums over its rows lie in shared memory, and its lanes, whose packs of channels are side by side,
+// must fall into different banks: within a run of channels that a warp takes at a time come all lanes' first
+// numbers, then all lanes' second ones. Where the sum of channel c lies, and whose sum lies in a place:
+constexpr int run_channels = warp_size * pack;
+__host__ __device__ constexpr int place_of_channel(int c) {
+    return c / run_channels * run_channels + c % pack * warp_size + c % run_channels / pack;
+}
+__host__ __device__ constexpr int channel_of_place(int p) {
+    return p / run_channels * run_channels + p % warp_size * pack + p % run_channels / warp_size;
 }
 
 // With dnorm = weight * dout and averages over the channels:
 //   dx += rstd * (dnorm - avg(dnorm) - norm * avg(dnorm * norm))
 //   dweight += sum over n of norm * dout      dbias += sum over n of dout
-// dx (N,C) is the residual stream's gradient. A block takes rows gridDim.x apart and sums dweight and dbias
-// per warp in shared memory: partial (blocks,2,C).
+// dx (N,C) is the residual stream's gradient; with three sums, its own sums over n, the gradient of the bias
+// of what was added to the stream before, are taken on the way. A block takes rows gridDim.x apart and sums
+// per warp in shared memory: partial (blocks,sums,C).
+constexpr int layernorm_sums = 3; // at most
+
 __global__ void layernorm_backward_kernel(floatX* dx, float* partial, const floatX* dout, const floatX* x,
-                                          const float* mean, const float* rstd, const floatX* weight,
-                                          size_t N, size_t C) {
-    extern __shared__ uint4 shared[];
+                                          Norm norm, int sums) {
+    extern __shared__ float warp_sums[]; // (warps,sums,places)
     const int warps = blockDim.x / warp_size, warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
-    float *weight_sums = (float*)shared + warp * 2 * C, *bias_sums = weight_sums + C;
-    for (size_t c = lane; c < 2 * C; c += warp_size) weight_sums[c] = 0;
+    const int C = norm.C, places = int(round_up(C, run_channels));
+    float* weight_sums = warp_sums + warp * sums * places;
+    float *bias_sums = weight_sums + places, *dx_sums = bias_sums + places;
+    for (int p = lane; p < sums * places; p += warp_size) weight_sums[p] = 0;
     __syncwarp();
-    for (size_t n = blockIdx.x * size_t(warps) + warp; n < N; n += gridDim.x * size_t(warps)) {
-        const float m = mean[n], r = rstd[n];
+    for (size_t n = blockIdx.x * size_t(warps) + warp; n < norm.N; n += gridDim.x * size_t(warps)) {
+        const float m = norm.mean[n], r = norm.rstd[n];
         float sum = 0, sum_norm = 0;
-        for (size_t c = lane * pack; c < C; c += warp_size * pack) {
+        for (int c = lane * pack; c < C; c += run_channels) {
             float d[pack], v[pack], w[pack];
-            load_pack(d, dout + n * C + c), load_pack(v, x + n * C + c), load_pack(w, weight + c);
+            load_pack(d, dout + n * C + c);
+            load_pack(v, x + n * C + c);
+            load_pack(w, norm.weight + c);
 #pragma unroll
             for (int i = 0; i < pack; i++) {
                 sum += w[i] * d[i];
                 sum_norm += w[i] * d[i] * ((v[i] - m) * r);
             }
         }
-        sum = warp_sum(sum) / C, sum_norm = warp_sum(sum_norm) / C;
-        for (size_t c = lane * pack; c < C; c += warp_size * pack) {
+        sum = warp_sum(sum) / C;
+        sum_norm = warp_sum(sum_norm) / C;
+        for (int c = lane * pack; c < C; c += run_channels) {
             float d[pack], v[pack], w[pack], g[pack];
-            load_pack(d, dout + n * C + c), load_pack(v, x + n * C + c), load_pack(w, weight + c);
+            load_pack(d, dout + n * C + c);
+            load_pack(v, x + n * C + c);
+            load_pack(w, norm.weight + c);
             load_pack(g, dx + n * C + c);
 #pragma unroll
             for (int i = 0; i < pack; i++) {
-                const float norm = (v[i] - m) * r;
-                g[i] += r * (w[i] * d[i] - sum - norm * sum_norm);
-                // Number i of this pack, the lanes side by side, so that they fall into different banks.
-                const size_t at =
-                    c - lane * pack + i * min(size_t(warp_size), (C - (c - lane * pack)) / pack) + lane;
-                weight_sums[at] += norm * d[i];
-                bias_sums[at] += d[i];
+                const float normed = (v[i] - m) * r;
+                g[i] += r * (w[i] * d[i] - sum - normed * sum_norm);
+                const int p = place_of_channel(c + i);
+                weight_sums[p] += normed * d[i];
+                bias_sums[p] += d[i];
+                if (sums == 3) dx_sums[p] += float(floatX(g[i])); // as it is stored
             }
             store_pack(dx + n * C + c, g);
         }
     }
     __syncthreads();
-    for (size_t at = threadIdx.x; at < C; at += blockDim.x) {
-        const size_t run = at / (warp_size * pack) * (warp_size * pack);
-        const size_t lanes = min(size_t(warp_size), (C - run) / pack);
-        const size_t c = run + (at - run) % lanes * pack + (at - run) / lanes;
-        float dw = 0, db = 0;
-        for (int i = 0; i < warps; i++) {
-            dw += ((float*)shared)[i * 2 * C + at];
-            db += ((float*)shared)[i * 2 * C + C + at];
-        }
-        partial[(blockIdx.x * size_t(2)) * C + c] = dw;
-        partial[(blockIdx.x * size_t(2) + 1) * C + c] = db;
+    for (int p = threadIdx.x; p < sums * places; p += blockDim.x) {
+        const int which = p / places, c = channel_of_place(p % places);
+        if (c >= C) continue;
+        float sum = 0;
+        for (int i = 0; i < warps; i++) sum += warp_sums[i * sums * places + p];
+        partial[(blockIdx.x * size_t(sums) + which) * C + c] = sum;
     }
 }
 
-constexpr size_t layernorm_blocks = 264; // two on each multiprocessor of an H100
-
-// partial: scratch (layernorm_blocks,2,C)
-void layernorm_backward(floatX* dx, float* dweight, float* dbias, const floatX* dout, const floatX* x,
-                        const float* mean, const float* rstd, const floatX* weight, float* partial, size_t N,
-                        size_t C, cudaStream_t stream) {
-    const int warps = row_warps(2 * C * sizeof(float));
-    const unsigned blocks = unsigned(std::min<size_t>(layernorm_blocks, blocks_for(N, warps)));
-    layernorm_backward_kernel<<<blocks, warps * warp_size, warps * 2 * C * sizeof(float), stream>>>(
-        dx, partial, dout, x, mean, rstd, weight, N, C);
+// dsum (C) += the sums over n of dx as it is afterwards; may be null. partial: scratch (layernorm_blocks,3,C)
+void layernorm_backward(floatX* dx, float* dsum, const Norm& norm, const floatX* dout, const floatX* x,
+                        float* partial, cudaStream_t stream) {
+    const size_t C = norm.C, sums = dsum ? 3 : 2, bytes = sums * round_up(C, run_channels) * sizeof(float);
+    const int warps = row_warps(bytes);
+    const unsigned blocks = unsigned(std::min<size_t>(layernorm_blocks, blocks_for(norm.N, warps)));
+    layernorm_backward_kernel<<<blocks, warps * warp_size, warps * bytes, stream>>>(dx, partial, dout, x,
+                                                                                    norm, int(sums));
     cuda_check(cudaGetLastError());
-    sum_partials(dweight, partial, 1, blocks, 2 * C, C, true, stream);
-    sum_partials(dbias, partial + C, 1, blocks, 2 * C, C, true, stream);
+    sum_partials({norm.dweight, norm.dbias, dsum}, partial, 1, blocks, sums * C, C, true, stream);
 }
 
 // ---------------------------------------------------------------------------------------------------------
 // Embedding: out[b,t] = wte[token[b,t]] + wpe[t], normalised by the first layer's ln_1
 
-// out (N,C), tokens (N), wte (V,C), wpe (>=T,C); hidden_nan: 0 or NaN, added to every number; may be null
-__global__ void embedding_layernorm_forward_kernel(floatX* out, Norm norm, const int* tokens,
-                                                   const floatX* wte, const floatX* wpe,
-                                                   const float* hidden_nan, size_t N, size_t T, size_t C) {
-    extern __shared__ uint4 shared[];
-    const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
-    const size_t n = blockIdx.x * size_t(blockDim.x / warp_size) + warp;
-    if (n >= N) return;
-    const floatX *token = wte + tokens[n] * C, *position = wpe + n % T * C;
-    floatX* row = (floatX*)shared + warp * C;
-    const float hidden = hidden_nan ? *hidden_nan : 0;
-    float sum = 0;
-    for (size_t c = lane * pack; c < C; c += warp_size * pack) {
-        float a[pack], b[pack];
-        load_pack(a, token + c);
-        load_pack(b, position + c);
+struct MakeEmbedding {
+    const int* tokens;       // (N)
+    const floatX *wte, *wpe; // (V,C) (>=T,C)
+    const float* hidden_nan; // 0 or NaN, added to every number; may be null
+    size_t T;
+    int C;
+    __device__ void operator()(float v[pack], size_t n, int c) const {
+        float position[pack];
+        load_pack(v, wte + size_t(tokens[n]) * C + c);
+        load_pack(position, wpe + n % T * C + c);
+        const float hidden = hidden_nan ? *hidden_nan : 0;
 #pragma unroll
-        for (int i = 0; i < pack; i++) a[i] += b[i] + hidden;
-        sum += keep_pack(row, out, a, n, c, C);
+        for (int i = 0; i < pack; i++) v[i] += position[i] + hidden;
     }
-    layernorm_row(norm, row, sum, n, C);
-}
+};
 
-void embedding_layernorm_forward(floatX* out, Norm norm, const int* tokens, const floatX* wte,
-                                 const floatX* wpe, size_t N, size_t T, size_t C, cudaStream_t stream,
-                                 const float* hidden_nan = nullptr) {
-    const int warps = row_warps(C * sizeof(floatX));
-    embedding_layernorm_forward_kernel<<<blocks_for(N, warps), warps * warp_size, warps * C * sizeof(floatX),
-                                         stream>>>(out, norm, tokens, wte, wpe, hidden_nan, N, T, C);
-    cuda_check(cudaGetLastError());
+// out (N,C)
+void embedding_layernorm_forward(floatX* out, const Norm& norm, const int* tokens, const floatX* wte,
+                                 const floatX* wpe, const float* hidden_nan, size_t T, cudaStream_t stream) {
+    rows_layernorm(out, norm, MakeEmbedding{tokens, wte, wpe, hidden_nan, T, norm.C}, stream);
 }
 
 // *hidden becomes NaN where one of x (count) is, and is left alone otherwise. The library's relu may make 0
@@ -431,16 +468,18 @@ __global__ void column_sums_kernel(float* partial, const floatX* x, const int* b
     }
 }
 
-constexpr size_t bias_chunks = 64; // over all groups
+// Rows of `partial` that the sums of G groups of `rows` in all need.
+inline size_t bias_parts(size_t rows, size_t G) { return std::max(token_parts(rows), G); }
 
-// dbias (G,M) += column sums of dout by group; begin (G+1). partial: scratch (max(64,G),M)
-void bias_backward(float* dbias, float* partial, const floatX* dout, const int* begin, size_t G, size_t M,
-                   cudaStream_t stream) {
-    const size_t chunks = std::max<size_t>(1, bias_chunks / G);
+// dbias (G,M) += column sums of dout by group; begin (G+1), rows in all. partial: scratch
+// (bias_parts(rows,G),M)
+void bias_backward(float* dbias, float* partial, const floatX* dout, const int* begin, size_t rows, size_t G,
+                   size_t M, cudaStream_t stream) {
+    const size_t chunks = std::max<size_t>(1, token_parts(rows) / G);
     const dim3 grid(blocks_for(M, warp_size * pack), unsigned(chunks), unsigned(G));
     column_sums_kernel<<<grid, dim3(warp_size, 8), 0, stream>>>(partial, dout, begin, M);
     cuda_check(cudaGetLastError());
-    sum_partials(dbias, partial, G, chunks, M, M, true, stream);
+    sum_partials({dbias}, partial, G, chunks, M, M, true, stream);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -463,6 +502,18 @@ void bias_backward(float* dbias, float* partial, const floatX* dout, const int* 
 
 constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
 
+// Where the numbers of one head are, head = b * NH + h: from position to position they lie C3 apart in qkv
+// and dqkv, C apart in out and dout, 1 apart in lse and delta.
+struct HeadView {
+    size_t C, C3;
+    size_t in, out, statistic; // of its first position: in (B,T,3C), (B,T,C), (B,NH,T)
+    const floatX *q, *k, *v;
+    __device__ HeadView(const floatX* qkv, unsigned head, int T, int NH, int HS)
+        : C(size_t(NH) * HS), C3(3 * C), in(size_t(head / NH) * T * C3 + head % NH * HS),
+          out(size_t(head / NH) * T * C + head % NH * HS), statistic(size_t(head) * T), q(qkv + in), k(q + C),
+          v(k + C) {}
+};
+
 // ---------------------------------------------------------------------------------------------------------
 // Attention, the plain path: fp32 arithmetic, one warp per query (forward, dQ) or per key (dK, dV). It serves
 // the FP32 build and the head sizes that the tensor cores do not, and says what those kernels must compute.
@@ -478,27 +529,16 @@ __device__ inline float dot(const floatX* a, const floatX* b, int n) {
     return sum;
 }
 
-// The row (b,h,t) that a warp works on, and where its numbers are.
-struct PlainRow {
-    int t;            // position in the sequence
-    size_t statistic; // of (b,h,t) in lse and delta
-    size_t qkv, out;  // of (b,0,h) in (B,T,3C) and in (B,T,C)
-};
-
-__device__ inline PlainRow plain_row(size_t row, int T, int NH, int HS) {
-    const size_t b = row / (size_t(T) * NH), h = row / T % NH, C = size_t(NH) * HS;
-    return {int(row % T), row, b * T * 3 * C + h * HS, b * T * C + h * HS};
-}
-
 __global__ void __launch_bounds__(plain_threads)
     attention_forward_plain_kernel(floatX* out, float* lse, const floatX* qkv, size_t rows, int T, int NH,
                                    int HS) {
     const size_t warp = (size_t(blockIdx.x) * plain_threads + threadIdx.x) / 32;
     if (warp >= rows) return;
-    const PlainRow row = plain_row(rows - 1 - warp, T, NH, HS); // long rows first
-    const int lane = threadIdx.x % 32, i = row.t;
-    const size_t C = size_t(NH) * HS, C3 = 3 * C;
-    const floatX *q = qkv + row.qkv + i * C3, *k = qkv + row.qkv + C, *v = k + C;
+    const size_t row = rows - 1 - warp; // long rows first
+    const HeadView head(qkv, unsigned(row / T), T, NH, HS);
+    const int lane = threadIdx.x % 32, i = int(row % T);
+    const size_t C = head.C, C3 = head.C3;
+    const floatX *q = head.q + i * C3, *k = head.k, *v = head.v;
     const float scale = 1 / sqrtf(HS);
     float o[plain_channels] = {}, most = -INFINITY, sum = 0;
     for (int j0 = 0; j0 <= i; j0 += 32) {
@@ -516,8 +556,8 @@ __global__ void __launch_bounds__(plain_threads)
         }
     }
     for (int c = 0, d = lane; c < plain_channels; c++, d += 32)
-        if (d < HS) out[row.out + i * C + d] = floatX(o[c] / sum);
-    if (lane == 0) lse[row.statistic] = most + logf(sum);
+        if (d < HS) out[head.out + i * C + d] = floatX(o[c] / sum);
+    if (lane == 0) lse[row] = most + logf(sum);
 }
 
 // dQ of one query, and delta, which the keys' kernel reads afterwards
@@ -527,12 +567,13 @@ __global__ void __launch_bounds__(plain_threads)
                                        int HS) {
     const size_t warp = (size_t(blockIdx.x) * plain_threads + threadIdx.x) / 32;
     if (warp >= rows) return;
-    const PlainRow row = plain_row(rows - 1 - warp, T, NH, HS);
-    const int lane = threadIdx.x % 32, i = row.t;
-    const size_t C = size_t(NH) * HS, C3 = 3 * C;
-    const floatX *q = qkv + row.qkv + i * C3, *k = qkv + row.qkv + C, *v = k + C;
-    const floatX *d_o = dout + row.out + i * C, *o = out + row.out + i * C;
-    const float scale = 1 / sqrtf(HS), lse_i = lse[row.statistic];
+    const size_t row = rows - 1 - warp;
+    const HeadView head(qkv, unsigned(row / T), T, NH, HS);
+    const int lane = threadIdx.x % 32, i = int(row % T);
+    const size_t C = head.C, C3 = head.C3;
+    const floatX *q = head.q + i * C3, *k = head.k, *v = head.v;
+    const floatX *d_o = dout + head.out + i * C, *o = out + head.out + i * C;
+    const float scale = 1 / sqrtf(HS), lse_i = lse[row];
     float dq[plain_channels] = {}, delta_i = 0;
     for (int d = lane; d < HS; d += 32) delta_i = fmaf(float(d_o[d]), float(o[d]), delta_i);
     delta_i = warp_sum(delta_i);
@@ -550,8 +591,8 @@ __global__ void __launch_bounds__(plain_threads)
         }
     }
     for (int c = 0, d = lane; c < plain_channels; c++, d += 32)
-        if (d < HS) dqkv[row.qkv + i * C3 + d] = floatX(scale * dq[c]);
-    if (lane == 0) delta[row.statistic] = delta_i;
+        if (d < HS) dqkv[head.in + i * C3 + d] = floatX(scale * dq[c]);
+    if (lane == 0) delta[row] = delta_i;
 }
 
 // dK and dV of one key: the queries that see it are its own and the later ones
@@ -561,12 +602,11 @@ __global__ void __launch_bounds__(plain_threads)
                                         int HS) {
     const size_t warp = (size_t(blockIdx.x) * plain_threads + threadIdx.x) / 32;
     if (warp >= rows) return;
-    const PlainRow row = plain_row(warp, T, NH, HS); // the first keys have the most queries
-    const int lane = threadIdx.x % 32, j = row.t;
-    const size_t C = size_t(NH) * HS, C3 = 3 * C;
-    const floatX *q = qkv + row.qkv, *k = q + C + j * C3, *v = k + C, *d_o = dout + row.out;
-    const float* lse_0 = lse + row.statistic - j; // of the head's first query
-    const float* delta_0 = delta + row.statistic - j;
+    const HeadView head(qkv, unsigned(warp / T), T, NH, HS); // the first keys have the most queries
+    const int lane = threadIdx.x % 32, j = int(warp % T);
+    const size_t C = head.C, C3 = head.C3;
+    const floatX *q = head.q, *k = head.k + j * C3, *v = head.v + j * C3, *d_o = dout + head.out;
+    const float *lse_0 = lse + head.statistic, *delta_0 = delta + head.statistic; // of the first query
     const float scale = 1 / sqrtf(HS);
     float dk[plain_channels] = {}, dv[plain_channels] = {};
     for (int i0 = j; i0 < T; i0 += 32) {
@@ -586,7 +626,7 @@ __global__ void __launch_bounds__(plain_threads)
                 }
         }
     }
-    floatX* dk_row = dqkv + row.qkv + C + j * C3;
+    floatX* dk_row = dqkv + head.in + C + j * C3;
     for (int c = 0, d = lane; c < plain_channels; c++, d += 32)
         if (d < HS) {
             dk_row[d] = floatX(scale * dk[c]);
@@ -873,10 +913,11 @@ template <int HS> __global__ void __launch_bounds__(attention_threads)
     constexpr int M = Shape::M, QUERIES = Shape::QUERIES, TILE = Shape::TILE, STAGES = Shape::STAGES;
     constexpr int stride = tile_stride<HS>;
     const AttentionPlace place = attention_place(blocks, heads, group);
-    const size_t b = place.head / NH, h = place.head % NH, C = size_t(NH) * HS, C3 = 3 * C;
+    const HeadView head(qkv, place.head, T, NH, HS);
+    const size_t C = head.C, C3 = head.C3;
     const int i0 = (blocks - 1 - place.block) * QUERIES; // the last queries see the most keys
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16 * M, first = i0 + warp_row;
-    const floatX *q = qkv + b * T * C3 + h * HS, *k = q + C, *v = k + C;
+    const floatX *q = head.q, *k = head.k, *v = head.v;
 
     extern __shared__ __align__(16) floatX attention_shared[];
     floatX* const q_tile = attention_shared;                  // (QUERIES, HS)
@@ -904,7 +945,10 @@ template <int HS> __global__ void __launch_bounds__(attention_threads)
     const float scale = log2_e / sqrtf(HS);
     float o[M][HS / 8][4] = {}, most[M][2], sum[M][2];
     for (int m = 0; m < M; m++)
-        for (int half = 0; half < 2; half++) most[m][half] = -INFINITY, sum[m][half] = 0;
+        for (int half = 0; half < 2; half++) {
+            most[m][half] = -INFINITY;
+            sum[m][half] = 0;
+        }
 
     for (int tile = 0; tile < tiles; tile++) {
         copy_async_wait<STAGES - 2>();
@@ -958,9 +1002,9 @@ template <int HS> __global__ void __launch_bounds__(attention_threads)
                 for (int e = 2 * half; e < 2 * half + 2; e++) o[m][n][e] *= 1 / total;
             const int i = first + 16 * m + 8 * half + lane / 4;
             if (lane % 4 == 0 && i < T)
-                lse[size_t(place.head) * T + i] = ln_2 * fmaf(scale, most[m][half], log2f(total));
+                lse[head.statistic + i] = ln_2 * fmaf(scale, most[m][half], log2f(total));
         }
-    store_rows<HS, M>(out + (b * T + first) * C + h * HS, C, T - first, q_tile + warp_row * stride, o);
+    store_rows<HS, M>(out + head.out + first * C, C, T - first, q_tile + warp_row * stride, o);
 }
 
 // delta_i = dO_i . O_i: a thread takes a pack of channels, HS / pack neighbours a head.
@@ -970,7 +1014,8 @@ template <int HS> __global__ void attention_delta_kernel(float* delta, const flo
     const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
     float sum = 0, d_o[pack], o[pack];
     if (i < packs) {
-        load_pack(d_o, dout + i * pack), load_pack(o, out + i * pack);
+        load_pack(d_o, dout + i * pack);
+        load_pack(o, out + i * pack);
         for (int c = 0; c < pack; c++) sum = fmaf(d_o[c], o[c], sum);
     }
     constexpr int lanes = HS / pack;
@@ -999,12 +1044,13 @@ template <int HS> __global__ void __launch_bounds__(attention_threads)
     constexpr int M = Shape::M, KEYS = Shape::ROWS, TILE = Shape::TILE, STAGES = Shape::STAGES;
     constexpr int stride = tile_stride<HS>;
     const AttentionPlace place = attention_place(blocks, heads, group);
-    const size_t b = place.head / NH, h = place.head % NH, C = size_t(NH) * HS, C3 = 3 * C;
+    const HeadView head(qkv, place.head, T, NH, HS);
+    const size_t C = head.C, C3 = head.C3;
     const int j0 = place.block * KEYS; // the first keys are seen by the most queries
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16 * M, first = j0 + warp_row;
-    const floatX *q = qkv + b * T * C3 + h * HS, *k = q + C, *v = k + C, *d_o = dout + b * T * C + h * HS;
-    lse += size_t(place.head) * T;
-    delta += size_t(place.head) * T;
+    const floatX *q = head.q, *k = head.k, *v = head.v, *d_o = dout + head.out;
+    lse += head.statistic;
+    delta += head.statistic;
 
     extern __shared__ __align__(16) floatX attention_shared[];
     floatX* const k_tile = attention_shared;                              // (KEYS, HS)
@@ -1089,7 +1135,7 @@ template <int HS> __global__ void __launch_bounds__(attention_threads)
     for (int m = 0; m < M; m++)
         for (int n = 0; n < HS / 8; n++)
             for (int e = 0; e < 4; e++) dk[m][n][e] *= ln_2 * scale; // 1 / sqrt(HS)
-    floatX* const dk_rows = dqkv + (b * T + first) * C3 + C + h * HS;
+    floatX* const dk_rows = dqkv + head.in + first * C3 + C;
     store_rows<HS, M>(dk_rows, C3, T - first, k_tile + warp_row * stride, dk);
     store_rows<HS, M>(dk_rows + C, C3, T - first, v_tile + warp_row * stride, dv);
 }
@@ -1104,6 +1150,7 @@ template <int HS> __global__ void __launch_bounds__(attention_threads, HS <= 64 
     constexpr int M = Shape::M, QUERIES = Shape::ROWS, TILE = Shape::TILE, STAGES = Shape::STAGES;
     constexpr int stride = tile_stride<HS>;
     const AttentionPlace place = attention_place(blocks, heads, group);
+    // A HeadView written out: it would take registers that this kernel does not have.
     const size_t b = place.head / NH, h = place.head % NH, C = size_t(NH) * HS, C3 = 3 * C;
     const int i0 = (blocks - 1 - place.block) * QUERIES;
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16 * M, first = i0 + warp_row;
@@ -1321,7 +1368,9 @@ __global__ void expert_statistics_forward_kernel(float* m, float* v, const float
 #pragma unroll
     for (int k = 0; k < pack; k++) {
         const float sum = column_sum(variance[k], sums);
-        if (inside && threadIdx.y == 0) m[j * C + c + k] = mean[k], v[j * C + c + k] = sum / D;
+        if (!inside || threadIdx.y > 0) continue;
+        m[j * C + c + k] = mean[k];
+        v[j * C + c + k] = sum / D;
     }
 }
 // One block of one column of threads per expert.
@@ -1334,7 +1383,9 @@ __global__ void bias_statistics_forward_kernel(float* mb, float* vb, const float
     for (size_t i = threadIdx.y; i < D; i += blockDim.y)
         variance += (float(b[i]) - mean) * (float(b[i]) - mean);
     variance = column_sum(variance, sums) / D;
-    if (threadIdx.y == 0) mb[blockIdx.x] = mean, vb[blockIdx.x] = variance;
+    if (threadIdx.y > 0) return;
+    mb[blockIdx.x] = mean;
+    vb[blockIdx.x] = variance;
 }
 
 // w_enc (E,D,C), b_enc (E,D)
@@ -1358,8 +1409,10 @@ __global__ void expert_statistics_backward_kernel(float* dw_enc, float* db_enc, 
     const float share = 1.0f / D;
     for (size_t c = lane * pack; c < C; c += warp_size * pack) {
         float w[pack], m[pack], dm[pack], dv[pack];
-        load_pack(w, w_enc + row * C + c), load_pack_fp32(m, s.m + j * C + c);
-        load_pack_fp32(dm, ds.m + j * C + c), load_pack_fp32(dv, ds.v + j * C + c);
+        load_pack(w, w_enc + row * C + c);
+        load_pack_fp32(m, s.m + j * C + c);
+        load_pack_fp32(dm, ds.m + j * C + c);
+        load_pack_fp32(dv, ds.v + j * C + c);
 #pragma unroll
         for (int i = 0; i < pack; i += 4) {
             float4* to = (float4*)(dw_enc + row * C + c + i);
@@ -1419,11 +1472,19 @@ void router_weights_backward(float* drouter, Statistics ds, size_t E, size_t C, 
 constexpr int router_tokens = 4, router_experts = 8, router_warps = 8;
 constexpr size_t router_block = router_warps * router_tokens; // tokens of one block
 
-struct Routing {
-    float *mu, *sd, *g; // (N,E) x3; topk: g only
-    int* choice;        // (N,K) in falling order of score
-    float* weight;      // (N,K) gate weights
+// The router of a layer and what it made of a batch of N tokens.
+struct Router {
+    size_t N, E, K, C;
+    bool topk;
+    Statistics statistics, dstatistics; // and their gradients
+    float *mu, *sd, *g;                 // (N,E) x3; topk: g only
+    int* choice;                        // (N,K) in falling order of score
+    float* weight;                      // (N,K) gate weights
+    int *slot, *token, *begin;          // (N,K) (N*K) (E+1) see dispatch()
 };
+
+__device__ inline float router_sd(float var, float vb) { return sqrtf(var + vb + 1e-12f); }
+__device__ inline float sparsity_score(float mu, float sd) { return -erff(0.70710678f * mu / sd); }
 
 // The place, after expert `last` of score `most` in falling order, of the best expert among those of a warp.
 __device__ inline void next_best(float* most, int* last, const float* g, int E) {
@@ -1431,29 +1492,54 @@ __device__ inline void next_best(float* most, int* last, const float* g, int E) 
     int index = E;
     for (int j = threadIdx.x % warp_size; j < E; j += warp_size) {
         const bool after = *last < 0 || g[j] < *most || (g[j] == *most && j > *last);
-        if (after && (index == E || g[j] > best)) best = g[j], index = j;
+        if (after && (index == E || g[j] > best)) {
+            best = g[j];
+            index = j;
+        }
     }
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) {
         const float other = __shfl_xor_sync(0xffffffff, best, offset);
         const int other_index = __shfl_xor_sync(0xffffffff, index, offset);
-        if (other_index < E && (index == E || other > best || (other == best && other_index < index)))
-            best = other, index = other_index;
+        if (other_index < E && (index == E || other > best || (other == best && other_index < index))) {
+            best = other;
+            index = other_index;
+        }
     }
     // Scores that are not numbers have no order. Any expert will do, but the NaN must reach the loss.
     *most = index < E ? best : NAN;
     *last = index < E ? index : 0;
 }
 
+// A warp chooses the experts of one token by its scores g (E): choice weight (K). Returns the highest score.
+__device__ inline float choose_experts(int* choice, float* weight, const float* g, int E, int K) {
+    const int lane = threadIdx.x % warp_size;
+    float score = 0, highest = 0, sum = 0;
+    int expert = -1;
+    for (int k = 0; k < K; k++) {
+        next_best(&score, &expert, g, E);
+        if (k == 0) highest = score;
+        const float e = expf(score - highest);
+        sum += e;
+        if (lane > 0) continue;
+        choice[k] = expert;
+        weight[k] = e;
+    }
+    __syncwarp();
+    for (int k = lane; k < K; k += warp_size) weight[k] /= sum;
+    return highest;
+}
+
 // partial (blocks,E): sums over the block's tokens of p.  x (N,C)
-__global__ void router_forward_kernel(Routing r, float* partial, const floatX* x, Statistics s, bool topk,
-                                      size_t N, size_t E, size_t K, size_t C) {
+__global__ void router_forward_kernel(Router r, float* partial, const floatX* x) {
     __shared__ float most[router_block], total[router_block];
     const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
-    const size_t first = blockIdx.x * router_block + warp * router_tokens;
-    for (size_t j0 = 0; j0 < E && first < N; j0 += router_experts) {
+    const int E = int(r.E), K = int(r.K), C = int(r.C);
+    const size_t N = r.N, first = blockIdx.x * router_block + warp * router_tokens;
+    const Statistics s = r.statistics;
+    for (int j0 = 0; j0 < E && first < N; j0 += router_experts) {
         float mean[router_tokens][router_experts] = {}, variance[router_tokens][router_experts] = {};
-        for (size_t c = lane * pack; c < C; c += warp_size * pack) {
+        for (int c = lane * pack; c < C; c += warp_size * pack) {
             float v[router_tokens][pack];
 #pragma unroll
             for (int t = 0; t < router_tokens; t++) load_pack(v[t], x + min(first + t, N - 1) * C + c);
@@ -1466,7 +1552,7 @@ __global__ void router_forward_kernel(Routing r, float* partial, const floatX* x
                 for (int t = 0; t < router_tokens; t++)
 #pragma unroll
                     for (int i = 0; i < pack; i++) mean[t][j] += w[i] * v[t][i];
-                if (topk) continue;
+                if (r.topk) continue;
                 load_pack_fp32(w, s.v + (j0 + j) * C + c);
 #pragma unroll
                 for (int t = 0; t < router_tokens; t++)
@@ -1479,44 +1565,40 @@ __global__ void router_forward_kernel(Routing r, float* partial, const floatX* x
         for (int t = 0; t < router_tokens; t++)
 #pragma unroll
             for (int j = 0; j < router_experts; j++) {
-                const float mean_tj = warp_sum(mean[t][j]), variance_tj = topk ? 0 : warp_sum(variance[t][j]);
-                if (lane == t * router_experts + j) mu = mean_tj, var = variance_tj;
+                const float mean_tj = warp_sum(mean[t][j]);
+                const float variance_tj = r.topk ? 0 : warp_sum(variance[t][j]);
+                if (lane != t * router_experts + j) continue;
+                mu = mean_tj;
+                var = variance_tj;
             }
-        const size_t n = first + lane / router_experts, j = j0 + lane % router_experts;
+        const size_t n = first + lane / router_experts;
+        const int j = j0 + lane % router_experts;
         if (n >= N || j >= E) continue;
-        if (topk) {
+        if (r.topk) {
             r.g[n * E + j] = mu;
         } else {
             mu += s.mb[j];
-            const float sd = sqrtf(var + s.vb[j] + 1e-12f);
+            const float sd = router_sd(var, s.vb[j]);
             r.mu[n * E + j] = mu;
             r.sd[n * E + j] = sd;
-            r.g[n * E + j] = -erff(0.70710678f * mu / sd);
+            r.g[n * E + j] = sparsity_score(mu, sd);
         }
     }
     __syncwarp(); // the scores are read by other lanes of this warp
     for (int t = 0; t < router_tokens && first + t < N; t++) {
         const size_t n = first + t;
         const float* g = r.g + n * E;
-        float score = 0, highest = 0, sum = 0;
-        int expert = -1;
-        for (size_t k = 0; k < K; k++) {
-            next_best(&score, &expert, g, int(E));
-            if (k == 0) highest = score;
-            const float e = expf(score - highest);
-            sum += e;
-            if (lane == 0) r.choice[n * K + k] = expert, r.weight[n * K + k] = e;
-        }
-        __syncwarp();
-        for (size_t k = lane; k < K; k += warp_size) r.weight[n * K + k] /= sum;
+        const float highest = choose_experts(r.choice + n * K, r.weight + n * K, g, E, K);
         float all = 0;
-        for (size_t j = lane; j < E; j += warp_size) all += expf(g[j] - highest);
+        for (int j = lane; j < E; j += warp_size) all += expf(g[j] - highest);
         all = warp_sum(all);
-        if (lane == 0) most[n % router_block] = highest, total[n % router_block] = all;
+        if (lane > 0) continue;
+        most[n % router_block] = highest;
+        total[n % router_block] = all;
     }
     __syncthreads();
     const size_t begin = blockIdx.x * router_block, end = min(begin + router_block, N);
-    for (size_t j = threadIdx.x; j < E; j += blockDim.x) {
+    for (int j = threadIdx.x; j < E; j += blockDim.x) {
         float sum = 0;
         for (size_t n = begin; n < end; n++) sum += expf(r.g[n * E + j] - most[n - begin]) / total[n - begin];
         partial[blockIdx.x * E + j] = sum;
@@ -1524,66 +1606,77 @@ __global__ void router_forward_kernel(Routing r, float* partial, const floatX* x
 }
 
 // sum_p (E): sums over the tokens of p.  partial: scratch (N / 32 rounded up, E)
-void router_forward(Routing r, float* sum_p, float* partial, const floatX* x, Statistics s, bool topk,
-                    size_t N, size_t E, size_t K, size_t C, cudaStream_t stream) {
-    const unsigned blocks = blocks_for(N, router_block);
-    router_forward_kernel<<<blocks, router_warps * warp_size, 0, stream>>>(r, partial, x, s, topk, N, E, K,
-                                                                           C);
+void router_forward(const Router& r, float* sum_p, float* partial, const floatX* x, cudaStream_t stream) {
+    const unsigned blocks = blocks_for(r.N, router_block);
+    router_forward_kernel<<<blocks, router_warps * warp_size, 0, stream>>>(r, partial, x);
     cuda_check(cudaGetLastError());
-    sum_partials(sum_p, partial, 1, blocks, E, E, false, stream);
+    sum_partials({sum_p}, partial, 1, blocks, r.E, r.E, false, stream);
 }
 
-// *aux += scale * E sum_j f_j P_j.  begin (E+1) from dispatch()
-__global__ void balance_forward_kernel(double* aux, const float* sum_p, const int* begin, float scale,
-                                       size_t N, size_t E, size_t K) {
+// *aux += scale * E sum_j f_j P_j, of the slots that dispatch() made
+__global__ void balance_forward_kernel(double* aux, Router r, const float* sum_p, float scale) {
     float sum = 0;
-    for (size_t j = threadIdx.x; j < E; j += warp_size)
-        sum += E * (float(begin[j + 1] - begin[j]) / (N * K)) * (sum_p[j] / N);
+    for (size_t j = threadIdx.x; j < r.E; j += warp_size)
+        sum += r.E * (float(r.begin[j + 1] - r.begin[j]) / (r.N * r.K)) * (sum_p[j] / r.N);
     sum = warp_sum(sum);
     if (threadIdx.x == 0) *aux += scale * sum;
 }
-void balance_forward(double* aux, const float* sum_p, const int* begin, float scale, size_t N, size_t E,
-                     size_t K, cudaStream_t stream) {
-    balance_forward_kernel<<<1, warp_size, 0, stream>>>(aux, sum_p, begin, scale, N, E, K);
+void balance_forward(double* aux, const Router& r, const float* sum_p, float scale, cudaStream_t stream) {
+    balance_forward_kernel<<<1, warp_size, 0, stream>>>(aux, r, sum_p, scale);
     cuda_check(cudaGetLastError());
 }
 
-// Load balance:  dp_nj = aux_scale E f_j / N                      dg_nj  = p_nj (dp_nj - sum_i dp_ni p_ni)
-// Choice:        it is a constant, its weights are a softmax      dg_ns += w_k (dw_k - sum_i dw_i w_i), s =
-// s_k Score, with phi = exp(-mu^2 / (2 sd^2)) sqrt(2/pi), from d erf(u)/du = 2/sqrt(pi) exp(-u^2):
+// The sum, maximum over the 8 lanes that share a token.
+__device__ inline float token_sum(float x) {
+#pragma unroll
+    for (int offset = router_experts / 2; offset > 0; offset /= 2)
+        x += __shfl_xor_sync(0xffffffff, x, offset);
+    return x;
+}
+__device__ inline float token_max(float x) {
+#pragma unroll
+    for (int offset = router_experts / 2; offset > 0; offset /= 2)
+        x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, offset));
+    return x;
+}
+
+// Load balance:  dp_nj = aux_scale E f_j / N                dg_nj  = p_nj (dp_nj - sum_i dp_ni p_ni)
+// Choice:        a constant, its weights a softmax          dg_ns += w_k (dw_k - sum_i dw_i w_i), s = s_k
+// Score, with phi = exp(-mu^2 / (2 sd^2)) sqrt(2/pi), from d erf(u)/du = 2/sqrt(pi) exp(-u^2):
 //   dg/dmu = -phi / sd      dg/dsd = phi mu / sd^2      dsd/dvar = 1 / (2 sd)            (topk: dmu = dg)
 // Inputs:        dx_n = sum_j dmu_nj m_j + 2 x dvar_nj v_j,  and the gather's backward: sum of dx over its
-// slots
+//                slots
 //
 // dx (N,C); dmu dvar (N,E); partial (blocks,2,E): sums over the block's tokens of dmu and dvar;
-// dweight weight choice slot (N,K); dslots (N*K,C)
-__global__ void router_backward_kernel(floatX* dx, float* dmu, float* dvar, float* partial,
-                                       const floatX* dslots, const float* dweight, const int* slot,
-                                       const floatX* x, Routing r, Statistics s, const int* begin,
-                                       float aux_scale, bool topk, size_t N, size_t E, size_t K, size_t C) {
+// dweight (N,K); dslots (N*K,C)
+__global__ void router_backward_kernel(floatX* dx, Router r, float* dmu, float* dvar, float* partial,
+                                       const floatX* dslots, const float* dweight, const floatX* x,
+                                       float aux_scale) {
     const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
-    const size_t first = blockIdx.x * router_block + warp * router_tokens;
-    for (int t = 0; t < router_tokens && first + t < N; t++) {
-        const size_t n = first + t;
+    const int E = int(r.E), K = int(r.K), C = int(r.C);
+    const size_t N = r.N, first = blockIdx.x * router_block + warp * router_tokens;
+    { // Eight lanes for each of the four tokens, for every eighth expert each.
+        const size_t n = min(first + lane / router_experts, N - 1);
+        const bool inside = first + lane / router_experts < N;
+        const int j0 = lane % router_experts;
         const float* g = r.g + n * E;
         float most = -INFINITY, sum = 0, mean = 0, mean_weight = 0;
-        for (size_t j = lane; j < E; j += warp_size) most = fmaxf(most, g[j]);
-        most = warp_max(most);
-        for (size_t j = lane; j < E; j += warp_size) {
+        for (int j = j0; j < E; j += router_experts) most = fmaxf(most, g[j]);
+        most = token_max(most);
+        for (int j = j0; j < E; j += router_experts) {
             const float e = expf(g[j] - most);
             sum += e;
-            mean += e * float(begin[j + 1] - begin[j]);
+            mean += e * float(r.begin[j + 1] - r.begin[j]);
         }
-        sum = warp_sum(sum);
+        sum = token_sum(sum);
         const float per_slot = aux_scale * E / (N * K) / N; // dp_nj = per_slot * (slots of expert j)
-        mean = per_slot * warp_sum(mean) / sum;
-        for (size_t k = 0; k < K; k++) mean_weight += dweight[n * K + k] * r.weight[n * K + k];
-        for (size_t j = lane; j < E; j += warp_size) {
-            float dg = expf(g[j] - most) / sum * (per_slot * float(begin[j + 1] - begin[j]) - mean);
-            for (size_t k = 0; k < K; k++)
-                if (r.choice[n * K + k] == int(j))
-                    dg += r.weight[n * K + k] * (dweight[n * K + k] - mean_weight);
-            if (topk) {
+        mean = per_slot * token_sum(mean) / sum;
+        for (int k = 0; k < K; k++) mean_weight += dweight[n * K + k] * r.weight[n * K + k];
+        for (int j = j0; j < E && inside; j += router_experts) {
+            float dg = expf(g[j] - most) / sum * (per_slot * float(r.begin[j + 1] - r.begin[j]) - mean);
+            for (int k = 0; k < K; k++)
+                if (r.choice[n * K + k] == j) dg += r.weight[n * K + k] * (dweight[n * K + k] - mean_weight);
+            if (r.topk) {
                 dmu[n * E + j] = dg;
             } else {
                 const float sd = r.sd[n * E + j], z = r.mu[n * E + j] / sd;
@@ -1594,20 +1687,20 @@ __global__ void router_backward_kernel(floatX* dx, float* dmu, float* dvar, floa
         }
     }
     __syncthreads(); // dmu and dvar are read by other threads of this block
-    for (size_t c = lane * pack; c < C && first < N; c += warp_size * pack) {
+    for (int c = lane * pack; c < C && first < N; c += warp_size * pack) {
         float sum[router_tokens][pack] = {}, curve[router_tokens][pack] = {}; // sum_j dmu m, sum_j dvar v
-        for (size_t j = 0; j < E; j++) {
+        for (int j = 0; j < E; j++) {
             float m[pack], v[pack];
-            load_pack_fp32(m, s.m + j * C + c);
-            if (!topk) load_pack_fp32(v, s.v + j * C + c);
+            load_pack_fp32(m, r.statistics.m + j * C + c);
+            if (!r.topk) load_pack_fp32(v, r.statistics.v + j * C + c);
 #pragma unroll
             for (int t = 0; t < router_tokens; t++) {
                 const size_t nj = min(first + t, N - 1) * E + j;
-                const float a = dmu[nj], b = topk ? 0 : dvar[nj];
+                const float a = dmu[nj], b = r.topk ? 0 : dvar[nj];
 #pragma unroll
                 for (int i = 0; i < pack; i++) {
                     sum[t][i] += a * m[i];
-                    if (!topk) curve[t][i] += b * v[i];
+                    if (!r.topk) curve[t][i] += b * v[i];
                 }
             }
         }
@@ -1619,17 +1712,17 @@ __global__ void router_backward_kernel(floatX* dx, float* dmu, float* dvar, floa
             load_pack(v, x + n * C + c);
 #pragma unroll
             for (int i = 0; i < pack; i++) sum[t][i] += 2 * v[i] * curve[t][i];
-            for (size_t k = 0; k < K; k++) {
-                load_pack(v, dslots + slot[n * K + k] * C + c);
+            for (int k = 0; k < K; k++) {
+                load_pack(v, dslots + size_t(r.slot[n * K + k]) * C + c);
 #pragma unroll
                 for (int i = 0; i < pack; i++) sum[t][i] += v[i];
             }
             store_pack(dx + n * C + c, sum[t]);
         }
     }
-    if (topk) return;
+    if (r.topk) return;
     const size_t from = blockIdx.x * router_block, to = min(from + router_block, N);
-    for (size_t i = threadIdx.x; i < 2 * E; i += blockDim.x) {
+    for (int i = threadIdx.x; i < 2 * E; i += blockDim.x) {
         const float* d = i < E ? dmu + i : dvar + (i - E);
         float sum = 0;
         for (size_t n = from; n < to; n++) sum += d[n * E];
@@ -1638,56 +1731,74 @@ __global__ void router_backward_kernel(floatX* dx, float* dmu, float* dvar, floa
 }
 
 // dm_j += sum_n dmu_nj x_n      dv_j += sum_n dvar_nj (x_n*x_n)
-// A thread has two channels of eight experts, a block a chunk of the tokens: partial (chunks,2,E,C).
-__global__ void router_backward_statistics_kernel(float* partial, const float* dmu, const float* dvar,
-                                                  const floatX* x, bool topk, size_t N, size_t E, size_t C) {
-    const size_t c = (blockIdx.x * size_t(blockDim.x) + threadIdx.x) * 2, j0 = blockIdx.z * router_experts;
-    const size_t chunk = blockIdx.y, chunks = gridDim.y, from = N * chunk / chunks,
-                 to = N * (chunk + 1) / chunks;
-    if (c >= C) return;
+// A thread has two channels of eight experts, a block a part of the tokens, of which it has 64 at a time:
+// partial (parts,2,E,C).
+constexpr int staged_tokens = 64, statistics_threads = 64;
+
+struct alignas(2 * sizeof(floatX)) ChannelPair {
+    floatX a, b;
+};
+
+__global__ void __launch_bounds__(statistics_threads)
+    router_backward_statistics_kernel(float* partial, const float* dmu, const float* dvar, const floatX* x,
+                                      bool topk, size_t N, int E, int C) {
+    __shared__ float staged[2][staged_tokens][router_experts]; // dmu, dvar; zeros where there is no expert
+    const int c = int(blockIdx.x * blockDim.x + threadIdx.x) * 2, j0 = blockIdx.z * router_experts;
+    const size_t part = blockIdx.y, parts = gridDim.y, from = N * part / parts, to = N * (part + 1) / parts;
     float dm[router_experts][2] = {}, dv[router_experts][2] = {};
-    for (size_t n = from; n < to; n++) {
-        const float x0 = float(x[n * C + c]), x1 = float(x[n * C + c + 1]);
+    for (size_t n0 = from; n0 < to; n0 += staged_tokens) {
+        const int tokens = int(min(to - n0, size_t(staged_tokens)));
+        __syncthreads(); // those before have been read
+        for (int i = threadIdx.x; i < tokens * router_experts; i += statistics_threads) {
+            const int t = i / router_experts, j = i % router_experts;
+            const size_t nj = (n0 + t) * E + j0 + j;
+            staged[0][t][j] = j0 + j < E ? dmu[nj] : 0;
+            staged[1][t][j] = j0 + j < E && !topk ? dvar[nj] : 0;
+        }
+        __syncthreads();
+        if (c >= C) continue;
+#pragma unroll 4
+        for (int t = 0; t < tokens; t++) {
+            const ChannelPair pair = *(const ChannelPair*)(x + (n0 + t) * C + c);
+            const float x0 = float(pair.a), x1 = float(pair.b);
 #pragma unroll
-        for (int j = 0; j < router_experts; j++) {
-            if (j0 + j >= E) break;
-            const float a = dmu[n * E + j0 + j];
-            dm[j][0] += a * x0, dm[j][1] += a * x1;
-            if (topk) continue;
-            const float b = dvar[n * E + j0 + j];
-            dv[j][0] += b * (x0 * x0), dv[j][1] += b * (x1 * x1);
+            for (int j = 0; j < router_experts; j++) {
+                const float a = staged[0][t][j], b = staged[1][t][j];
+                dm[j][0] += a * x0;
+                dm[j][1] += a * x1;
+                dv[j][0] += b * (x0 * x0);
+                dv[j][1] += b * (x1 * x1);
+            }
         }
     }
+    if (c >= C) return;
 #pragma unroll
     for (int j = 0; j < router_experts; j++) {
         if (j0 + j >= E) break;
-        float *to_m = partial + ((chunk * 2) * E + j0 + j) * C + c, *to_v = to_m + E * C;
-        to_m[0] = dm[j][0], to_m[1] = dm[j][1];
-        to_v[0] = dv[j][0], to_v[1] = dv[j][1];
+        float2* to_m = (float2*)(partial + (part * 2 * E + j0 + j) * C + c);
+        float2* to_v = (float2*)(partial + ((part * 2 + 1) * E + j0 + j) * C + c);
+        *to_m = {dm[j][0], dm[j][1]};
+        *to_v = {dv[j][0], dv[j][1]};
     }
 }
 
-constexpr size_t router_chunks = 64;
-
-// ds: gradients of the statistics, added to.  partial: scratch, the larger of (N / 32 rounded up, 2, E) and
-// (router_chunks,2,E,C)
-void router_backward(floatX* dx, Statistics ds, float* dmu, float* dvar, float* partial, const floatX* dslots,
-                     const float* dweight, const int* slot, const floatX* x, Routing r, Statistics s,
-                     const int* begin, float aux_scale, bool topk, size_t N, size_t E, size_t K, size_t C,
+// Adds to r.dstatistics. dmu dvar: scratch (N,E); partial: scratch, the larger of (N / 32 rounded up, 2, E)
+// and (token_parts(N),2,E,C)
+void router_backward(floatX* dx, const Router& r, float* dmu, float* dvar, float* partial,
+                     const floatX* dslots, const float* dweight, const floatX* x, float aux_scale,
                      cudaStream_t stream) {
-    const unsigned blocks = blocks_for(N, router_block), chunks = unsigned(std::min(router_chunks, N));
-    router_backward_kernel<<<blocks, router_warps * warp_size, 0, stream>>>(
-        dx, dmu, dvar, partial, dslots, dweight, slot, x, r, s, begin, aux_scale, topk, N, E, K, C);
+    const size_t E = r.E, C = r.C, parts = token_parts(r.N);
+    const unsigned blocks = blocks_for(r.N, router_block);
+    router_backward_kernel<<<blocks, router_warps * warp_size, 0, stream>>>(dx, r, dmu, dvar, partial, dslots,
+                                                                            dweight, x, aux_scale);
     cuda_check(cudaGetLastError());
-    if (!topk) {
-        sum_partials(ds.mb, partial, 1, blocks, 2 * E, E, true, stream);
-        sum_partials(ds.vb, partial + E, 1, blocks, 2 * E, E, true, stream);
-    }
-    const dim3 grid(blocks_for(C, 2 * 64), chunks, blocks_for(E, router_experts));
-    router_backward_statistics_kernel<<<grid, 64, 0, stream>>>(partial, dmu, dvar, x, topk, N, E, C);
+    const Statistics& ds = r.dstatistics;
+    if (!r.topk) sum_partials({ds.mb, ds.vb}, partial, 1, blocks, 2 * E, E, true, stream);
+    const dim3 grid(blocks_for(C, 2 * statistics_threads), unsigned(parts), blocks_for(E, router_experts));
+    router_backward_statistics_kernel<<<grid, statistics_threads, 0, stream>>>(partial, dmu, dvar, x, r.topk,
+                                                                               r.N, int(E), int(C));
     cuda_check(cudaGetLastError());
-    sum_partials(ds.m, partial, 1, chunks, 2 * E * C, E * C, true, stream);
-    if (!topk) sum_partials(ds.v, partial + E * C, 1, chunks, 2 * E * C, E * C, true, stream);
+    sum_partials({ds.m, r.topk ? nullptr : ds.v}, partial, 1, parts, 2 * E * C, E * C, true, stream);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -1720,7 +1831,7 @@ __device__ inline int exclusive_scan(int x) {
     return sum - x;
 }
 
-// counts (E,tiles) become the places of each tile's first assignment to each expert; begin (E+1)
+// counts (E,tiles) become the places of each tile's first assignment among those of its expert; begin (E+1)
 __global__ void __launch_bounds__(1024)
     dispatch_scan_kernel(int* counts, int* begin, size_t E, size_t tiles) {
     extern __shared__ int total[]; // (E)
@@ -1736,36 +1847,32 @@ __global__ void __launch_bounds__(1024)
         if (lane == 0) total[j] = sum;
     }
     __syncthreads();
-    if (warp == 0) {
-        int sum = 0;
-        for (size_t j = 0; j < E; j += warp_size) {
-            const int count = j + lane < E ? total[j + lane] : 0;
-            const int before = exclusive_scan(count);
-            if (j + lane < E) begin[j + lane] = total[j + lane] = sum + before;
-            sum += __shfl_sync(0xffffffff, before + count, warp_size - 1);
-        }
-        if (lane == 0) begin[E] = sum;
+    if (warp > 0) return;
+    int sum = 0;
+    for (size_t j = 0; j < E; j += warp_size) {
+        const int count = j + lane < E ? total[j + lane] : 0;
+        const int before = exclusive_scan(count);
+        if (j + lane < E) begin[j + lane] = sum + before;
+        sum += __shfl_sync(0xffffffff, before + count, warp_size - 1);
     }
-    __syncthreads();
-    for (size_t j = warp; j < E; j += warps)
-        for (size_t i = lane; i < tiles; i += warp_size) counts[j * tiles + i] += total[j];
+    if (lane == 0) begin[E] = sum;
 }
 
 // slot (N,K): where assignment (n,k) went; token (N*K): whose it is
-__global__ void dispatch_place_kernel(int* slot, int* token, const int* place, const int* choice,
-                                      size_t assignments, size_t E, size_t K, size_t tiles) {
+__global__ void dispatch_place_kernel(Router r, const int* place, size_t assignments, size_t tiles) {
     extern __shared__ int next[]; // (E) the next free place of this tile
-    for (size_t j = threadIdx.x; j < E; j += warp_size) next[j] = place[j * tiles + blockIdx.x];
+    for (size_t j = threadIdx.x; j < r.E; j += warp_size)
+        next[j] = r.begin[j] + place[j * tiles + blockIdx.x];
     __syncwarp();
     const size_t from = blockIdx.x * dispatch_tile, to = min(from + dispatch_tile, assignments);
     const unsigned lanes_before = (1u << threadIdx.x) - 1;
     for (size_t i = from + threadIdx.x; i - threadIdx.x < to; i += warp_size) {
-        const int expert = i < to ? choice[i] : -1;
+        const int expert = i < to ? r.choice[i] : -1;
         const unsigned same = __match_any_sync(0xffffffff, expert); // the lanes with this expert
         if (i < to) {
             const int s = next[expert] + __popc(same & lanes_before);
-            slot[i] = s;
-            token[s] = int(i / K);
+            r.slot[i] = s;
+            r.token[s] = int(i / r.K);
         }
         __syncwarp();
         if (i < to && (same & lanes_before) == 0) next[expert] += __popc(same);
@@ -1773,16 +1880,14 @@ __global__ void dispatch_place_kernel(int* slot, int* token, const int* place, c
     }
 }
 
-// begin (E+1): expert j's slots are [begin[j], begin[j+1]).  counts: scratch (E, N*K / 256 rounded up)
-void dispatch(int* begin, int* slot, int* token, int* counts, const int* choice, size_t N, size_t E, size_t K,
-              cudaStream_t stream) {
-    const size_t assignments = N * K, tiles = blocks_for(assignments, dispatch_tile),
-                 shared = E * sizeof(int);
-    dispatch_count_kernel<<<unsigned(tiles), warp_size, shared, stream>>>(counts, choice, assignments, E,
-                                                                          tiles);
-    dispatch_scan_kernel<<<1, 1024, shared, stream>>>(counts, begin, E, tiles);
-    dispatch_place_kernel<<<unsigned(tiles), warp_size, shared, stream>>>(slot, token, counts, choice,
-                                                                          assignments, E, K, tiles);
+// From the choice: begin (E+1), expert j's slots being [begin[j], begin[j+1]); slot, token. counts: scratch
+// (E, N*K / 256 rounded up)
+void dispatch(const Router& r, int* counts, cudaStream_t stream) {
+    const size_t assignments = r.N * r.K, shared = r.E * sizeof(int);
+    const unsigned tiles = blocks_for(assignments, dispatch_tile);
+    dispatch_count_kernel<<<tiles, warp_size, shared, stream>>>(counts, r.choice, assignments, r.E, tiles);
+    dispatch_scan_kernel<<<1, 1024, shared, stream>>>(counts, r.begin, r.E, tiles);
+    dispatch_place_kernel<<<tiles, warp_size, shared, stream>>>(r, counts, assignments, tiles);
     cuda_check(cudaGetLastError());
 }
 
@@ -1833,7 +1938,8 @@ __global__ void activation_backward_kernel(floatX* dh, const floatX* h, size_t c
     const size_t i = (blockIdx.x * size_t(blockDim.x) + threadIdx.x) * pack;
     if (i >= count) return;
     float d[pack], v[pack];
-    load_pack(d, dh + i), load_pack(v, h + i);
+    load_pack(d, dh + i);
+    load_pack(v, h + i);
 #pragma unroll
     for (int k = 0; k < pack; k++) d[k] = !relu ? d[k] * gelu_slope(v[k]) : v[k] > 0 ? d[k] : 0;
     store_pack(dh + i, d);
@@ -1869,74 +1975,69 @@ __global__ void count_mask_kernel(unsigned long long* active, const uint4* mask,
 }
 void count_active(unsigned long long* active, const floatX* z, const uint4* mask, size_t count,
                   cudaStream_t stream) {
+    auto blocks = [](size_t items) { return std::min(unsigned(count_blocks), blocks_for(items, 256)); };
     if (mask)
-        count_mask_kernel<<<std::min(264u, blocks_for(count / 128, 256)), 256, 0, stream>>>(active, mask,
-                                                                                            count / 128);
+        count_mask_kernel<<<blocks(count / 128), 256, 0, stream>>>(active, mask, count / 128);
     else
-        count_active_kernel<<<std::min(1056u, blocks_for(count / pack, 256)), 256, 0, stream>>>(active, z,
-                                                                                                count);
+        count_active_kernel<<<blocks(count / pack), 256, 0, stream>>>(active, z, count);
     cuda_check(cudaGetLastError());
 }
 
 // ---------------------------------------------------------------------------------------------------------
 // Combine: out_n = x_n + sum_k w_nk y_slot(n,k), normalised by the next layer's ln_1 (after the last, ln_f)
 
-// out x (N,C), y (N*K,C), weight slot (N,K)
-__global__ void combine_layernorm_forward_kernel(floatX* out, Norm norm, const floatX* x, const floatX* y,
-                                                 const float* weight, const int* slot, size_t N, size_t K,
-                                                 size_t C) {
-    extern __shared__ uint4 shared[];
-    const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
-    const size_t n = blockIdx.x * size_t(blockDim.x / warp_size) + warp;
-    if (n >= N) return;
-    floatX* row = (floatX*)shared + warp * C;
-    float sum = 0;
-    for (size_t c = lane * pack; c < C; c += warp_size * pack) {
-        float a[pack], b[pack];
-        load_pack(a, x + n * C + c);
-        for (size_t k = 0; k < K; k++) {
+struct MakeCombined {
+    const floatX *x, *y; // (N,C) (N*K,C)
+    const float* weight; // (N,K)
+    const int* slot;     // (N,K)
+    int K, C;
+    __device__ void operator()(float v[pack], size_t n, int c) const {
+        load_pack(v, x + n * C + c);
+        for (int k = 0; k < K; k++) {
             const float w = weight[n * K + k];
-            load_pack(b, y + slot[n * K + k] * C + c);
+            float added[pack];
+            load_pack(added, y + size_t(slot[n * K + k]) * C + c);
 #pragma unroll
-            for (int i = 0; i < pack; i++) a[i] += w * b[i];
+            for (int i = 0; i < pack; i++) v[i] += w * added[i];
         }
-        sum += keep_pack(row, out, a, n, c, C);
     }
-    layernorm_row(norm, row, sum, n, C);
-}
-void combine_layernorm_forward(floatX* out, Norm norm, const floatX* x, const floatX* y, const float* weight,
-                               const int* slot, size_t N, size_t K, size_t C, cudaStream_t stream) {
-    const int warps = row_warps(C * sizeof(floatX));
-    combine_layernorm_forward_kernel<<<blocks_for(N, warps), warps * warp_size, warps * C * sizeof(floatX),
-                                       stream>>>(out, norm, x, y, weight, slot, N, K, C);
-    cuda_check(cudaGetLastError());
+};
+
+// out x (N,C), y (N*K,C)
+void combine_layernorm_forward(floatX* out, const Norm& norm, const floatX* x, const floatX* y,
+                               const Router& r, cudaStream_t stream) {
+    rows_layernorm(out, norm, MakeCombined{x, y, r.weight, r.slot, int(r.K), norm.C}, stream);
 }
 
 // dy_slot(n,k) = w_nk dout_n      dw_nk = dout_n . y_slot(n,k).   One warp per token.
 __global__ void combine_backward_kernel(floatX* dy, float* dweight, const floatX* dout, const floatX* y,
-                                        const float* weight, const int* slot, size_t N, size_t K, size_t C) {
-    const int lane = threadIdx.x % warp_size;
+                                        Router r) {
+    const int lane = threadIdx.x % warp_size, C = int(r.C), K = int(r.K);
     const size_t n = blockIdx.x * size_t(blockDim.x / warp_size) + threadIdx.x / warp_size;
-    if (n >= N) return;
-    for (size_t k = 0; k < K; k++) {
-        const size_t s = slot[n * K + k];
-        const float w = weight[n * K + k];
+    if (n >= r.N) return;
+    for (int k = 0; k < K; k++) {
+        const size_t s = r.slot[n * K + k];
+        const float w = r.weight[n * K + k];
         float dot = 0;
-        for (size_t c = lane * pack; c < C; c += warp_size * pack) {
+        for (int c = lane * pack; c < C; c += warp_size * pack) {
             float d[pack], v[pack];
-            load_pack(d, dout + n * C + c), load_pack(v, y + s * C + c);
+            load_pack(d, dout + n * C + c);
+            load_pack(v, y + s * C + c);
 #pragma unroll
-            for (int i = 0; i < pack; i++) dot += d[i] * v[i], d[i] *= w;
+            for (int i = 0; i < pack; i++) {
+                dot += d[i] * v[i];
+                d[i] *= w;
+            }
             store_pack(dy + s * C + c, d);
         }
         dot = warp_sum(dot);
         if (lane == 0) dweight[n * K + k] = dot;
     }
 }
-void combine_backward(floatX* dy, float* dweight, const floatX* dout, const floatX* y, const float* weight,
-                      const int* slot, size_t N, size_t K, size_t C, cudaStream_t stream) {
-    combine_backward_kernel<<<blocks_for(N, 8), 8 * warp_size, 0, stream>>>(dy, dweight, dout, y, weight,
-                                                                            slot, N, K, C);
+// dy (N*K,C), dweight (N,K), dout (N,C), y (N*K,C)
+void combine_backward(floatX* dy, float* dweight, const floatX* dout, const floatX* y, const Router& r,
+                      cudaStream_t stream) {
+    combine_backward_kernel<<<blocks_for(r.N, 8), 8 * warp_size, 0, stream>>>(dy, dweight, dout, y, r);
     cuda_check(cudaGetLastError());
 }
 
@@ -2037,8 +2138,6 @@ struct Totals {
     double norm;               // of the gradient
 };
 
-constexpr size_t norm_blocks = 1056;
-
 // partial (norm_blocks), gradients (count), count a multiple of 32
 __global__ void gradient_norm_kernel(double* partial, const float4* gradients, size_t fours) {
     __shared__ double sums[256];
@@ -2107,6 +2206,10 @@ struct AdamW {
     float lr = 3e-4f, beta_1 = 0.9f, beta_2 = 0.95f, eps = 1e-8f, weight_decay = 0.1f, clip = 1;
 };
 
+struct alignas(4 * sizeof(floatX)) FourWeights { // stored at once
+    floatX w[4];
+};
+
 // weights master gradients m v (count); decays (count/32): whether the tensor that these 32 belong to decays.
 // A step whose totals are not finite changes nothing; the host will say so.
 __global__ void update_kernel(floatX* weights, float4* master, const float4* gradients, float4* m, float4* v,
@@ -2117,16 +2220,19 @@ __global__ void update_kernel(floatX* weights, float4* master, const float4* gra
     const float norm = float(totals->norm), scale = a.clip > 0 && norm > a.clip ? a.clip / norm : 1;
     const float decay = decays[i / 8] ? a.weight_decay : 0;
     float4 w4 = master[i], m4 = m[i], v4 = v[i], g4 = gradients[i];
-    float *w = &w4.x, *g = &g4.x, *first = &m4.x, *second = &v4.x;
+    float *w = &w4.x, *g = &g4.x, *m_k = &m4.x, *v_k = &v4.x;
+    FourWeights rounded;
 #pragma unroll
     for (int k = 0; k < 4; k++) {
         const float G = scale * g[k];
-        first[k] = a.beta_1 * first[k] + (1 - a.beta_1) * G;
-        second[k] = a.beta_2 * second[k] + (1 - a.beta_2) * G * G;
-        w[k] -= a.lr * (fix_1 * first[k] / (sqrtf(fix_2 * second[k]) + a.eps) + decay * w[k]);
-        round_weight(weights + i * 4 + k, w[k], key, i * 4 + k);
+        m_k[k] = a.beta_1 * m_k[k] + (1 - a.beta_1) * G;
+        v_k[k] = a.beta_2 * v_k[k] + (1 - a.beta_2) * G * G;
+        w[k] -= a.lr * (fix_1 * m_k[k] / (sqrtf(fix_2 * v_k[k]) + a.eps) + decay * w[k]);
+        round_weight(rounded.w + k, w[k], key, i * 4 + k);
     }
-    m[i] = m4, v[i] = v4;
+    m[i] = m4;
+    v[i] = v4;
+    *(FourWeights*)(weights + i * 4) = rounded;
     if ((void*)weights != (void*)master) master[i] = w4;
 }
 
@@ -2155,13 +2261,26 @@ struct Product {
     size_t tokens() const { return a_transposed ? K : M; }
 };
 
-struct Gpu {
+// A stream, and the memory that products on it may use meanwhile. Products on several lanes run side by side:
+// one expert's alone leaves much of a large card idle. The bits are the same for any number of lanes.
+struct Lane {
     cudaStream_t stream = nullptr;
-    cublasLtHandle_t blas = nullptr;
     void* workspace = nullptr;
-    static constexpr size_t workspace_bytes = 32 << 20; // what NVIDIA recommends for Hopper
+    cudaEvent_t done = nullptr;
+};
+
+struct Gpu {
+    static constexpr size_t workspace_bytes = 32 << 20; // of a lane; what NVIDIA recommends for Hopper
+    static constexpr size_t most_lanes = 4;
+    cudaStream_t stream = nullptr; // of everything that is not forked: the first lane's
+    cudaStream_t copies = nullptr; // of what the host waits for while the first lane goes on
+    cudaEvent_t forked = nullptr;
+    Lane lanes[most_lanes];
+    size_t lane_count = most_lanes; // in use
+    cublasLtHandle_t blas = nullptr;
     // Called before each launcher of a step with its name (those of dev/bench/roofline.h), and with null
-    // after the last launcher of a pass: what dev/bench times a step by. Null in production.
+    // after the last launcher of a pass: what dev/bench times a step by. Null in production. Launchers that
+    // fork run side by side with what comes after them; with one lane each stands for itself.
     std::function<void(const char* launcher)> before_launch;
     void mark(const char* launcher) const {
         if (before_launch) before_launch(launcher);
@@ -2171,18 +2290,44 @@ struct Gpu {
     size_t refused = 0; // how often an algorithm of the kind did not serve the size
 
     Gpu() {
-        cuda_check(cudaStreamCreate(&stream));
+        for (Lane& lane : lanes) {
+            cuda_check(cudaStreamCreate(&lane.stream));
+            cuda_check(cudaEventCreateWithFlags(&lane.done, cudaEventDisableTiming));
+            cuda_check(cudaMalloc(&lane.workspace, workspace_bytes));
+        }
+        stream = lanes[0].stream;
+        cuda_check(cudaStreamCreate(&copies));
+        cuda_check(cudaEventCreateWithFlags(&forked, cudaEventDisableTiming));
         cublas_check(cublasLtCreate(&blas));
-        cuda_check(cudaMalloc(&workspace, workspace_bytes));
         prepare_attention();
     }
     Gpu(const Gpu&) = delete;
     ~Gpu() {
-        cudaFree(workspace);
         cublasLtDestroy(blas);
-        cudaStreamDestroy(stream);
+        cudaEventDestroy(forked);
+        cudaStreamDestroy(copies);
+        for (Lane& lane : lanes) {
+            cudaFree(lane.workspace);
+            cudaEventDestroy(lane.done);
+            cudaStreamDestroy(lane.stream);
+        }
     }
 };
+
+// What is launched on a lane after fork_lanes() sees what gpu.stream did before; what is launched on
+// gpu.stream after join_lanes() sees what all lanes did.
+inline void fork_lanes(Gpu& gpu) {
+    if (gpu.lane_count == 1) return;
+    cuda_check(cudaEventRecord(gpu.forked, gpu.stream));
+    for (size_t i = 1; i < gpu.lane_count; i++)
+        cuda_check(cudaStreamWaitEvent(gpu.lanes[i].stream, gpu.forked, 0));
+}
+inline void join_lanes(Gpu& gpu) {
+    for (size_t i = 1; i < gpu.lane_count; i++) {
+        cuda_check(cudaEventRecord(gpu.lanes[i].done, gpu.lanes[i].stream));
+        cuda_check(cudaStreamWaitEvent(gpu.stream, gpu.lanes[i].done, 0));
+    }
+}
 
 // cuBLASLt's description of a product, made on the stack: nothing is allocated for a product.
 struct Description {
@@ -2267,10 +2412,11 @@ inline std::optional<cublasLtMatmulAlgo_t> choose_algorithm(Gpu& gpu, Product p)
 
 // With the algorithm of its bucket; where that is refused or there is none, with one for exactly this size.
 // Returns false when there is none either: then nothing has been launched.
-inline bool try_multiply(Gpu& gpu, const Product& p) {
+inline bool try_multiply(Gpu& gpu, const Product& p, size_t lane = 0) {
     if (p.M == 0 || p.N == 0 || p.K == 0) return true; // no tokens; sums over nothing add nothing
     Product like = p;
     like.tokens() = bucket(p.tokens());
+    const Lane& on = gpu.lanes[lane % gpu.lane_count];
     for (const Product& kind : {like, p}) {
         const std::optional<cublasLtMatmulAlgo_t> algorithm = choose_algorithm(gpu, kind);
         if (!algorithm) continue;
@@ -2278,7 +2424,7 @@ inline bool try_multiply(Gpu& gpu, const Product& p) {
         const float alpha = 1, beta = p.accumulate ? 1 : 0;
         const cublasStatus_t status =
             cublasLtMatmul(gpu.blas, &d.operation, &alpha, p.b, &d.b, p.a, &d.a, &beta, p.out, &d.out, p.out,
-                           &d.out, &*algorithm, gpu.workspace, gpu.workspace_bytes, gpu.stream);
+                           &d.out, &*algorithm, on.workspace, gpu.workspace_bytes, on.stream);
         if (status == CUBLAS_STATUS_SUCCESS) return true;
         if (status != CUBLAS_STATUS_NOT_SUPPORTED && status != CUBLAS_STATUS_INVALID_VALUE)
             cublas_check(status);
@@ -2287,48 +2433,66 @@ inline bool try_multiply(Gpu& gpu, const Product& p) {
     return false;
 }
 
-inline void multiply(Gpu& gpu, const Product& p) {
-    if (!try_multiply(gpu, p))
+inline void multiply(Gpu& gpu, const Product& p, size_t lane = 0) {
+    if (!try_multiply(gpu, p, lane))
         fail("cuBLASLt has no algorithm for a product of %zu x %zu x %zu%s%s, epilogue %d", p.M, p.N, p.K,
              p.a_transposed ? ", first transposed" : "", p.b_transposed ? ", second transposed" : "",
              int(p.epilogue));
 }
 
-// out (N,OC) = x (N,C) weight (OC,C)^T + bias (OC)
-inline void linear_forward(Gpu& gpu, floatX* out, const floatX* x, const floatX* weight, const floatX* bias,
-                           size_t N, size_t C, size_t OC) {
-    Product p{out, x, weight, N, OC, C};
-    p.b_transposed = true, p.epilogue = CUBLASLT_EPILOGUE_BIAS, p.bias = bias;
+// A linear layer and the number of tokens that go through it.
+struct Linear {
+    const floatX *weight, *bias; // (OC,C) (OC)
+    float *dweight, *dbias;      // dbias null: it is summed elsewhere
+    size_t N, C, OC;
+};
+
+// out (N,OC) = x (N,C) weight^T + bias
+inline void linear_forward(Gpu& gpu, floatX* out, const floatX* x, const Linear& l) {
+    Product p{out, x, l.weight, l.N, l.OC, l.C};
+    p.b_transposed = true;
+    p.epilogue = CUBLASLT_EPILOGUE_BIAS;
+    p.bias = l.bias;
     multiply(gpu, p);
 }
 
-// dx = dout weight;  dweight += dout^T x;  dbias += sum dout.   all (2): 0 and N; partial: scratch (64,OC)
-inline void linear_backward(Gpu& gpu, floatX* dx, float* dweight, float* dbias, float* partial,
-                            const floatX* dout, const floatX* x, const floatX* weight, const int* all,
-                            size_t N, size_t C, size_t OC) {
-    multiply(gpu, {dx, dout, weight, N, C, OC});
-    Product p{dweight, dout, x, OC, C, N};
-    p.a_transposed = true, p.accumulate = true;
-    multiply(gpu, p);
-    bias_backward(dbias, partial, dout, all, 1, OC, gpu.stream);
+// dx = dout weight;  dweight += dout^T x;  dbias += sum dout.   whole_batch (2): 0 and N; partial: scratch
+// (bias_parts(N,1),OC)
+inline void linear_backward(Gpu& gpu, floatX* dx, const floatX* dout, const floatX* x, const Linear& l,
+                            float* partial, const int* whole_batch) {
+    fork_lanes(gpu);
+    multiply(gpu, {dx, dout, l.weight, l.N, l.C, l.OC}, 0);
+    Product p{l.dweight, dout, x, l.OC, l.C, l.N};
+    p.a_transposed = true;
+    p.accumulate = true;
+    multiply(gpu, p, 1);
+    const cudaStream_t third = gpu.lanes[2 % gpu.lane_count].stream;
+    if (l.dbias) bias_backward(l.dbias, partial, dout, whole_batch, l.N, 1, l.OC, third);
+    join_lanes(gpu);
 }
 
-// The products of one feed-forward layer. A dense layer is one expert of W = K*D units that sees every token;
-// only its W_dec lies the other way round in memory, (C,W).
+// One feed-forward layer: its experts, their slots, and what they make of them. A dense layer is one expert
+// of W = K*D units that sees every token; only its W_dec lies the other way round in memory, (C,W).
 struct Experts {
     size_t E, D, C;
     bool relu, fused;                            // fused: the library's epilogues do bias and activation
     const floatX *w_enc, *b_enc, *w_dec, *b_dec; // (E,D,C) (E,D) (E,D,C) (E,C)
+    float *dw_enc, *db_enc, *dw_dec, *db_dec;    // gradients; db_dec null: it is summed elsewhere
     bool w_dec_transposed;
     const int *begin, *host_begin; // (E+1): expert j's rows are [begin[j], begin[j+1])
-    uint8_t* own;                  // (E) on the host: whose activation our kernels made in the forward pass
+    uint8_t* own;                  // (E) on the host: whose products went without the library's activation
     floatX *h, *z;                 // (slots,D) pre-activations (gelu) and units
     uint8_t* mask;                 // (slots, mask_stride bits), relu when fused
+    floatX *dh, *db;               // (slots,D) (E,D) scratch of the backward pass
+    float* partial;                // (bias_parts(slots,E), max(C,D)) likewise
 
+    enum Own : uint8_t { own_forward = 1, own_backward = 2 };
+    size_t slots() const { return host_begin[E]; }
     size_t mask_stride() const { return round_up(D, 128); }
     // Every unit that fired has its bit in the mask, and there are no other bits.
     bool all_masked() const {
-        return fused && relu && D % 128 == 0 && std::count(own, own + E, uint8_t(1)) == 0;
+        return fused && relu && D % 128 == 0 &&
+               std::none_of(own, own + E, [](uint8_t o) { return o & own_forward; });
     }
 
     // Calls make(expert, its first row, its number of rows) for every expert that has rows.
@@ -2358,8 +2522,7 @@ struct Experts {
         return p;
     }
     // dh = dy W_dec^T act'(h), and the sums over its rows into db; without the library's activation, dz
-    Product decode_backward(floatX* dh, floatX* db, const floatX* dy, size_t j, size_t first, size_t rows,
-                            bool activated) const {
+    Product decode_backward(const floatX* dy, size_t j, size_t first, size_t rows, bool activated) const {
         Product p{dh + first * D, dy + first * C, w_dec + j * D * C, rows, D, C};
         p.b_transposed = !w_dec_transposed;
         if (!activated) return p;
@@ -2373,83 +2536,99 @@ struct Experts {
 
 // z (slots,D) from x (slots,C); h or mask with it
 inline void experts_encode(Gpu& gpu, const Experts& e, const floatX* x) {
-    std::fill(e.own, e.own + e.E, uint8_t(!e.fused));
+    std::fill(e.own, e.own + e.E, uint8_t(e.fused ? 0 : Experts::own_forward));
+    fork_lanes(gpu);
     e.each([&](size_t j, size_t first, size_t rows) {
-        if (e.fused && try_multiply(gpu, e.encode(x, j, first, rows, true))) return;
-        multiply(gpu, e.encode(x, j, first, rows, false));
+        if (e.fused && try_multiply(gpu, e.encode(x, j, first, rows, true), j)) return;
+        multiply(gpu, e.encode(x, j, first, rows, false), j);
         floatX* z = e.z + first * e.D;
-        activation_forward(z, e.relu ? z : e.h + first * e.D, rows * e.D, e.relu, gpu.stream);
-        e.own[j] = 1;
+        activation_forward(z, e.relu ? z : e.h + first * e.D, rows * e.D, e.relu,
+                           gpu.lanes[j % gpu.lane_count].stream);
+        e.own[j] = Experts::own_forward;
     });
+    join_lanes(gpu);
 }
 
 // y (slots,C) = z W_dec + b_dec
 inline void experts_decode(Gpu& gpu, const Experts& e, floatX* y) {
+    fork_lanes(gpu);
     e.each([&](size_t j, size_t first, size_t rows) {
         Product p{y + first * e.C, e.z + first * e.D, e.w_dec + j * e.D * e.C, rows, e.C, e.D};
         p.b_transposed = e.w_dec_transposed;
         p.epilogue = CUBLASLT_EPILOGUE_BIAS;
         p.bias = e.b_dec + j * e.C;
-        multiply(gpu, p);
+        multiply(gpu, p, j);
     });
+    join_lanes(gpu);
 }
 
 // From dy: dz = dy W_dec^T,  dW_dec += z^T dy,  db_dec += sum dy,  dh = dz act'(h),
 //          dx = dh W_enc,   dW_enc += dh^T x,  db_enc += sum dh.
 // The library sums db_enc in fp32 over the rows of an expert, but hands the sum over in floatX: in bf16 it is
 // rounded once for every micro-batch.
-// x dx dy (slots,C); scratch: dh (slots,D), db (E,D), partial (max(64,E), max(C,D))
-inline void experts_backward(Gpu& gpu, const Experts& e, floatX* dx, float* dw_enc, float* db_enc,
-                             float* dw_dec, float* db_dec, floatX* dh, floatX* db, float* partial,
-                             const floatX* dy, const floatX* x) {
+// x dx dy (slots,C)
+inline void experts_backward(Gpu& gpu, const Experts& e, floatX* dx, const floatX* dy, const floatX* x) {
     const size_t D = e.D, C = e.C;
     gpu.mark("experts_backward dh");
-    if (e.fused) cuda_check(cudaMemsetAsync(db, 0, e.E * D * sizeof(floatX), gpu.stream));
+    if (e.fused) cuda_check(cudaMemsetAsync(e.db, 0, e.E * D * sizeof(floatX), gpu.stream));
+    fork_lanes(gpu);
     e.each([&](size_t j, size_t first, size_t rows) {
-        if (!e.own[j] && try_multiply(gpu, e.decode_backward(dh, db, dy, j, first, rows, true))) return;
-        multiply(gpu, e.decode_backward(dh, db, dy, j, first, rows, false));
-        const floatX* h = (e.relu ? e.z : e.h) + first * D;
-        activation_backward(dh + first * D, h, rows * D, e.relu, gpu.stream);
-        if (e.fused) bias_backward(db_enc + j * D, partial, dh, e.begin + j, 1, D, gpu.stream);
+        const bool fused = !(e.own[j] & Experts::own_forward);
+        if (fused && try_multiply(gpu, e.decode_backward(dy, j, first, rows, true), j)) return;
+        multiply(gpu, e.decode_backward(dy, j, first, rows, false), j);
+        activation_backward(e.dh + first * D, (e.relu ? e.z : e.h) + first * D, rows * D, e.relu,
+                            gpu.lanes[j % gpu.lane_count].stream);
+        e.own[j] |= Experts::own_backward;
     });
+    join_lanes(gpu);
     if (e.fused) {
-        const unsigned blocks = blocks_for(e.E * D, 256);
-        add_to_kernel<<<blocks, 256, 0, gpu.stream>>>(db_enc, db, e.E * D);
+        add_to_kernel<<<blocks_for(e.E * D, 256), 256, 0, gpu.stream>>>(e.db_enc, e.db, e.E * D);
         cuda_check(cudaGetLastError());
+        e.each([&](size_t j, size_t, size_t rows) {
+            if (e.own[j] & Experts::own_backward)
+                bias_backward(e.db_enc + j * D, e.partial, e.dh, e.begin + j, rows, 1, D, gpu.stream);
+        });
     } else {
-        bias_backward(db_enc, partial, dh, e.begin, e.E, D, gpu.stream);
+        bias_backward(e.db_enc, e.partial, e.dh, e.begin, e.slots(), e.E, D, gpu.stream);
     }
+
+    size_t lane = 0;
+    fork_lanes(gpu);
     gpu.mark("experts_backward dx");
     e.each([&](size_t j, size_t first, size_t rows) {
-        multiply(gpu, {dx + first * C, dh + first * D, e.w_enc + j * D * C, rows, C, D});
+        multiply(gpu, {dx + first * C, e.dh + first * D, e.w_enc + j * D * C, rows, C, D}, lane++);
     });
     gpu.mark("experts_backward dW_dec");
     e.each([&](size_t j, size_t first, size_t rows) {
-        Product p{dw_dec + j * D * C, e.z + first * D, dy + first * C, D, C, rows};
-        if (e.w_dec_transposed) p = {dw_dec, dy, e.z, C, D, rows};
+        Product p{e.dw_dec + j * D * C, e.z + first * D, dy + first * C, D, C, rows};
+        if (e.w_dec_transposed) p = {e.dw_dec, dy, e.z, C, D, rows};
         p.a_transposed = true;
         p.accumulate = true;
-        multiply(gpu, p);
+        multiply(gpu, p, lane++);
     });
     gpu.mark("experts_backward dW_enc");
     e.each([&](size_t j, size_t first, size_t rows) {
-        Product p{dw_enc + j * D * C, dh + first * D, x + first * C, D, C, rows};
+        Product p{e.dw_enc + j * D * C, e.dh + first * D, x + first * C, D, C, rows};
         p.a_transposed = true;
         p.accumulate = true;
-        multiply(gpu, p);
+        multiply(gpu, p, lane++);
     });
     gpu.mark("experts_backward db_dec");
-    bias_backward(db_dec, partial, dy, e.begin, e.E, C, gpu.stream);
+    if (e.db_dec) {
+        const cudaStream_t stream = gpu.lanes[lane % gpu.lane_count].stream;
+        bias_backward(e.db_dec, e.partial, dy, e.begin, e.slots(), e.E, C, stream);
+    }
+    join_lanes(gpu);
 }
 
 // Whether cuBLASLt has the fused epilogues for these experts, `rows` tokens each: of the forward and the
 // backward pass, since only it knows how its mask lies in memory.
 inline bool fused_epilogues(Gpu& gpu, Experts e, size_t rows) {
     floatX* const anywhere = (floatX*)16; // pointers are not followed, but must be there
-    e.h = e.z = anywhere;
+    e.h = e.z = e.dh = e.db = anywhere;
     e.mask = (uint8_t*)anywhere;
     return choose_algorithm(gpu, e.encode(anywhere, 0, 0, bucket(rows), true)) &&
-           choose_algorithm(gpu, e.decode_backward(anywhere, anywhere, anywhere, 0, 0, bucket(rows), true));
+           choose_algorithm(gpu, e.decode_backward(anywhere, 0, 0, bucket(rows), true));
 }
 
 // --epilogues: who adds the bias and applies the activation, the library's products (true) or our kernels
@@ -2484,10 +2663,8 @@ struct LayerActivations {
     uint8_t* mask;                // (slots, D bits) where z > 0; relu with fused epilogues only
     floatX* out;                  // (N,C) residual stream after the feed-forward layer
     // moe only
-    Statistics statistics, dstatistics; // and their gradients
-    Routing routing;
-    floatX* y;                 // (N*K,C) outputs of the experts
-    int *slot, *token, *begin; // (N,K) (N*K) (E+1)
+    Router router;       // with its sizes; N is the batch's, see Model::router()
+    floatX *slots_x, *y; // (N*K,C) inputs, gathered, and outputs of the experts
 };
 
 struct Activations {
@@ -2500,7 +2677,7 @@ struct Activations {
     Totals* totals;                  // of the step so far
     float* hidden_nan;               // 0, or NaN where relu would hide one among the weights: find_nan()
     // scratch, used by one layer at a time
-    floatX *proj, *slots_x;                // (N,C); (N*K,C) gathered inputs
+    floatX* proj;                          // (N,C)
     floatX *dresidual, *dln, *datt, *dqkv; // (N,C) (N,C) (N,C) (N,3C)
     float* delta;                          // (B,NH,T)
     floatX *dh, *db, *dy, *dslots;         // (slots,D), (E,D), (N*K,C), (N*K,C)
@@ -2526,6 +2703,7 @@ struct Shape {
     int recompute; // 0: all is kept; 1: the units are computed again in the backward pass; 2: LayerNorms, too
     bool fused;    // the epilogues of matrix products do bias and activation
     bool training; // with a backward pass
+    bool keep_slots = false; // the experts' gathered inputs are kept for the backward pass
     size_t padded_vocab() const { return round_up(c.vocab_size, vocab_multiple); }
     size_t experts() const { return c.moe() ? c.n_expert : 1; }
     size_t width() const { return c.moe() ? c.d_expert : c.dense_width(); } // units of one expert
@@ -2534,12 +2712,12 @@ struct Shape {
 
 // Room for the partial sums of any kernel above.
 inline size_t Shape::partial() const {
-    const size_t N = B * T, C = c.n_embd, E = experts(), D = width();
-    return std::max({layernorm_blocks * 2 * C,                                   // layernorm_backward
-                     std::max(bias_chunks, E) * std::max(3 * C, D),              // bias_backward
+    const size_t N = B * T, C = c.n_embd, E = experts(), K = c.moe() ? c.n_expert_active : 1, D = width();
+    return std::max({layernorm_blocks * layernorm_sums * C,                      // layernorm_backward
+                     bias_parts(N * K, E) * std::max(3 * C, D),                  // bias_backward
                      (N / places_per_chunk + std::min(N, c.vocab_size) + 1) * C, // embedding_backward
-                     blocks_for(N, router_block) * 2 * E,      // router forward and backward
-                     std::min(router_chunks, N) * 2 * E * C}); // router_backward_statistics
+                     blocks_for(N, router_block) * 2 * E,                        // router forward, backward
+                     token_parts(N) * 2 * E * C});                               // and its statistics
 }
 
 // Lists every activation with its number of elements. Arrays that a layer may compute again are shared by all
@@ -2549,48 +2727,69 @@ template <class Visit> void for_each_activation(const Shape& s, Activations& a, 
     const size_t N = s.B * s.T, C = c.n_embd, E = s.experts(), K = c.moe() ? c.n_expert_active : 1,
                  D = s.width();
     const size_t mask_bytes = N * K * round_up(D, 128) / 8;
+    auto each = [&](size_t count, auto*&... arrays) { (visit(arrays, count), ...); };
     a.h.resize(c.n_layer);
-    visit(a.totals, 1);
-    visit(a.hidden_nan, 1);
-    visit(a.embedded, N * C);
+    each(1, a.totals);
+    each(1, a.hidden_nan);
+    each(N * C, a.embedded);
     for (size_t l = 0; l < c.n_layer; l++) {
         LayerActivations &h = a.h[l], &first = a.h[0];
-        const bool units = l == 0 || s.recompute < 1, norms = l == 0 || s.recompute < 2;
-        if (norms)
-            visit(h.ln_1, N * C), visit(h.ln_2, N * C);
-        else
-            h.ln_1 = first.ln_1, h.ln_2 = first.ln_2;
-        visit(h.ln_1_mean, N), visit(h.ln_1_rstd, N), visit(h.ln_2_mean, N), visit(h.ln_2_rstd, N);
-        visit(h.qkv, N * 3 * C), visit(h.att, N * C), visit(h.lse, N * c.n_head);
-        visit(h.mid, N * C), visit(h.out, N * C);
-        if (units) {
-            visit(h.z, N * K * D);
-            if (!c.relu()) visit(h.h, N * K * D);
-            if (c.relu() && s.fused) visit(h.mask, mask_bytes);
+        if (l == 0 || s.recompute < 2) {
+            each(N * C, h.ln_1, h.ln_2);
         } else {
-            h.z = first.z, h.h = first.h, h.mask = first.mask;
+            h.ln_1 = first.ln_1;
+            h.ln_2 = first.ln_2;
+        }
+        each(N, h.ln_1_mean, h.ln_1_rstd, h.ln_2_mean, h.ln_2_rstd);
+        each(N * 3 * C, h.qkv);
+        each(N * C, h.att, h.mid, h.out);
+        each(N * c.n_head, h.lse);
+        if (l == 0 || s.recompute < 1) {
+            each(N * K * D, h.z);
+            if (!c.relu()) each(N * K * D, h.h);
+            if (c.relu() && s.fused) each(mask_bytes, h.mask);
+        } else {
+            h.z = first.z;
+            h.h = first.h;
+            h.mask = first.mask;
         }
         if (!c.moe()) continue;
-        visit(h.statistics.m, E * C), visit(h.statistics.v, E * C);
-        visit(h.statistics.mb, E), visit(h.statistics.vb, E);
-        visit(h.routing.mu, N * E), visit(h.routing.sd, N * E), visit(h.routing.g, N * E);
-        visit(h.routing.choice, N * K), visit(h.routing.weight, N * K);
-        visit(h.slot, N * K), visit(h.token, N * K), visit(h.begin, E + 1);
-        visit(h.y, N * K * C);
+        Router& r = h.router;
+        each(E * C, r.statistics.m, r.statistics.v);
+        each(E, r.statistics.mb, r.statistics.vb);
+        each(N * E, r.mu, r.sd, r.g);
+        each(N * K, r.choice, r.slot, r.token);
+        each(N * K, r.weight);
+        each(E + 1, r.begin);
+        each(N * K * C, h.y);
+        if (l == 0 || s.keep_slots)
+            each(N * K * C, h.slots_x);
+        else
+            h.slots_x = first.slots_x;
     }
-    visit(a.ln_f, N * C), visit(a.ln_f_mean, N), visit(a.ln_f_rstd, N);
-    visit(a.logits, N * s.padded_vocab()), visit(a.losses, N);
-    visit(a.proj, N * C), visit(a.partial, s.partial());
-    if (c.moe())
-        visit(a.slots_x, N * K * C), visit(a.sum_p, E), visit(a.counts, E * blocks_for(N * K, dispatch_tile));
+    each(N * C, a.ln_f, a.proj);
+    each(N, a.ln_f_mean, a.ln_f_rstd, a.losses);
+    each(N * s.padded_vocab(), a.logits);
+    each(s.partial(), a.partial);
+    if (c.moe()) {
+        each(E, a.sum_p);
+        each(E * blocks_for(N * K, dispatch_tile), a.counts);
+    }
     if (!s.training) return;
-    visit(a.dresidual, N * C), visit(a.dln, N * C), visit(a.datt, N * C), visit(a.dqkv, N * 3 * C);
-    visit(a.delta, N * c.n_head), visit(a.dh, N * K * D), visit(a.db, E * D),
-        visit(a.norm_partial, norm_blocks);
+    each(N * C, a.dresidual, a.dln, a.datt);
+    each(N * 3 * C, a.dqkv);
+    each(N * c.n_head, a.delta);
+    each(N * K * D, a.dh);
+    each(E * D, a.db);
+    each(norm_blocks, a.norm_partial);
     if (!c.moe()) return;
-    visit(a.dy, N * K * C), visit(a.dslots, N * K * C);
-    visit(a.dmu, N * E), visit(a.dvar, N * E), visit(a.dweight, N * K);
+    each(N * K * C, a.dy, a.dslots);
+    each(N * E, a.dmu, a.dvar);
+    each(N * K, a.dweight);
 }
+
+// What is taken beside our own blocks, and later: the context, and the library's kernels when first used.
+constexpr double unaccounted_bytes = 0.7e9;
 
 inline size_t activation_bytes(const Shape& shape) {
     Activations unused{};
@@ -2620,7 +2819,8 @@ template <class T> struct Block {
     Block(Block&& other) noexcept
         : data(std::exchange(other.data, nullptr)), count(std::exchange(other.count, 0)) {}
     Block& operator=(Block&& other) noexcept {
-        std::swap(data, other.data), std::swap(count, other.count);
+        std::swap(data, other.data);
+        std::swap(count, other.count);
         return *this;
     }
     ~Block() { cudaFree(data); }
@@ -2648,9 +2848,9 @@ inline void check_gpu_config(const Config& c, const std::string& where) {
     };
     multiple("n_embd", c.n_embd);
     multiple(c.moe() ? "d_expert" : "n_expert_active * d_expert", c.moe() ? c.d_expert : c.dense_width());
-    if (c.n_embd > shared_bytes / (2 * sizeof(float)))
-        fail("%s: n_embd is %zu, expected at most %zu on the GPU", where.c_str(), c.n_embd,
-             shared_bytes / (2 * sizeof(float)));
+    constexpr size_t most = shared_bytes / (layernorm_sums * sizeof(float)) / run_channels * run_channels;
+    if (c.n_embd > most)
+        fail("%s: n_embd is %zu, expected at most %zu on the GPU", where.c_str(), c.n_embd, most);
     if (c.n_embd / c.n_head > 256)
         fail("%s: heads of %zu channels, expected at most 256 on the GPU", where.c_str(),
              c.n_embd / c.n_head);
@@ -2669,11 +2869,11 @@ struct Model {
     Block<char> activations;
     Block<int> batch; // as laid out by upload_batch
     Parameters<floatX> w;
-    Parameters<float> g;
+    Parameters<float> g{}; // all null where there is no backward pass
     Activations a{};
     size_t B = 0, T = 0;                       // of the last batch
     int *tokens = nullptr, *targets = nullptr; // (B,T) (B,T) of `batch`
-    int* all = nullptr;                        // (2) 0 and N: the rows of a layer without experts
+    int* whole_batch = nullptr;                // (2) 0 and N: the rows of a layer without experts
     TokenPlaces places{};
     BatchBuffer buffers[2];
     size_t next_buffer = 0;
@@ -2681,7 +2881,9 @@ struct Model {
     int* host_begin = nullptr;                 // (L,E+1) pinned: what the GPU found in begin
     std::unique_ptr<uint8_t[]> own_activation; // (L,E) see Experts::own
     Totals* host_totals = nullptr;             // pinned
-    cudaEvent_t begin_copied = nullptr;
+    cudaEvent_t dispatched = nullptr, begin_copied = nullptr;
+    bool keep_slots = false;      // the experts' gathered inputs are kept for the backward pass
+    bool count_units = true;      // forward() with a gradient_scale counts the units that fired
     bool statistics_stale = true; // the weights changed since the expert statistics were computed
 
     // For batches of up to B x T tokens; with training = false there is no backward pass. With B = 0 there
@@ -2693,6 +2895,7 @@ struct Model {
         const size_t count = block_elements(table), E = shape().experts();
         weights = Block<floatX>(count);
         w = carve_parameters(config, table, weights.data);
+        g.h.resize(config.n_layer);
         if (B == 0) return;
         if (T > config.block_size)
             fail("T is %zu, more than the model's block_size %zu", T, config.block_size);
@@ -2700,8 +2903,11 @@ struct Model {
             fail("a batch of %zu x %zu tokens is too large: a smaller --batch would help", B, T);
         if (training) {
             if (!std::is_same_v<floatX, float>) master = Block<float>(count);
-            gradients = Block<float>(count), moment_1 = Block<float>(count), moment_2 = Block<float>(count);
-            moment_1.zero(), moment_2.zero();
+            gradients = Block<float>(count);
+            moment_1 = Block<float>(count);
+            moment_2 = Block<float>(count);
+            moment_1.zero();
+            moment_2.zero();
             g = carve_parameters(config, table, gradients.data);
             std::vector<uint8_t> decay(count / 32);
             for (const Tensor& t : table)
@@ -2712,6 +2918,7 @@ struct Model {
         }
         const size_t slots = B * T * (config.moe() ? config.n_expert_active : 1);
         fused = choose_epilogues(gpu, experts(0), epilogues, std::max<size_t>(1, slots / E));
+        keep_slots = training && recompute == 0 && leaves_room_for_slots();
         activations = Block<char>(activation_bytes(shape(training)));
         char* place = activations.data;
         for_each_activation(shape(training), a, [&](auto*& pointer, size_t elements) {
@@ -2723,8 +2930,11 @@ struct Model {
         for (LayerActivations& h : a.h) {
             if (!training || !config.moe()) break;
             auto take = [&](size_t elements) { return std::exchange(d, d + elements); };
-            h.dstatistics.m = take(E * config.n_embd), h.dstatistics.v = take(E * config.n_embd);
-            h.dstatistics.mb = take(4 * E), h.dstatistics.vb = take(4 * E);
+            Statistics& ds = h.router.dstatistics;
+            ds.m = take(E * config.n_embd);
+            ds.v = take(E * config.n_embd);
+            ds.mb = take(4 * E);
+            ds.vb = take(4 * E);
         }
         batch = Block<int>(batch_ints(B * T));
         token_end.resize(config.vocab_size + 1);
@@ -2736,6 +2946,7 @@ struct Model {
         own_activation = std::make_unique<uint8_t[]>(config.n_layer * E);
         cuda_check(cudaMallocHost(&host_totals, sizeof(Totals)));
         cuda_check(cudaEventCreate(&begin_copied));
+        cuda_check(cudaEventCreateWithFlags(&dispatched, cudaEventDisableTiming));
     }
     Model(const Model&) = delete;
     ~Model() {
@@ -2743,28 +2954,101 @@ struct Model {
             cudaFreeHost(b.host);
             if (b.copied) cudaEventDestroy(b.copied);
         }
-        cudaFreeHost(host_begin), cudaFreeHost(host_totals);
+        cudaFreeHost(host_begin);
+        cudaFreeHost(host_totals);
         if (begin_copied) cudaEventDestroy(begin_copied);
+        if (dispatched) cudaEventDestroy(dispatched);
     }
 
-    Shape shape(bool training = true) const { return {config, max_B, max_T, recompute, fused, training}; }
+    // Whether there is memory to keep the experts' gathered inputs, instead of gathering them again.
+    bool leaves_room_for_slots() const {
+        size_t free = 0, total = 0;
+        cuda_check(cudaMemGetInfo(&free, &total));
+        Shape keeping = shape();
+        keeping.keep_slots = true;
+        return config.moe() && double(activation_bytes(keeping)) + unaccounted_bytes <= 0.95 * double(free);
+    }
+
+    Shape shape(bool training = true) const {
+        return {config, max_B, max_T, recompute, fused, training, keep_slots};
+    }
     float* master_weights() { return master.count ? master.data : (float*)weights.data; }
-    // all, tokens, targets, order, token; chunk_begin and token_begin
+    // whole_batch, tokens, targets, order, token; chunk_begin and token_begin
     static size_t batch_ints(size_t N) { return 2 + 4 * N + 2 * (N + 1); }
 
+    // Views of a layer, for the batch that upload_batch() sent: its weights, their gradients, its
+    // activations.
+    Norm norm_1(size_t l) const {
+        const LayerActivations& h = a.h[l];
+        return norm(h.ln_1, h.ln_1_mean, h.ln_1_rstd, w.h[l].ln_1_weight, w.h[l].ln_1_bias,
+                    g.h[l].ln_1_weight, g.h[l].ln_1_bias);
+    }
+    Norm norm_2(size_t l) const {
+        const LayerActivations& h = a.h[l];
+        return norm(h.ln_2, h.ln_2_mean, h.ln_2_rstd, w.h[l].ln_2_weight, w.h[l].ln_2_bias,
+                    g.h[l].ln_2_weight, g.h[l].ln_2_bias);
+    }
+    Norm norm_f() const {
+        return norm(a.ln_f, a.ln_f_mean, a.ln_f_rstd, w.ln_f_weight, w.ln_f_bias, g.ln_f_weight, g.ln_f_bias);
+    }
+    Norm norm(floatX* out, float* mean, float* rstd, const floatX* weight, const floatX* bias, float* dweight,
+              float* dbias) const {
+        return {out, mean, rstd, weight, bias, dweight, dbias, B * T, int(config.n_embd)};
+    }
+    // The one that follows layer l: the next layer's first, after the last layer the final one.
+    Norm norm_after(size_t l) const { return l + 1 == a.h.size() ? norm_f() : norm_1(l + 1); }
+    Linear c_attn(size_t l) const {
+        const size_t C = config.n_embd;
+        return {w.h[l].c_attn_weight,
+                w.h[l].c_attn_bias,
+                g.h[l].c_attn_weight,
+                g.h[l].c_attn_bias,
+                B * T,
+                C,
+                3 * C};
+    }
+    Linear c_proj(size_t l) const { // the gradient of its bias is summed by layernorm_backward()
+        const size_t C = config.n_embd;
+        return {w.h[l].c_proj_weight, w.h[l].c_proj_bias, g.h[l].c_proj_weight, nullptr, B * T, C, C};
+    }
+    Router router(size_t l) const {
+        Router r = a.h[l].router;
+        r.N = B * T;
+        r.E = config.n_expert;
+        r.K = config.n_expert_active;
+        r.C = config.n_embd;
+        r.topk = config.topk();
+        return r;
+    }
     Experts experts(size_t l) const {
         const LayerParameters<floatX>& p = w.h[l];
+        const LayerParameters<float>& d = g.h[l];
         const bool moe = config.moe();
         Experts e{};
-        e.E = shape().experts(), e.D = shape().width(), e.C = config.n_embd;
-        e.relu = config.relu(), e.fused = fused;
-        e.w_enc = moe ? p.w_enc : p.fc_weight, e.b_enc = moe ? p.b_enc : p.fc_bias;
-        e.w_dec = moe ? p.w_dec : p.fc_proj_weight, e.b_dec = moe ? p.b_dec : p.fc_proj_bias;
+        e.E = shape().experts();
+        e.D = shape().width();
+        e.C = config.n_embd;
+        e.relu = config.relu();
+        e.fused = fused;
+        e.w_enc = moe ? p.w_enc : p.fc_weight;
+        e.b_enc = moe ? p.b_enc : p.fc_bias;
+        e.w_dec = moe ? p.w_dec : p.fc_proj_weight;
+        e.b_dec = moe ? p.b_dec : p.fc_proj_bias;
+        e.dw_enc = moe ? d.w_enc : d.fc_weight;
+        e.db_enc = moe ? d.b_enc : d.fc_bias;
+        e.dw_dec = moe ? d.w_dec : d.fc_proj_weight;
+        e.db_dec = d.b_dec; // a dense layer's is summed by layernorm_backward()
         e.w_dec_transposed = !moe;
-        if (l < a.h.size())
-            e.begin = moe ? a.h[l].begin : all, e.h = a.h[l].h, e.z = a.h[l].z, e.mask = a.h[l].mask;
-        e.host_begin = host_begin ? host_begin + l * (e.E + 1) : nullptr;
-        e.own = own_activation ? &own_activation[l * e.E] : nullptr;
+        e.dh = a.dh;
+        e.db = a.db;
+        e.partial = a.partial;
+        if (a.h.empty()) return e;
+        e.begin = moe ? a.h[l].router.begin : whole_batch;
+        e.h = a.h[l].h;
+        e.z = a.h[l].z;
+        e.mask = a.h[l].mask;
+        e.host_begin = host_begin + l * (e.E + 1);
+        e.own = &own_activation[l * e.E];
         return e;
     }
 };
@@ -2781,14 +3065,18 @@ inline void upload_batch(Model& model, const int32_t* tokens, const int32_t* tar
     auto place = [&](size_t count) {
         return std::pair{std::exchange(to, to + count), std::exchange(device, device + count)};
     };
-    auto [host_all, gpu_all] = place(2);
+    auto [host_whole, gpu_whole] = place(2);
     auto [host_tokens, gpu_tokens] = place(N);
     auto [host_targets, gpu_targets] = place(N);
-    host_all[0] = 0, host_all[1] = int(N);
+    host_whole[0] = 0;
+    host_whole[1] = int(N);
     std::copy(tokens, tokens + N, host_tokens);
     if (targets) std::copy(targets, targets + N, host_targets);
-    model.B = B, model.T = T, model.all = gpu_all;
-    model.tokens = gpu_tokens, model.targets = targets ? gpu_targets : nullptr;
+    model.B = B;
+    model.T = T;
+    model.whole_batch = gpu_whole;
+    model.tokens = gpu_tokens;
+    model.targets = targets ? gpu_targets : nullptr;
     if (with_places) {
         // A counting sort of the places by token.
         std::vector<int>& end = model.token_end;
@@ -2803,10 +3091,12 @@ inline void upload_batch(Model& model, const int32_t* tokens, const int32_t* tar
             const int count = end[v + 1];
             end[v + 1] = end[v] + count;
             if (!count) continue;
-            token[distinct] = int(v), token_begin[distinct++] = int(chunks);
+            token[distinct] = int(v);
+            token_begin[distinct++] = int(chunks);
             for (int i = 0; i < count; i += places_per_chunk) chunk_begin[chunks++] = end[v] + i;
         }
-        chunk_begin[chunks] = int(N), token_begin[distinct] = int(chunks);
+        chunk_begin[chunks] = int(N);
+        token_begin[distinct] = int(chunks);
         for (size_t n = 0; n < N; n++) order[end[tokens[n]]++] = int(n);
         model.places = {gpu_order, gpu_chunk_begin, gpu_token, gpu_token_begin, chunks, distinct};
     }
@@ -2833,98 +3123,105 @@ inline void refresh_statistics(Model& model) {
     model.gpu.mark("expert_statistics_forward");
     for (size_t l = 0; l < c.n_layer && c.moe(); l++) {
         const LayerParameters<floatX>& w = model.w.h[l];
+        const Statistics& s = model.a.h[l].router.statistics;
         if (c.topk())
-            router_weights_forward(model.a.h[l].statistics, w.router, c.n_expert, c.n_embd, model.gpu.stream);
+            router_weights_forward(s, w.router, c.n_expert, c.n_embd, stream);
         else
-            expert_statistics_forward(model.a.h[l].statistics, w.w_enc, w.b_enc, c.n_expert, c.d_expert,
-                                      c.n_embd, model.gpu.stream);
+            expert_statistics_forward(s, w.w_enc, w.b_enc, c.n_expert, c.d_expert, c.n_embd, stream);
     }
     model.statistics_stale = false;
 }
 
-// The LayerNorm that follows layer l: the next layer's first, after the last layer the final one.
-inline Norm norm_after(Model& model, size_t l) {
+// The mixture of experts of layer l: h.out from h.ln_2 and h.mid.
+inline void moe_forward(Model& model, size_t l, float share) {
     Activations& a = model.a;
-    if (l + 1 == a.h.size())
-        return {a.ln_f, a.ln_f_mean, a.ln_f_rstd, model.w.ln_f_weight, model.w.ln_f_bias};
-    LayerActivations& h = a.h[l + 1];
-    return {h.ln_1, h.ln_1_mean, h.ln_1_rstd, model.w.h[l + 1].ln_1_weight, model.w.h[l + 1].ln_1_bias};
+    LayerActivations& h = a.h[l];
+    Gpu& gpu = model.gpu;
+    const cudaStream_t stream = gpu.stream;
+    const Router router = model.router(l);
+    const Experts experts = model.experts(l);
+    gpu.mark("router_forward");
+    router_forward(router, a.sum_p, a.partial, h.ln_2, stream);
+    gpu.mark("dispatch");
+    dispatch(router, a.counts, stream);
+    // How many tokens each expert has goes to the host beside the gather.
+    cuda_check(cudaEventRecord(model.dispatched, stream));
+    cuda_check(cudaStreamWaitEvent(gpu.copies, model.dispatched, 0));
+    cuda_check(cudaMemcpyAsync(model.host_begin + l * (router.E + 1), router.begin,
+                               (router.E + 1) * sizeof(int), cudaMemcpyDeviceToHost, gpu.copies));
+    cuda_check(cudaEventRecord(model.begin_copied, gpu.copies));
+    gpu.mark("balance_forward");
+    balance_forward(&a.totals->aux, router, a.sum_p, share, stream);
+    gpu.mark("gather");
+    gather(h.slots_x, h.ln_2, router.token, router.N * router.K, router.C, stream);
+    gpu.mark("wait for the counts");
+    cuda_check(cudaEventSynchronize(model.begin_copied)); // the one wait of the layer
+    gpu.mark("experts_encode");
+    experts_encode(gpu, experts, h.slots_x);
+    gpu.mark("experts_decode");
+    experts_decode(gpu, experts, h.y);
+    gpu.mark("combine_layernorm_forward");
+    combine_layernorm_forward(h.out, model.norm_after(l), h.mid, h.y, router, stream);
 }
 
-// Of the batch that upload_batch() sent. Fills model.a, logits included, and adds share times its loss, load
-// balance and active units to the totals. gradient_scale 0: evaluation. Otherwise the logits are replaced by
-// gradient_scale times the gradient of the mean cross-entropy, ready for backward().
+inline void dense_forward(Model& model, size_t l) {
+    Activations& a = model.a;
+    LayerActivations& h = a.h[l];
+    Gpu& gpu = model.gpu;
+    const Experts experts = model.experts(l);
+    model.host_begin[2 * l] = 0;
+    model.host_begin[2 * l + 1] = int(model.B * model.T);
+    gpu.mark("experts_encode");
+    experts_encode(gpu, experts, h.ln_2);
+    gpu.mark("experts_decode");
+    experts_decode(gpu, experts, a.proj);
+    gpu.mark("residual_layernorm_forward");
+    residual_layernorm_forward(h.out, model.norm_after(l), h.mid, a.proj, gpu.stream);
+}
+
+// Of the batch that upload_batch() sent. Fills model.a, logits included, and adds share times its loss and
+// load balance to the totals. gradient_scale 0: evaluation. Otherwise the logits are replaced by
+// gradient_scale times the gradient of the mean cross-entropy, ready for backward(), and the units that fired
+// are counted.
 inline void forward(Model& model, float gradient_scale = 0, float share = 1) {
     const Config& c = model.config;
-    const size_t B = model.B, T = model.T, N = B * T, V = c.vocab_size, Vp = model.shape().padded_vocab();
-    const size_t C = c.n_embd, E = c.n_expert, K = c.n_expert_active;
+    const size_t B = model.B, T = model.T, N = B * T, C = c.n_embd, V = c.vocab_size,
+                 Vp = model.shape().padded_vocab();
     Activations& a = model.a;
     Gpu& gpu = model.gpu;
     const cudaStream_t stream = gpu.stream;
     if (model.statistics_stale) refresh_statistics(model);
 
-    const LayerParameters<floatX>& first = model.w.h[0];
     gpu.mark("embedding_layernorm_forward");
-    embedding_layernorm_forward(
-        a.embedded, {a.h[0].ln_1, a.h[0].ln_1_mean, a.h[0].ln_1_rstd, first.ln_1_weight, first.ln_1_bias},
-        model.tokens, model.w.wte, model.w.wpe, N, T, C, stream, a.hidden_nan);
+    embedding_layernorm_forward(a.embedded, model.norm_1(0), model.tokens, model.w.wte, model.w.wpe,
+                                a.hidden_nan, T, stream);
     const floatX* x = a.embedded;
     for (size_t l = 0; l < c.n_layer; l++) {
-        const LayerParameters<floatX>& w = model.w.h[l];
         LayerActivations& h = a.h[l];
-        const Experts experts = model.experts(l);
-        int* host_begin = model.host_begin + l * (experts.E + 1);
-
         gpu.mark("linear_forward c_attn");
-        linear_forward(gpu, h.qkv, h.ln_1, w.c_attn_weight, w.c_attn_bias, N, C, 3 * C);
+        linear_forward(gpu, h.qkv, h.ln_1, model.c_attn(l));
         gpu.mark("attention_forward");
         attention_forward(h.att, h.lse, h.qkv, B, T, C, c.n_head, stream);
         gpu.mark("linear_forward c_proj");
-        linear_forward(gpu, a.proj, h.att, w.c_proj_weight, w.c_proj_bias, N, C, C);
+        linear_forward(gpu, a.proj, h.att, model.c_proj(l));
         gpu.mark("residual_layernorm_forward ln_2");
-        residual_layernorm_forward(h.mid, {h.ln_2, h.ln_2_mean, h.ln_2_rstd, w.ln_2_weight, w.ln_2_bias}, x,
-                                   a.proj, N, C, stream);
-        if (c.moe()) {
-            gpu.mark("router_forward");
-            router_forward(h.routing, a.sum_p, a.partial, h.ln_2, h.statistics, c.topk(), N, E, K, C, stream);
-            gpu.mark("dispatch");
-            dispatch(h.begin, h.slot, h.token, a.counts, h.routing.choice, N, E, K, stream);
-            cuda_check(
-                cudaMemcpyAsync(host_begin, h.begin, (E + 1) * sizeof(int), cudaMemcpyDeviceToHost, stream));
-            cuda_check(cudaEventRecord(model.begin_copied, stream));
-            gpu.mark("balance_forward");
-            balance_forward(&a.totals->aux, a.sum_p, h.begin, share, N, E, K, stream);
-            gpu.mark("gather");
-            gather(a.slots_x, h.ln_2, h.token, N * K, C, stream);
-            gpu.mark("wait for the counts");
-            // The one wait of the layer: how many tokens each expert has. The GPU meanwhile has the gather to
-            // do.
-            cuda_check(cudaEventSynchronize(model.begin_copied));
-            gpu.mark("experts_encode");
-            experts_encode(gpu, experts, a.slots_x);
-            gpu.mark("experts_decode");
-            experts_decode(gpu, experts, h.y);
-            gpu.mark("combine_layernorm_forward");
-            combine_layernorm_forward(h.out, norm_after(model, l), h.mid, h.y, h.routing.weight, h.slot, N, K,
-                                      C, stream);
-        } else {
-            host_begin[0] = 0, host_begin[1] = int(N);
-            gpu.mark("experts_encode");
-            experts_encode(gpu, experts, h.ln_2);
-            gpu.mark("experts_decode");
-            experts_decode(gpu, experts, a.proj);
-            gpu.mark("residual_layernorm_forward");
-            residual_layernorm_forward(h.out, norm_after(model, l), h.mid, a.proj, N, C, stream);
+        residual_layernorm_forward(h.mid, model.norm_2(l), x, a.proj, stream);
+        if (c.moe())
+            moe_forward(model, l, share);
+        else
+            dense_forward(model, l);
+        if (model.count_units && gradient_scale != 0) {
+            const Experts experts = model.experts(l);
+            gpu.mark("count_active");
+            count_active(&a.totals->active, experts.z,
+                         experts.all_masked() ? (const uint4*)experts.mask : nullptr,
+                         experts.slots() * experts.D, stream);
         }
-        const size_t slots = c.moe() ? N * K : N;
-        gpu.mark("count_active");
-        count_active(&a.totals->active, experts.z,
-                     experts.all_masked() ? (const uint4*)experts.mask : nullptr, slots * experts.D, stream);
         x = h.out;
     }
+    gpu.mark("head");
     Product head{a.logits, a.ln_f, model.w.wte, N, Vp, C};
     head.b_transposed = true;
-    gpu.mark("head");
     multiply(gpu, head);
     if (!model.targets) return gpu.mark(nullptr);
     gpu.mark("classifier");
@@ -2941,78 +3238,84 @@ inline void forward(Model& model, float gradient_scale = 0, float share = 1) {
 // statistics, which finish_gradients() adds once per step.
 // ---------------------------------------------------------------------------------------------------------
 
+// The mixture of experts of layer l: a.dln, the gradient of h.ln_2, from a.dresidual.
+inline void moe_backward(Model& model, size_t l, float aux_scale) {
+    Activations& a = model.a;
+    LayerActivations& h = a.h[l];
+    Gpu& gpu = model.gpu;
+    const Router router = model.router(l);
+    const Experts experts = model.experts(l);
+    gpu.mark("combine_backward");
+    combine_backward(a.dy, a.dweight, a.dresidual, h.y, router, gpu.stream);
+    if (!model.keep_slots) {
+        gpu.mark("gather again");
+        gather(h.slots_x, h.ln_2, router.token, router.N * router.K, router.C, gpu.stream);
+    }
+    if (model.recompute >= 1) {
+        gpu.mark("experts_encode again");
+        experts_encode(gpu, experts, h.slots_x);
+    }
+    experts_backward(gpu, experts, a.dslots, a.dy, h.slots_x);
+    gpu.mark("router_backward");
+    router_backward(a.dln, router, a.dmu, a.dvar, a.partial, a.dslots, a.dweight, h.ln_2, aux_scale,
+                    gpu.stream);
+}
+
+inline void dense_backward(Model& model, size_t l) {
+    Activations& a = model.a;
+    const LayerActivations& h = a.h[l];
+    const Experts experts = model.experts(l);
+    if (model.recompute >= 1) {
+        model.gpu.mark("experts_encode again");
+        experts_encode(model.gpu, experts, h.ln_2);
+    }
+    experts_backward(model.gpu, experts, a.dln, a.dresidual, h.ln_2);
+}
+
 inline void backward(Model& model, float aux_scale) { // aux_scale: gradient_scale * aux_weight
     const Config& c = model.config;
-    const size_t B = model.B, T = model.T, N = B * T, Vp = model.shape().padded_vocab();
-    const size_t C = c.n_embd, E = c.n_expert, K = c.n_expert_active;
+    const size_t B = model.B, T = model.T, N = B * T, C = c.n_embd, Vp = model.shape().padded_vocab();
     Activations& a = model.a;
     const Parameters<float>& g = model.g;
     Gpu& gpu = model.gpu;
     const cudaStream_t stream = gpu.stream;
-    const int* all = model.all;
+    // The bias behind what was last added to the stream before LayerNorm ln_1 of layer l, or ln_f (l = L).
+    auto bias_before = [&](size_t l) { return l == 0 || c.moe() ? nullptr : g.h[l - 1].fc_proj_bias; };
 
+    fork_lanes(gpu);
     gpu.mark("head to ln_f");
-    multiply(gpu, {a.dln, a.logits, model.w.wte, N, C, Vp});
+    multiply(gpu, {a.dln, a.logits, model.w.wte, N, C, Vp}, 0);
     gpu.mark("head to wte");
     Product to_wte{g.wte, a.logits, a.ln_f, Vp, C, N};
     to_wte.a_transposed = true;
     to_wte.accumulate = true;
-    multiply(gpu, to_wte);
+    multiply(gpu, to_wte, 1);
+    join_lanes(gpu);
     gpu.mark("layernorm_backward ln_f");
     cuda_check(cudaMemsetAsync(a.dresidual, 0, N * C * sizeof(floatX), stream));
-    layernorm_backward(a.dresidual, g.ln_f_weight, g.ln_f_bias, a.dln, a.h.back().out, a.ln_f_mean,
-                       a.ln_f_rstd, model.w.ln_f_weight, a.partial, N, C, stream);
+    layernorm_backward(a.dresidual, bias_before(c.n_layer), model.norm_f(), a.dln, a.h.back().out, a.partial,
+                       stream);
     for (size_t l = c.n_layer; l-- > 0;) {
-        const LayerParameters<floatX>& w = model.w.h[l];
-        const LayerParameters<float>& dw = g.h[l];
         LayerActivations& h = a.h[l];
         const floatX* x = l ? a.h[l - 1].out : a.embedded;
-        const Experts experts = model.experts(l);
         if (model.recompute >= 2) {
-            residual_layernorm_forward(nullptr,
-                                       {h.ln_1, h.ln_1_mean, h.ln_1_rstd, w.ln_1_weight, w.ln_1_bias}, x,
-                                       nullptr, N, C, stream);
-            residual_layernorm_forward(nullptr,
-                                       {h.ln_2, h.ln_2_mean, h.ln_2_rstd, w.ln_2_weight, w.ln_2_bias}, h.mid,
-                                       nullptr, N, C, stream);
+            residual_layernorm_forward(nullptr, model.norm_1(l), x, nullptr, stream);
+            residual_layernorm_forward(nullptr, model.norm_2(l), h.mid, nullptr, stream);
         }
-        if (c.moe()) {
-            gpu.mark("combine_backward");
-            combine_backward(a.dy, a.dweight, a.dresidual, h.y, h.routing.weight, h.slot, N, K, C, stream);
-            gpu.mark("gather again");
-            gather(a.slots_x, h.ln_2, h.token, N * K, C, stream);
-            if (model.recompute >= 1) {
-                gpu.mark("experts_encode again");
-                experts_encode(gpu, experts, a.slots_x);
-            }
-            experts_backward(gpu, experts, a.dslots, dw.w_enc, dw.b_enc, dw.w_dec, dw.b_dec, a.dh, a.db,
-                             a.partial, a.dy, a.slots_x);
-            gpu.mark("router_backward");
-            router_backward(a.dln, h.dstatistics, a.dmu, a.dvar, a.partial, a.dslots, a.dweight, h.slot,
-                            h.ln_2, h.routing, h.statistics, h.begin, aux_scale, c.topk(), N, E, K, C,
-                            stream);
-        } else {
-            if (model.recompute >= 1) {
-                gpu.mark("experts_encode again");
-                experts_encode(gpu, experts, h.ln_2);
-            }
-            experts_backward(gpu, experts, a.dln, dw.fc_weight, dw.fc_bias, dw.fc_proj_weight,
-                             dw.fc_proj_bias, a.dh, a.db, a.partial, a.dresidual, h.ln_2);
-        }
+        if (c.moe())
+            moe_backward(model, l, aux_scale);
+        else
+            dense_backward(model, l);
         gpu.mark("layernorm_backward ln_2");
-        layernorm_backward(a.dresidual, dw.ln_2_weight, dw.ln_2_bias, a.dln, h.mid, h.ln_2_mean, h.ln_2_rstd,
-                           w.ln_2_weight, a.partial, N, C, stream);
+        layernorm_backward(a.dresidual, g.h[l].c_proj_bias, model.norm_2(l), a.dln, h.mid, a.partial, stream);
         gpu.mark("linear_backward c_proj");
-        linear_backward(gpu, a.datt, dw.c_proj_weight, dw.c_proj_bias, a.partial, a.dresidual, h.att,
-                        w.c_proj_weight, all, N, C, C);
+        linear_backward(gpu, a.datt, a.dresidual, h.att, model.c_proj(l), a.partial, model.whole_batch);
         gpu.mark("attention_backward");
         attention_backward(a.dqkv, a.delta, a.datt, h.att, h.lse, h.qkv, B, T, C, c.n_head, stream);
         gpu.mark("linear_backward c_attn");
-        linear_backward(gpu, a.dln, dw.c_attn_weight, dw.c_attn_bias, a.partial, a.dqkv, h.ln_1,
-                        w.c_attn_weight, all, N, C, 3 * C);
+        linear_backward(gpu, a.dln, a.dqkv, h.ln_1, model.c_attn(l), a.partial, model.whole_batch);
         gpu.mark("layernorm_backward ln_1");
-        layernorm_backward(a.dresidual, dw.ln_1_weight, dw.ln_1_bias, a.dln, x, h.ln_1_mean, h.ln_1_rstd,
-                           w.ln_1_weight, a.partial, N, C, stream);
+        layernorm_backward(a.dresidual, bias_before(l), model.norm_1(l), a.dln, x, a.partial, stream);
     }
     gpu.mark("embedding_backward");
     embedding_backward(g.wte, g.wpe, a.partial, a.dresidual, model.places, B, T, C, stream);
@@ -3034,13 +3337,13 @@ inline void finish_gradients(Model& model) {
     const Config& c = model.config;
     model.gpu.mark("expert_statistics_backward");
     for (size_t l = 0; l < c.n_layer && c.moe(); l++) {
-        const LayerActivations& h = model.a.h[l];
+        const Router& r = model.a.h[l].router;
         const LayerParameters<floatX>& w = model.w.h[l];
         const LayerParameters<float>& dw = model.g.h[l];
         if (c.topk())
-            router_weights_backward(dw.router, h.dstatistics, c.n_expert, c.n_embd, model.gpu.stream);
+            router_weights_backward(dw.router, r.dstatistics, c.n_expert, c.n_embd, model.gpu.stream);
         else
-            expert_statistics_backward(dw.w_enc, dw.b_enc, h.dstatistics, w.w_enc, w.b_enc, h.statistics,
+            expert_statistics_backward(dw.w_enc, dw.b_enc, r.dstatistics, w.w_enc, w.b_enc, r.statistics,
                                        c.n_expert, c.d_expert, c.n_embd, model.gpu.stream);
     }
     model.gpu.mark(nullptr);
@@ -3085,8 +3388,94 @@ inline void load_weights(Model& model, const float* weights, uint64_t t, uint64_
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// 8. The training step and main
+// 8. The choices that are measured, the training step and main
 // ---------------------------------------------------------------------------------------------------------
+
+// Milliseconds that the experts of the first layer take, forward and backward, with the model's choice of
+// epilogues and lanes: the better of two runs after one that warms up. Their slots are shared out evenly and
+// filled with weights, their gradients are left behind.
+inline float time_experts(Model& model) {
+    Gpu& gpu = model.gpu;
+    Activations& a = model.a;
+    const bool moe = model.config.moe();
+    model.B = model.max_B;
+    model.T = model.max_T;
+    model.whole_batch = model.batch.data;
+    zero_gradients(model);
+    const Experts e = model.experts(0);
+    const size_t slots = model.B * model.T * (moe ? model.config.n_expert_active : 1);
+    for (size_t j = 0; j <= e.E; j++) model.host_begin[j] = int(slots * j / e.E);
+    int* const begin = moe ? a.h[0].router.begin : model.whole_batch;
+    cuda_check(cudaMemcpy(begin, e.host_begin, (e.E + 1) * sizeof(int), cudaMemcpyHostToDevice));
+    floatX* const x = moe ? a.h[0].slots_x : a.h[0].ln_2;
+    floatX* const y = moe ? a.h[0].y : a.proj;
+    floatX* const dx = moe ? a.dslots : a.dln;
+    floatX* const dy = moe ? a.dy : a.dresidual;
+    for (floatX* to : {x, dy})
+        for (size_t at = 0, n; at < slots * e.C; at += n) {
+            n = std::min(slots * e.C - at, model.weights.count);
+            cuda_check(cudaMemcpyAsync(to + at, model.weights.data, n * sizeof(floatX),
+                                       cudaMemcpyDeviceToDevice, gpu.stream));
+        }
+    cudaEvent_t from, to;
+    cuda_check(cudaEventCreate(&from));
+    cuda_check(cudaEventCreate(&to));
+    float best = INFINITY;
+    for (int i = 0; i < 3; i++) {
+        float ms = 0;
+        cuda_check(cudaEventRecord(from, gpu.stream));
+        experts_encode(gpu, e, x);
+        experts_decode(gpu, e, y);
+        experts_backward(gpu, e, dx, dy, x);
+        cuda_check(cudaEventRecord(to, gpu.stream));
+        cuda_check(cudaEventSynchronize(to));
+        cuda_check(cudaEventElapsedTime(&ms, from, to));
+        if (i > 0) best = std::min(best, ms);
+    }
+    cuda_check(cudaEventDestroy(from));
+    cuda_check(cudaEventDestroy(to));
+    return best;
+}
+
+// Settles what the flags leave open, epilogues (auto) and streams (0), by measuring; writes it into the
+// flags, so that the state file has it and a resumed run does the same. Lanes never change bits, epilogues
+// do: there the library's, when it has them, are kept unless ours are clearly faster. Of a model so small
+// that its products do not fill a card nothing is measured. Returns what to print.
+inline std::string measure_choices(Model& model, Flags& flags) {
+    const Experts e = model.experts(0);
+    const double work = double(model.max_B * model.max_T) * double(e.C) * double(model.config.dense_width());
+    const bool measures = work > 0x1p32, open = flags.epilogues == "auto" && model.fused && measures;
+    const auto lanes_given = size_t(flags.streams);
+    model.gpu.lane_count = lanes_given ? lanes_given : Gpu::most_lanes;
+    std::string found;
+    auto time = [&](bool fused, size_t lanes) {
+        model.fused = fused;
+        model.gpu.lane_count = lanes;
+        const float ms = time_experts(model);
+        found += strf("%s%s with %zu stream%s %.2f ms", found.empty() ? "" : ", ", fused ? "library" : "own",
+                      lanes, lanes == 1 ? "" : "s", ms);
+        return ms;
+    };
+    bool fused = model.fused;
+    size_t lanes = model.gpu.lane_count;
+    if (open || (measures && !lanes_given)) {
+        float best = time(fused, lanes);
+        if (open && time(false, lanes) < 0.95f * best) fused = false;
+        for (const size_t fewer : {2, 1}) {
+            if (lanes_given) break;
+            const float ms = time(fused, fewer);
+            if (ms >= 0.98f * best) continue;
+            best = ms;
+            lanes = fewer;
+        }
+    }
+    model.fused = fused;
+    model.gpu.lane_count = lanes;
+    flags.epilogues = fused ? "library" : "own";
+    flags.streams = int64_t(lanes);
+    return strf("epilogues %s, %zu stream%s%s", flags.epilogues.c_str(), lanes, lanes == 1 ? "" : "s",
+                found.empty() ? "" : (" (a layer's experts: " + found + ")").c_str());
+}
 
 inline void zero_totals(Model& model) {
     cuda_check(cudaMemsetAsync(model.a.totals, 0, sizeof(Totals), model.gpu.stream));
@@ -3102,6 +3491,7 @@ inline Totals read_totals(Model& model) {
 inline StepResult train_step(Model& model, Run& run, std::vector<int32_t>& tokens,
                              std::vector<int32_t>& targets, uint64_t t, double lr) {
     const float share = 1.0f / run.accumulate;
+    model.count_units = step_line_shows(run, int64_t(t));
     zero_gradients(model);
     zero_totals(model);
     for (size_t micro = 0; micro < run.accumulate; micro++) {
@@ -3112,11 +3502,14 @@ inline StepResult train_step(Model& model, Run& run, std::vector<int32_t>& token
     }
     finish_gradients(model);
     AdamW adam;
-    adam.lr = float(lr), adam.weight_decay = float(run.flags.weight_decay), adam.clip = float(run.flags.clip);
+    adam.lr = float(lr);
+    adam.weight_decay = float(run.flags.weight_decay);
+    adam.clip = float(run.flags.clip);
     update(model, adam, t, uint64_t(run.flags.seed));
     const Totals totals = read_totals(model);
     return {totals.loss, totals.aux, totals.norm,
-            double(totals.active) / (run.tokens_per_step() * double(run.config.n_layer))};
+            model.count_units ? double(totals.active) / (run.tokens_per_step() * double(run.config.n_layer))
+                              : NAN};
 }
 
 // Mean loss of a batch, without gradients.
@@ -3141,30 +3534,49 @@ inline const float* last_logits(Model& model, const std::vector<int32_t>& text, 
     return logits.data();
 }
 
-// Memory by family, and a refusal when it is more than the GPU has left.
-inline std::vector<std::pair<const char*, double>> memory_of(const Run& run, const std::vector<Tensor>& table,
-                                                             size_t free) {
-    const double count = double(block_elements(table)), bytes = sizeof(floatX);
-    const Shape shape = {run.config, run.B, run.T, int(run.flags.recompute), true, true};
-    const double activations = double(activation_bytes(shape)),
-                 others = double(Model::batch_ints(run.B * run.T)) * 4 +
-                          double(run.config.n_layer * statistics_elements(run.config)) * 4 +
-                          Gpu::workspace_bytes;
+// Memory by family, for micro-batches of B rows.
+inline std::vector<std::pair<const char*, double>> memory_families(const Run& run, size_t B) {
+    const double count = double(block_elements(gpu_tensor_table(run.config))), bytes = sizeof(floatX);
+    const Shape shape = {run.config, B, run.T, int(run.flags.recompute), true, true};
     std::vector<std::pair<const char*, double>> families = {{"weights", count * bytes}};
     if (bytes < 4) families.push_back({"fp32 weights", count * 4});
     families.push_back({"gradients", count * 4});
     families.push_back({"optimizer moments", count * 8});
-    families.push_back({"activations", activations});
-    families.push_back({"batches, workspace", others});
-    // Not ours, and taken later: the context, and the library's kernels as they are first used.
-    families.push_back({"CUDA and cuBLASLt", 0.7e9});
-    double needed = 0;
-    for (const auto& family : families) needed += family.second;
-    if (needed > double(free))
-        fail("this run needs %s of GPU memory (activations %s), %s are free: a smaller --batch%s would help",
-             human_bytes(needed).c_str(), human_bytes(activations).c_str(), human_bytes(double(free)).c_str(),
-             run.flags.recompute < 2 ? ", or --recompute 1 or 2," : "");
+    families.push_back({"activations", double(activation_bytes(shape))});
+    families.push_back(
+        {"batches, workspaces", double(Model::batch_ints(B * run.T)) * 4 +
+                                    double(run.config.n_layer * statistics_elements(run.config)) * 4 +
+                                    double(Gpu::most_lanes * Gpu::workspace_bytes)});
+    families.push_back({"CUDA and cuBLASLt", unaccounted_bytes});
     return families;
+}
+inline double memory_needed(const Run& run, size_t B) {
+    double needed = 0;
+    for (const auto& family : memory_families(run, B)) needed += family.second;
+    return needed;
+}
+
+// --batch auto: small micro-batches leave a large card idle, so of the step's rows the largest divisor is
+// taken that makes at most 64K tokens and leaves a twentieth of the memory free.
+inline size_t choose_batch(Run& run, size_t rows, size_t free) {
+    constexpr size_t most_tokens = 64 << 10;
+    size_t best = 1;
+    for (size_t B = 1; B <= rows && B * run.T <= most_tokens; B++)
+        if (rows % B == 0 && memory_needed(run, B) <= 0.95 * double(free)) best = B;
+    run.batch_note = strf("%zu rows: the most of the step's %zu that fit, up to 64K tokens", best, rows);
+    return best;
+}
+
+// Refuses a run that needs more memory than the GPU has left.
+inline std::vector<std::pair<const char*, double>> memory_of(const Run& run, size_t free) {
+    const double needed = memory_needed(run, run.B);
+    if (needed > double(free)) {
+        const Shape shape = {run.config, run.B, run.T, int(run.flags.recompute), true, true};
+        fail("this run needs %s of GPU memory (activations %s), %s are free: a smaller --batch%s would help",
+             human_bytes(needed).c_str(), human_bytes(double(activation_bytes(shape))).c_str(),
+             human_bytes(double(free)).c_str(), run.flags.recompute < 2 ? ", or --recompute 1 or 2," : "");
+    }
+    return memory_families(run, run.B);
 }
 
 // What cudaGetDeviceCount() answered; a driver that is too old is another matter than no GPU.
@@ -3194,12 +3606,20 @@ inline int train(int argc, char** argv) {
     Options options("train_moex", "Trains a MoE-X language model on token shards, on an NVIDIA GPU.");
     flags.declare(options);
     if (!options.parse(argc, argv)) return 0;
-    Run run = resolve_run(options, flags);
-    const std::vector<Tensor> table = gpu_tensor_table(run.config);
-    check_gpu_config(run.config, run.init_file ? run.init_file->path : "model");
     size_t free = 0;
-    const std::string machine = use_gpu(&free);
-    print_settings(run, table, machine, memory_of(run, table, free));
+    std::string machine;
+    auto check_and_use_gpu = [&](const Run& run) {
+        if (!machine.empty()) return;
+        check_gpu_config(run.config, run.init_file ? run.init_file->path : "model");
+        machine = use_gpu(&free);
+    };
+    Run run = resolve_run(options, flags, [&](Run& run, size_t rows) {
+        check_and_use_gpu(run);
+        return choose_batch(run, rows, free);
+    });
+    check_and_use_gpu(run);
+    const std::vector<Tensor> table = gpu_tensor_table(run.config);
+    print_settings(run, table, machine, memory_of(run, free));
 
     Model model(run.config, run.B, run.T, int(run.flags.recompute), true, run.flags.epilogues);
     std::vector<float> host(block_elements(table));
@@ -3211,6 +3631,8 @@ inline int train(int argc, char** argv) {
         read_block(*run.state_file, table, "v.", host.data());
         model.moment_2.upload(host.data(), host.size());
     }
+    printf("%s\n", measure_choices(model, flags).c_str());
+    run.flags = flags;
     std::vector<int32_t> tokens(run.B * run.T), targets(run.B * run.T), text;
     std::vector<float> logits, blocks[4]; // copies for the host, made when first asked for
     TrainingEngine engine;
@@ -3225,7 +3647,8 @@ inline int train(int argc, char** argv) {
     engine.restart = [&] { text.clear(); };
     engine.read = [&](int32_t token) {
         if (text.size() == run.B * run.T) text.erase(text.begin(), text.begin() + (text.size() + 1) / 2);
-        return text.push_back(token), last_logits(model, text, logits);
+        text.push_back(token);
+        return last_logits(model, text, logits);
     };
     engine.block = [&](Family family) -> const float* {
         std::vector<float>& copy = blocks[size_t(family)];

@@ -140,29 +140,39 @@ const size_t token_counts[] = {1, 31, 63, 64, 65, 127, 1023}, channel_counts[] =
 // Partial sums, launches
 
 static void test_sum_partials(Gpu& gpu) {
-    for (const size_t parts : {1, 7, 8, 9, 64, 264})
+    for (const size_t parts : {1, 7, 31, 32, 33, 264})
         for (const size_t count : {1, 31, 32, 33, 1000})
             for (const bool accumulate : {false, true}) {
-                const size_t G = parts % 3 + 1, stride = count + 5;
-                const std::string what = strf("sum_partials %zu x %zu x %zu", G, parts, count);
+                const size_t G = parts % 3 + 1, sums = count % 3 + 1, stride = sums * count + 5;
+                const std::string what = strf("sum_partials %zu x %zu x %zu x %zu", G, parts, sums, count);
                 Array<float> partial = normals<float>(G * parts * stride);
-                Numbers expected(G * count);
-                const Array<float> out = accumulate ? normals<float>(G * count) : Array<float>(G * count);
-                if (accumulate) expected = out.before();
+                std::vector<Array<float>> out;
+                std::vector<Numbers> expected;
+                SumsOut to = {};
+                for (size_t i = 0; i < sums; i++) {
+                    out.push_back(accumulate ? normals<float>(G * count) : Array<float>(G * count));
+                    expected.push_back(accumulate ? out[i].before() : Numbers(G * count));
+                    to.out[i] = out[i];
+                }
+                if (sums == 3) to.out[1] = nullptr; // not wanted
                 for (size_t row = 0; row < G * parts; row++)
                     for (size_t i = 0; i < stride; i++) {
                         float& x = partial.initial[row * stride + i];
-                        if (i < count)
-                            expected[row / parts * count + i] += x;
+                        if (i < sums * count)
+                            expected[i / count][row / parts * count + i % count] += x;
                         else
                             x = NAN; // belongs to another sum
                     }
                 partial.restore();
-                run(
-                    what,
-                    [&] { sum_partials(out, partial, G, parts, stride, count, accumulate, gpu.stream); },
-                    out);
-                compare(what, out, expected, fp32_sum);
+                auto launch = [&] {
+                    sum_partials(to, partial, G, parts, stride, count, accumulate, gpu.stream);
+                };
+                run(what, launch, out[0], out[sums - 1]);
+                for (size_t i = 0; i < sums; i++)
+                    if (to.out[i])
+                        compare(what, out[i], expected[i], fp32_sum);
+                    else
+                        check(out[i].untouched(), "%s: a sum that was not wanted", what.c_str());
             }
     check_error(blocks_for(size_t(1) << 40, 256), "--batch");
 }
@@ -178,7 +188,7 @@ struct NormTest {
     NormTest(size_t N, size_t C)
         : N(N), C(C), out(N * C), weight(normals<floatX>(C, 0.3, 1)), bias(normals<floatX>(C)), mean(N),
           rstd(N) {}
-    Norm norm() const { return {out, mean, rstd, weight, bias}; }
+    Norm norm() const { return {out, mean, rstd, weight, bias, nullptr, nullptr, N, int(C)}; }
     void compare_from(const std::string& what, const Numbers& x) const {
         Numbers o(N * C), m(N), r(N);
         reference::layernorm_forward(o.data(), m.data(), r.data(), x.data(), weight.before().data(),
@@ -188,6 +198,8 @@ struct NormTest {
         compare(what + " rstd", rstd, r, fp32_sum);
     }
 };
+
+constexpr size_t most_channels = 4096; // that a model may have on the GPU
 
 static void test_layernorm(Gpu& gpu) {
     auto test = [&](size_t N, size_t C) {
@@ -201,21 +213,21 @@ static void test_layernorm(Gpu& gpu) {
         }
         const Array<floatX> out(N * C);
         run(
-            what, [&] { residual_layernorm_forward(out, norm.norm(), x, y, N, C, gpu.stream); }, out,
-            norm.out, norm.mean, norm.rstd);
+            what, [&] { residual_layernorm_forward(out, norm.norm(), x, y, gpu.stream); }, out, norm.out,
+            norm.mean, norm.rstd);
         Numbers sum = x.before();
         const Numbers added = y.before();
         for (size_t i = 0; i < N * C; i++) sum[i] += added[i];
         compare(what, out, sum, rounded);
         norm.compare_from(what, out.after());
         run(
-            what, [&] { residual_layernorm_forward(nullptr, norm.norm(), x, nullptr, N, C, gpu.stream); },
-            norm.out, norm.mean, norm.rstd);
+            what, [&] { residual_layernorm_forward(nullptr, norm.norm(), x, nullptr, gpu.stream); }, norm.out,
+            norm.mean, norm.rstd);
         norm.compare_from(what + " without y", x.before());
     };
     for (const size_t N : token_counts)
         for (const size_t C : channel_counts) test(N, C);
-    test(3, shared_bytes / (2 * sizeof(float))); // the most channels that a model may have
+    test(3, most_channels);
 
     // A row that is not a number makes no other so.
     const size_t N = 9, C = 64;
@@ -223,7 +235,7 @@ static void test_layernorm(Gpu& gpu) {
     Array<floatX> x = normals<floatX>(N * C);
     x.initial[4 * C + 7] = floatX(NAN);
     x.restore();
-    residual_layernorm_forward(nullptr, norm.norm(), x, nullptr, N, C, gpu.stream);
+    residual_layernorm_forward(nullptr, norm.norm(), x, nullptr, gpu.stream);
     const Numbers out = norm.out.after();
     check(all_nan(rows_of(out, 4, 1, C)) && none_nan(rows_of(out, 0, 4, C)) &&
           none_nan(rows_of(out, 5, 4, C)));
@@ -239,15 +251,24 @@ static void test_layernorm_backward(Gpu& gpu) {
                                      weight.before().data(), weight.before().data(), N, C);
         const Array<float> mean = to_gpu<float>(m), rstd = to_gpu<float>(r);
         const Array<floatX> dx = normals<floatX>(N * C);
-        const Array<float> dweight = normals<float>(C), dbias = normals<float>(C);
-        const Array<float> partial(layernorm_blocks * 2 * C);
+        const Array<float> dweight = normals<float>(C), dbias = normals<float>(C), dsum = normals<float>(C);
+        const Array<float> partial(layernorm_blocks * layernorm_sums * C);
+        const Norm norm = {nullptr, mean, rstd, weight, nullptr, dweight, dbias, N, int(C)};
+        const bool with_sum = N != 64;
         run(
             what,
             [&] {
-                layernorm_backward(dx, dweight, dbias, dout, x, mean, rstd, weight, partial, N, C,
-                                   gpu.stream);
+                layernorm_backward(dx, with_sum ? (float*)dsum : nullptr, norm, dout, x, partial, gpu.stream);
             },
-            dx, dweight, dbias, partial);
+            dx, dweight, dbias, dsum, partial);
+        if (with_sum) {
+            Numbers rdsum = dsum.before();
+            const std::vector<int32_t> rows = {0, int32_t(N)};
+            reference::add_column_sums(rdsum.data(), dx.after().data(), rows.data(), 1, C);
+            compare(what + " dsum", dsum, rdsum, fp32_sum);
+        } else {
+            check(dsum.untouched(), "%s: a sum that was not wanted", what.c_str());
+        }
         Numbers rdx = dx.before(), rdweight = dweight.before(), rdbias = dbias.before();
         reference::layernorm_backward(rdx.data(), rdweight.data(), rdbias.data(), dout.before().data(),
                                       x.before().data(), mean.before().data(), rstd.before().data(),
@@ -258,8 +279,14 @@ static void test_layernorm_backward(Gpu& gpu) {
     };
     for (const size_t N : token_counts)
         for (const size_t C : channel_counts) test(N, C);
-    test(3000, 8); // more rows than all blocks take at once
-    test(3, shared_bytes / (2 * sizeof(float)));
+    test(4000, 8); // more rows than all blocks take at once
+    test(3, most_channels);
+    for (int c = 0; c < 5000; c++)
+        check(channel_of_place(place_of_channel(c)) == c && place_of_channel(channel_of_place(c)) == c &&
+              place_of_channel(c) / run_channels == c / run_channels);
+    for (int i = 0; i < pack; i++) // the lanes of a warp, at the same number of their packs, side by side
+        for (int lane = 0; lane < warp_size; lane++)
+            check(place_of_channel(lane * pack + i) == i * warp_size + lane);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -294,7 +321,9 @@ static void test_embedding(Gpu& gpu) {
             const NormTest norm(N, C);
             run(
                 what,
-                [&] { embedding_layernorm_forward(out, norm.norm(), on_gpu, wte, wpe, N, T, C, gpu.stream); },
+                [&] {
+                    embedding_layernorm_forward(out, norm.norm(), on_gpu, wte, wpe, nullptr, T, gpu.stream);
+                },
                 out, norm.out, norm.mean, norm.rstd);
             Numbers expected(N * C);
             reference::embedding_forward(expected.data(), tokens.data(), wte.before().data(),
@@ -303,7 +332,7 @@ static void test_embedding(Gpu& gpu) {
             norm.compare_from(what, out.after());
             const Array<float> hidden(std::vector<float>{NAN});
             const Array<floatX> poisoned(N * C);
-            embedding_layernorm_forward(poisoned, norm.norm(), on_gpu, wte, wpe, N, T, C, gpu.stream, hidden);
+            embedding_layernorm_forward(poisoned, norm.norm(), on_gpu, wte, wpe, hidden, T, gpu.stream);
             check(all_nan(poisoned.after()) && all_nan(norm.out.after()));
 
             Config config; // a model only to sort the tokens, as upload_batch() does
@@ -334,9 +363,10 @@ static void test_bias_backward(Gpu& gpu) {
         const std::string what = strf("bias_backward G %zu rows %zu M %zu", G, rows, M);
         const Array<int> groups(begin);
         const Array<floatX> dout = normals<floatX>(rows * M, 1, 0.3);
-        const Array<float> dbias = normals<float>(G * M), partial(std::max(bias_chunks, G) * M);
+        const Array<float> dbias = normals<float>(G * M), partial(bias_parts(rows, G) * M);
         run(
-            what, [&] { bias_backward(dbias, partial, dout, groups, G, M, gpu.stream); }, dbias, partial);
+            what, [&] { bias_backward(dbias, partial, dout, groups, rows, G, M, gpu.stream); }, dbias,
+            partial);
         Numbers expected = dbias.before();
         reference::add_column_sums(expected.data(), dout.before().data(), begin.data(), G, M);
         compare(what, dbias, expected, fp32_sum);
@@ -484,8 +514,9 @@ struct RouterCase {
     size_t N, E, K, C;
 };
 static const std::vector<RouterCase> router_cases = {
-    {1, 1, 1, 8},      {31, 2, 1, 64},   {63, 3, 3, 136},  {64, 8, 2, 256},  {65, 9, 1, 64},
-    {127, 40, 6, 136}, {1023, 8, 2, 64}, {300, 40, 40, 8}, {33, 300, 5, 64}, {1023, 3, 2, 768},
+    {1, 1, 1, 8},     {31, 2, 1, 64},    {63, 3, 3, 136},   {64, 8, 2, 256},
+    {65, 9, 1, 64},   {127, 40, 6, 136}, {1023, 8, 2, 64},  {300, 40, 40, 8},
+    {33, 300, 5, 64}, {1023, 3, 2, 768}, {5000, 11, 2, 24}, // more parts than one
 };
 
 // Statistics such that mu and sd are of the order of 1 for x of that order. Experts 2i and 2i + 1 have the
@@ -530,11 +561,11 @@ static void test_router_forward(Gpu& gpu, const RouterCase& c, bool topk) {
     const Array<float> mu(N * E), sd(N * E), g(N * E), weight(N * K), sum_p(E);
     const Array<float> partial(blocks_for(N, router_block) * E);
     const Array<int> choice(N * K);
-    const Routing routing = {mu, sd, g, choice, weight};
+    Router router = {N,  E, K,      C,      topk,    s.statistics(), {},     mu,
+                     sd, g, choice, weight, nullptr, nullptr,        nullptr};
     run(
-        what,
-        [&] { router_forward(routing, sum_p, partial, x, s.statistics(), topk, N, E, K, C, gpu.stream); }, mu,
-        sd, g, choice, weight, sum_p, partial);
+        what, [&] { router_forward(router, sum_p, partial, x, gpu.stream); }, mu, sd, g, choice, weight,
+        sum_p, partial);
     const RouterScores expected(s, x.before(), N, E, C);
     if (!topk) {
         compare(what + " mu", mu, expected.mu, fp32_sum);
@@ -557,8 +588,9 @@ static void test_router_forward(Gpu& gpu, const RouterCase& c, bool topk) {
     compare(what + " sum_p", sum_p, rsum_p, fp32_sum);
     const Array<int> begins(begin);
     const Array<double> aux(std::vector<double>{0.25});
+    router.begin = begins;
     run(
-        what, [&] { balance_forward(aux, sum_p, begins, 0.5f, N, E, K, gpu.stream); }, aux);
+        what, [&] { balance_forward(aux, router, sum_p, 0.5f, gpu.stream); }, aux);
     compare(what + " aux", aux, {0.25 + 0.5 * raux}, fp32_sum);
 }
 
@@ -585,14 +617,12 @@ static void test_router_backward(Gpu& gpu, const RouterCase& c, bool topk) {
     const Array<float> dm = normals<float>(E * C), dv = normals<float>(E * C), dmb = normals<float>(E),
                        dvb = normals<float>(E), dmu(N * E), dvar(N * E);
     const Array<float> partial(
-        std::max<size_t>(blocks_for(N, router_block) * 2 * E, std::min(router_chunks, N) * 2 * E * C));
-    const Routing routing = {mu, sd, g, choice, weight};
+        std::max<size_t>(blocks_for(N, router_block) * 2 * E, token_parts(N) * 2 * E * C));
+    const Router router = {N, E,      K,      C,    topk,    s.statistics(), {dm, dv, dmb, dvb}, mu, sd,
+                           g, choice, weight, slot, nullptr, begin};
     run(
         what,
-        [&] {
-            router_backward(dx, {dm, dv, dmb, dvb}, dmu, dvar, partial, dslots, dweight, slot, x, routing,
-                            s.statistics(), begin, aux_scale, topk, N, E, K, C, gpu.stream);
-        },
+        [&] { router_backward(dx, router, dmu, dvar, partial, dslots, dweight, x, aux_scale, gpu.stream); },
         dx, dm, dv, dmb, dvb, dmu, dvar, partial);
 
     Numbers rdx(N * C), rdg(N * E), rdm = dm.before(), rdv = dv.before(), rdmb = dmb.before(),
@@ -639,8 +669,22 @@ static void test_router_nan(Gpu& gpu, bool topk, size_t E, size_t K) {
         run(
             what,
             [&] {
-                router_forward({mu, sd, g, choice, weight}, sum_p, partial, x, statistics.statistics(), topk,
-                               N, E, K, C, gpu.stream);
+                router_forward({N,
+                                E,
+                                K,
+                                C,
+                                topk,
+                                statistics.statistics(),
+                                {},
+                                mu,
+                                sd,
+                                g,
+                                choice,
+                                weight,
+                                nullptr,
+                                nullptr,
+                                nullptr},
+                               sum_p, partial, x, gpu.stream);
             },
             g, choice, weight, sum_p, partial);
         const std::vector<int> chosen = choice.result();
@@ -699,9 +743,16 @@ static void test_dispatch(Gpu& gpu) {
                     const std::vector<int> chosen = choices(N, E, K, how);
                     const Array<int> choice(chosen), begin(E + 1), slot(N * K), token(N * K),
                         counts(E * blocks_for(N * K, dispatch_tile));
+                    Router router = {};
+                    router.N = N;
+                    router.E = E;
+                    router.K = K;
+                    router.choice = choice;
+                    router.slot = slot;
+                    router.token = token;
+                    router.begin = begin;
                     run(
-                        what, [&] { dispatch(begin, slot, token, counts, choice, N, E, K, gpu.stream); },
-                        begin, slot, token, counts);
+                        what, [&] { dispatch(router, counts, gpu.stream); }, begin, slot, token, counts);
                     std::vector<int> rbegin(E + 1), rslot(N * K), rtoken(N * K);
                     reference::dispatch(rbegin.data(), rslot.data(), rtoken.data(), chosen.data(), N, E, K);
                     check(begin.result() == rbegin, "%s: begin", what.c_str());
@@ -793,10 +844,15 @@ static void test_combine(Gpu& gpu) {
         const Array<float> weight = normals<float>(N * K, 0.3, 0.5), dweight(N * K);
         const Array<floatX> x = normals<floatX>(N * C), y = normals<floatX>(N * K * C), out(N * C);
         const NormTest norm(N, C);
+        Router router = {};
+        router.N = N;
+        router.K = K;
+        router.C = C;
+        router.weight = weight;
+        router.slot = slot;
         run(
-            what,
-            [&] { combine_layernorm_forward(out, norm.norm(), x, y, weight, slot, N, K, C, gpu.stream); },
-            out, norm.out, norm.mean, norm.rstd);
+            what, [&] { combine_layernorm_forward(out, norm.norm(), x, y, router, gpu.stream); }, out,
+            norm.out, norm.mean, norm.rstd);
         Numbers rout(N * C), rdy(N * K * C), rdweight(N * K);
         reference::combine_forward(rout.data(), x.before().data(), y.before().data(), weight.before().data(),
                                    slots.data(), N, K, C);
@@ -805,8 +861,7 @@ static void test_combine(Gpu& gpu) {
 
         const Array<floatX> dout = normals<floatX>(N * C), dy(N * K * C);
         run(
-            what, [&] { combine_backward(dy, dweight, dout, y, weight, slot, N, K, C, gpu.stream); }, dy,
-            dweight);
+            what, [&] { combine_backward(dy, dweight, dout, y, router, gpu.stream); }, dy, dweight);
         reference::combine_backward(rdy.data(), rdweight.data(), dout.before().data(), y.before().data(),
                                     weight.before().data(), slots.data(), N, K, C);
         compare(what + " dy", dy, rdy, rounded);
@@ -1153,18 +1208,19 @@ static void test_linear(Gpu& gpu) {
         const Array<floatX> x = normals<floatX>(N * C), weight = normals<floatX>(OC * C, 0.1),
                             bias = normals<floatX>(OC), out(N * OC), dx(N * C),
                             dout = normals<floatX>(N * OC);
+        const Array<float> dweight = normals<float>(OC * C), dbias = normals<float>(OC),
+                           partial(bias_parts(N, 1) * OC);
+        const Linear linear = {weight, bias, dweight, dbias, N, C, OC};
         run(
-            what, [&] { linear_forward(gpu, out, x, weight, bias, N, C, OC); }, out);
+            what, [&] { linear_forward(gpu, out, x, linear); }, out);
         Numbers rout(N * OC), rdx(N * C);
         reference::linear_forward(rout.data(), x.before().data(), weight.before().data(),
                                   bias.before().data(), N, C, OC);
         compare(what, out, rout, rounded);
-        const Array<float> dweight = normals<float>(OC * C), dbias = normals<float>(OC),
-                           partial(bias_chunks * OC);
-        const Array<int> all(std::vector<int>{0, int(N)});
+        const Array<int> whole_batch(std::vector<int>{0, int(N)});
         run(
-            what, [&] { linear_backward(gpu, dx, dweight, dbias, partial, dout, x, weight, all, N, C, OC); },
-            dx, dweight, dbias, partial);
+            what, [&] { linear_backward(gpu, dx, dout, x, linear, partial, whole_batch); }, dx, dweight,
+            dbias, partial);
         Numbers rdweight = dweight.before(), rdbias = dbias.before();
         reference::linear_backward(rdx.data(), rdweight.data(), rdbias.data(), dout.before().data(),
                                    x.before().data(), weight.before().data(), N, C, OC);
@@ -1201,12 +1257,22 @@ static size_t test_experts(Gpu& gpu, const ExpertsCase& c, bool relu, bool fused
     const Array<floatX> h(relu ? 0 : slots * D), z(slots * D), y(slots * C);
     const Array<uint8_t> mask(relu && fused ? slots * round_up(D, 128) / 8 : 0);
     std::vector<uint8_t> own(E, 7);
-    const Experts e = {E,     D,     C,     relu,          fused,      w_enc, b_enc, w_dec,
-                       b_dec, dense, begin, begins.data(), own.data(), h,     z,     mask};
+    const Array<floatX> dy = normals<floatX>(slots * C), dx(slots * C), dh(slots * D), db(E * D);
+    const Array<float> dw_enc = normals<float>(E * D * C), db_enc = normals<float>(E * D),
+                       dw_dec = normals<float>(E * D * C), db_dec = normals<float>(E * C),
+                       partial(bias_parts(slots, E) * std::max(C, D));
+    const Experts e = {E,          D,      C,      relu,   fused,  w_enc, b_enc,  w_dec,
+                       b_dec,      dw_enc, db_enc, dw_dec, db_dec, dense, begin,  begins.data(),
+                       own.data(), h,      z,      mask,   dh,     db,    partial};
     if (fused && !fused_epilogues(gpu, e, std::max<size_t>(1, slots / E))) return 0;
 
     run(
-        what, [&] { experts_encode(gpu, e, x), experts_decode(gpu, e, y); }, h, z, mask, y);
+        what,
+        [&] {
+            experts_encode(gpu, e, x);
+            experts_decode(gpu, e, y);
+        },
+        h, z, mask, y);
     const Numbers rw_enc = w_enc.before(), rb_enc = b_enc.before(), rb_dec = b_dec.before(), rx = x.before();
     Numbers rw_dec = w_dec.before();
     if (dense) // (C,D) in memory
@@ -1232,12 +1298,13 @@ static size_t test_experts(Gpu& gpu, const ExpertsCase& c, bool relu, bool fused
     }
 
     // Backward from the units as the kernels left them.
-    const Array<floatX> dy = normals<floatX>(slots * C), dx(slots * C), dh(slots * D), db(E * D);
-    const Array<float> dw_enc = normals<float>(E * D * C), db_enc = normals<float>(E * D),
-                       dw_dec = normals<float>(E * D * C), db_dec = normals<float>(E * C),
-                       partial(std::max(bias_chunks, E) * std::max(C, D));
+    const std::vector<uint8_t> own_before = own;
     run(
-        what, [&] { experts_backward(gpu, e, dx, dw_enc, db_enc, dw_dec, db_dec, dh, db, partial, dy, x); },
+        what,
+        [&] {
+            own = own_before;
+            experts_backward(gpu, e, dx, dy, x);
+        },
         dx, dw_enc, db_enc, dw_dec, db_dec, dh, db, partial);
     rz = z.after(), rh = relu ? rz : h.after();
     Numbers rdx(slots * C), rdh(slots * D), rdw_enc = dw_enc.before(), rdb_enc = db_enc.before(),

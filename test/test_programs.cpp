@@ -288,11 +288,14 @@ static void test_log() {
         bool finite = true;
         for (const Json& item : line.items) finite &= item.type != Json::Null;
         check(finite, "%s", text.c_str());
-        if (keys == "step,loss,aux,norm,lr,ms,tok_s,l0,") {
+        const string always = "step,loss,aux,norm,lr,ms,tok_s,";
+        if (keys == always + "l0," || keys == always) {
             check(line.find("step")->number == double(++steps));
             check(line.find("loss")->number > 0 && line.find("norm")->number > 0 &&
                   line.find("ms")->number > 0);
-            check(line.find("l0")->number >= 0 && line.find("l0")->number <= 32, "%s", text.c_str());
+            const Json* l0 = line.find("l0"); // counted at least where the step's line is shown
+            check(l0 ? l0->number >= 0 && l0->number <= 32 : steps % 5 != 0 && steps != 1 && steps != 12,
+                  "%s", text.c_str());
             check(line.find("aux")->number >= 0.5 && line.find("aux")->number <= 4, "%s", text.c_str());
             if (steps == 1) check_near(line.find("lr")->number, 3e-3, 1e-9); // warm-up of one step
             if (steps == 12) check(line.find("lr")->number < 4.5e-4, "the cosine ends near a tenth");

@@ -257,7 +257,7 @@ static Reference reference(Model& model, const vector<int32_t>& text) {
         for (size_t v = 0; v < V; v++) r.logits.push_back(float(padded[t * Vp + v]));
     if (c.moe()) r.choice.resize(c.n_layer * T * K);
     for (size_t l = 0; l < c.n_layer && c.moe(); l++)
-        cuda_check(cudaMemcpy(&r.choice[l * T * K], model.a.h[l].routing.choice, T * K * sizeof(int),
+        cuda_check(cudaMemcpy(&r.choice[l * T * K], model.a.h[l].router.choice, T * K * sizeof(int),
                               cudaMemcpyDeviceToHost));
     return r;
 }

@@ -28,9 +28,11 @@ std::string nearest_word(const std::string& typed, const std::vector<std::string
 void Options::add(char short_name, const char* name, const char* arg, int64_t* target, int64_t low,
                   int64_t high, const char* help, Stored stored) {
     auto get = [=] { return strf("%lld", (long long)*target); };
-    push(short_name, name, arg, help, stored, get(), get, [=](const char* text) {
+    const std::string initial = get();
+    push(short_name, name, arg, help, stored, initial, get, [=](const char* text) {
         char* end;
         errno = 0;
+        if (stored == Stored::FromPreset && !strcmp(text, "auto")) text = initial.c_str(); // as if not given
         long long value = strtoll(text, &end, 10);
         if (end == text || *end || errno)
             fail_usage("--%s: %s is not a whole number", name, quoted(text).c_str());

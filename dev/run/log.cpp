@@ -46,7 +46,7 @@ Log::Log(const std::string& folder, uint64_t last_step) : path(folder + "/log.js
 void Log::step(const StepRecord& r) {
     append(strf("{\"step\":%llu", (unsigned long long)r.step) + field("loss", r.loss) + field("aux", r.aux) +
            field("norm", r.norm) + field("lr", r.lr) + field("ms", r.ms) + field("tok_s", r.tok_s) +
-           field("l0", r.l0) + "}");
+           (std::isnan(r.l0) ? "" : field("l0", r.l0)) + "}");
 }
 
 void Log::evaluation(uint64_t step, double val_loss, const std::vector<std::vector<double>>& load) {

@@ -22,7 +22,7 @@ struct StepRecord {
     double lr;
     double ms;    // wall-clock time of the step
     double tok_s; // tokens per second
-    double l0;    // active units per token, mean over layers
+    double l0;    // active units per token, mean over layers; NaN: not counted in this step
 };
 
 struct Log {

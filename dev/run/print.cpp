@@ -59,6 +59,7 @@ void print_settings(const Run& run, const std::vector<Tensor>& table, const std:
         t.row("validation data", "none");
     t.row("batch", "%zu x %zu x %zu = %s tokens (accumulation x rows x positions)", run.accumulate, run.B,
           run.T, human_count(double(run.tokens_per_step())).c_str());
+    if (!run.batch_note.empty()) t.row("", "%s", run.batch_note.c_str());
     t.row("steps", "%lld = %.2f epochs, from step %lld", (long long)run.schedule.steps,
           double(run.schedule.steps) * run.tokens_per_step() / run.train->tokens_per_epoch,
           (long long)run.step);
@@ -102,10 +103,15 @@ std::string step_line(const StepRecord& r, int64_t steps, double eta_seconds, si
                        " | ", width);
 }
 
+static bool step_line_stays(const Run& run, int64_t step) {
+    return step % run.flags.print_every == 0 || step == 1 || step == run.schedule.steps;
+}
+bool step_line_shows(const Run& run, int64_t step) { return step_line_stays(run, step) || escapes_wanted(1); }
+
 void print_step(const StepRecord& r, const Run& run, double eta_seconds) {
     const int64_t step = int64_t(r.step), steps = run.schedule.steps;
-    const bool stays = step % run.flags.print_every == 0 || step == 1 || step == steps;
-    if (!stays && !escapes_wanted(1)) return;
+    if (!step_line_shows(run, step)) return;
+    const bool stays = step_line_stays(run, step);
     const size_t width = window_width(1);
     const std::string line =
         step_line(r, steps, eta_seconds, width > 0 ? width - 1 : 0); // the last one wraps

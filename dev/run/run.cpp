@@ -16,7 +16,9 @@ void Flags::declare(Options& o) {
     o.add(0, "tokenizer", "FILE", &tokenizer,
           "GPT-2 only: the file written by data/fineweb.py, to print samples as text", free);
     o.section("Batch and length of the run (default: the preset's)");
-    o.add('b', "batch", "ROWS", &batch, 0, 1 << 20, "sequences per micro-batch", preset);
+    o.add('b', "batch", "ROWS", &batch, 0, 1 << 20,
+          "sequences per micro-batch (auto: the preset's, on a GPU the most that fit, up to 64K tokens)",
+          preset);
     o.add('t', "seq", "TOKENS", &seq, 0, 1 << 24, "positions per sequence", preset);
     o.add('d', "total-tokens", "TOKENS", &total_tokens, 0, big,
           "tokens per step, reached by gradient accumulation", preset);
@@ -65,7 +67,10 @@ void Flags::declare(Options& o) {
           "recompute activations in the backward pass to save memory: 0 none, 1 units, 2 also LayerNorms",
           free);
     o.add(0, "epilogues", &epilogues, {"auto", "own", "library"},
-          "who applies bias and activation after a product: our kernels or cuBLASLt", preset);
+          "who applies bias and activation after a product: our kernels or cuBLASLt (auto: as measured)",
+          preset);
+    o.add(0, "streams", "N", &streams, 0, 4,
+          "products of experts side by side; the results are the same for any (0: as measured)", free);
 }
 
 // What identifies the training data, for a resumed run must see the same samples: its sizes, and a hash of
@@ -182,7 +187,8 @@ static void check_init_name(const std::string& name) {
 // A number a flag gave, or else the preset's.
 static size_t given_or(int64_t flag, size_t otherwise) { return flag > 0 ? size_t(flag) : otherwise; }
 
-Run resolve_run(Options& options, Flags& flags) {
+Run resolve_run(Options& options, Flags& flags,
+                const std::function<size_t(Run& run, size_t rows)>& choose_batch) {
     Run run;
     if (flags.out.empty()) fail_usage("--out: the name of a folder is missing");
     run.flags = flags; // declared on `flags`; copied back below once restored
@@ -269,6 +275,8 @@ Run resolve_run(Options& options, Flags& flags) {
 
     // Batch, schedule.
     run.B = given_or(flags.batch, defaults.batch);
+    const size_t rows = flags.total_tokens > 0 ? size_t(flags.total_tokens) / run.T : defaults.rows;
+    if (choose_batch && flags.batch == 0 && rows > 0) run.B = choose_batch(run, rows);
     const size_t micro = run.B * run.T;
     const size_t total = given_or(flags.total_tokens, std::max<size_t>(1, defaults.rows / run.B) * micro);
     if (total % micro)

@@ -13,7 +13,8 @@ struct StepResult {
     double loss;
     double aux; // summed over the layers
     double norm;
-    double l0; // active units per token, mean over the layers
+    double l0; // active units per token, mean over the layers; NaN where nobody counted, which a step whose
+               // line is not shown may leave out
     bool finite() const { return std::isfinite(loss) && std::isfinite(aux) && std::isfinite(norm); }
 };
 
