@@ -270,8 +270,11 @@ FUZZ_COMPILE = clang++ $(FLAGS) -g -O1 -fsanitize=fuzzer,address,undefined -fno-
 build/fuzz/%.o: %.cpp Makefile
 	@mkdir -p $(@D)
 	$(FUZZ_COMPILE) -MMD -MP -c $< -o $@
-$(addprefix build/fuzz/,$(FUZZERS)): build/fuzz/%: build/fuzz/test/%.o $(MOEX_CPP:%.cpp=build/fuzz/%.o) $(CPU_CPP:%.cpp=build/fuzz/%.o) $(INTERP_CPP:%.cpp=build/fuzz/%.o)
-	$(FUZZ_COMPILE) $(filter %.o,$^) -o $@
+build/fuzz/libmoex.a: $(patsubst %.cpp,build/fuzz/%.o,$(MOEX_CPP) $(CPU_CPP) $(INTERP_CPP))
+	@rm -f $@
+	@ar rcs $@ $^
+$(addprefix build/fuzz/,$(FUZZERS)): build/fuzz/%: build/fuzz/test/%.o build/fuzz/libmoex.a
+	$(FUZZ_COMPILE) $^ -o $@
 -include $(shell find build/fuzz -name '*.d' 2>/dev/null)
 
 clean:
