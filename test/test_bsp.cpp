@@ -914,6 +914,12 @@ static void test_program() {
               at(layer, {"board", "untrained", "coverage"}).number);
     }
 
+    // A path that is no UTF-8 does not lose what was measured.
+    const std::string odd = write_game_file("odd\xFF.txt", games.train);
+    check(bsp({"--ckpt", folder + "/run moe", "--games", odd, "--layer", "1", "--json",
+               folder + "/odd.json"}) == 0);
+    check(at(read_json(folder + "/odd.json"), {"games", "source"}).text == folder + "/odd?.txt");
+
     // Games written out are read back as they are; labels go to a file.
     check(bsp({"--games", train, "--write-games", folder + "/games"}) == 0);
     const GameSplit split = split_games(train, "", 256, 20, 1000);

@@ -770,6 +770,14 @@ static void test_chess_model(const string& folder) {
         check(other.units.size() == features.units.size() &&
               json_without_time(other) != json_without_time(features));
 
+        // Without gate weights a mixture's units have other values; a dense layer has none.
+        o.seed = 5, o.ungated = true;
+        const Features plain = measure_features(o, cpu_reader);
+        check(!plain.gated && plain.trained.units == features.trained.units);
+        check((plain.units[0].max == features.units[0].max) == !c.moe() ||
+              plain.units[0].unit != features.units[0].unit);
+        o.ungated = false;
+
         // JSON as the report reads it.
         const Json json = parse_json(features_json(features), "features");
         const Json *units = json.find("units"), *summary = json.find("summary"), *data = json.find("games");

@@ -82,6 +82,12 @@ static void test_chess_text() {
                         wrong += labels.at(q.square + size_t(who) * 64 + s, n) != (last_by[s] == who);
                 for (size_t side = 0; side < 2; side++)
                     wrong += labels.at(q.so_far[side] + slot_marks + CASTLES, n) != castled[side];
+                for (size_t who = 2; who < 4 && both; who++) // of the side to move and the other
+                    wrong += labels.at(q.so_far[who] + slot_marks + CASTLES, n) != castled[(ply + who) % 2];
+                for (size_t s = 0; s < 64 && both; s++)
+                    for (size_t kind = 0; kind < 6; kind++)
+                        wrong += labels.at(q.own_square + kind * 64 + s, n) !=
+                                 (last_by[s] == int(ply % 2 * 6 + kind));
                 for (size_t k = 1; k <= most_captures; k++)
                     wrong += labels.at(q.captures + k - 1, n) != (captures >= int(k));
                 for (size_t move = 2; move <= dots; move++)
@@ -105,9 +111,7 @@ static void test_best_rules() {
     constexpr size_t n = 1000, Q = 150, n_targets = 9;
     Random random{3};
     Labels questions = empty_labels(Q, n);
-    std::vector<uint32_t> all;
     for (uint32_t q = 0; q < Q; q++) {
-        all.push_back(q);
         const double rate = random.uniform();
         for (size_t i = 0; i < n; i++)
             if (random.uniform() < rate) questions.set(q, i);
@@ -128,7 +132,7 @@ static void test_best_rules() {
             if (of[t]) targets[t].push_back(uint32_t(i));
     }
     for (const auto score : {mcc_of, f1_of}) {
-        const std::vector<Rule> rules = best_rules(questions, all, targets, score);
+        const std::vector<Rule> rules = best_rules(questions, targets, score);
         const Labels answers = rule_labels(rules, questions);
         for (size_t t = 0; t < n_targets; t++) {
             const auto counts = [&](const Rule& r) {
@@ -141,13 +145,17 @@ static void test_best_rules() {
             for (uint32_t q = 0; q < Q; q++)
                 single.push_back({-std::max(counts({q, q, 8, 0}), counts({q, q, 1, 0})), q});
             std::sort(single.begin(), single.end());
-            double best = 0;
+            const double T = double(targets[t].size()), charge = rule_charge(24 * Q, n, T);
+            double best = -single[0].first - rule_charge(2 * Q, n, T); // less what it is charged
             for (size_t k = 0; k < 2; k++)
                 for (uint32_t q = 0; q < Q; q++)
                     for (const uint8_t yes : {1, 2, 4, 8, 14, 13, 11, 7})
-                        best = std::max(best, counts({single[k].second, q, yes, 0}));
-            check_near(rules[t].score, best, 1e-8);
-            if (best > 0) check_near(counts(rules[t]), best, 1e-8);
+                        best = std::max(best, counts({single[k].second, q, yes, 0}) - charge);
+            if (t < 8) {
+                const double own = rule_charge((rules[t].single() ? 2 : 24) * Q, n, T);
+                check_near(rules[t].score - own, best, 1e-8);
+                check_near(counts(rules[t]), rules[t].score, 1e-8);
+            }
             size_t wrong = 0;
             for (size_t i = 0; i < n; i++) wrong += answers.at(t, i) != rules[t].says(questions, i);
             check(wrong == 0, "target %zu: %zu answers", t, wrong);
@@ -156,6 +164,28 @@ static void test_best_rules() {
         for (const size_t t : {0, 1, 2, 3, 4, 5}) check(rules[t].score > (t < 2 ? 1 - 1e-12 : 0.9));
         check(!rules[8].any());
     }
+    // Of a rare target the natural question is taken, though another fits the few places better; of a
+    // frequent one what fits better is.
+    Labels few = empty_labels(300, 4000);
+    std::vector<std::vector<uint32_t>> rare(1), often(1), natural = {{7}};
+    for (size_t q = 0; q < 300; q++)
+        for (size_t i = 0; i < 4000; i++)
+            if (random.uniform() < 0.01) few.set(q, i);
+    for (size_t i = 0; i < 5; i++) {
+        rare[0].push_back(uint32_t(700 * i));
+        if (i != 2) few.set(7, 700 * i);
+        few.set(11, 700 * i);
+    }
+    few.set(7, 1), few.set(7, 2);
+    for (size_t i = 0; i < 4000; i++)
+        if (few.at(11, i)) often[0].push_back(uint32_t(i));
+    for (size_t i = 0; i < 4000; i++) { // of these few remain
+        if (few.at(7, i) && i % 700 && i > 2) few.bits[7 * few.words + i / 64] &= ~(uint64_t(1) << i % 64);
+        if (few.at(11, i) && i % 700 && i > 400)
+            few.bits[11 * few.words + i / 64] &= ~(uint64_t(1) << i % 64);
+    }
+    check(best_rules(few, rare, f1_of, natural)[0].a == 7 &&
+          best_rules(few, often, f1_of, natural)[0].a == 11);
     const std::vector<Property> words = {{"", {"a", "not a"}}, {"", {"b", "not b"}}};
     check(rule_text({0, 0, 8, 1}, words) == "a" && rule_text({0, 0, 1, 1}, words) == "not a");
     check(rule_text({0, 1, 8, 1}, words) == "a and b" && rule_text({0, 1, 2, 1}, words) == "not a and b");

@@ -13,30 +13,56 @@ std::vector<uint32_t> open_positives(const TruthRows& truth, const std::vector<F
     return open;
 }
 
+// Of a cell about a piece on a square, the natural questions (rules.h) among those kept.
+static std::vector<uint32_t> natural_rules(size_t cell, const ChessQuestions& asked,
+                                           const std::vector<uint32_t>& place) {
+    size_t f = 0;
+    while (cell >= first_cell(f) + cells_of(board_functions[f])) f++;
+    const size_t classes = board_functions[f].classes, square = (cell - first_cell(f)) / classes;
+    const int cls = int((cell - first_cell(f)) % classes), piece = classes == 13  ? cls - 6
+                                                                   : classes == 3 ? cls - 1
+                                                                                  : 0;
+    std::vector<uint32_t> list;
+    if (piece == 0) return list;
+    for (const uint32_t q :
+         natural_questions(asked, piece < 0, classes == 13 ? size_t(std::abs(piece)) - 1 : n_kinds, square))
+        if (place[q] != UINT32_MAX) list.push_back(place[q]);
+    return list;
+}
+
 void add_text_rival(Ruler& ruler, const Labels& train_labels) {
     const Boundaries where = {ruler.train.dots, false};
     const ChessQuestions asked = chess_questions(ruler.games.train, where);
     Labels train = label_chess_text(ruler.games.train, asked),
            test = label_chess_text(ruler.games.test, asked);
-    const std::vector<uint32_t> kept = distinct_cells(train, where.per_game());
+    const std::vector<uint32_t> kept = distinct_cells(train, where.per_game(), 1, 1);
     train = chosen_cells(train, kept), test = chosen_cells(test, kept);
     TextRival& text = ruler.text;
-    std::vector<uint32_t> all;
-    for (const uint32_t q : kept) {
-        text.questions.push_back(asked.list[q]);
-        text.rules.push_back({uint32_t(all.size()), uint32_t(all.size()), 8, 0});
-        all.push_back(uint32_t(all.size()));
+    std::vector<uint32_t> place(asked.list.size(), UINT32_MAX); // of a question among those kept
+    for (uint32_t q = 0; q < kept.size(); q++) {
+        text.questions.push_back(asked.list[kept[q]]);
+        text.rules.push_back({q, q, 8, 0});
+        place[kept[q]] = q;
     }
-    std::vector<std::vector<uint32_t>> targets;
-    for (const uint32_t cell : ruler.columns.cell) targets.push_back(places_where(train_labels, cell));
-    for (const Rule& r : best_rules(train, all, targets, f1_of))
-        if (r.any() && !(r.single() && r.yes == 8)) text.rules.push_back(r);
+    std::vector<std::vector<uint32_t>> targets, natural;
+    for (const uint32_t cell : ruler.columns.cell) {
+        targets.push_back(places_where(train_labels, cell));
+        natural.push_back(natural_rules(cell, asked, place));
+    }
+    for (const Rule& r : best_rules(train, targets, f1_of, natural)) text.rules.push_back(r);
 
     LayerFires layer; // of rules
     layer.train = rule_fires(rule_labels(text.rules, train));
     layer.test = rule_fires(rule_labels(text.rules, test));
     layer.units = text.rules.size();
     text.chosen = select_units(layer.train, ruler.columns);
+    for (size_t c = 0; c < ruler.columns.columns(); c++) { // for a column its own rule, not the luckiest
+        const Rule& r = text.rules[kept.size() + c];
+        for (size_t t = 0; t < n_thresholds; t++) {
+            text.chosen.f1[t * text.chosen.width + c] = t + 1 < n_thresholds ? float(r.score) : 0;
+            text.chosen.unit[t * text.chosen.width + c] = uint32_t(kept.size() + c);
+        }
+    }
     const Reconstruction r = reconstruct(layer.test, text.chosen, ruler.test, ruler.functions);
     for (size_t f = 0; f < ruler.functions.size(); f++) {
         const FunctionColumns& columns = ruler.functions[f];
@@ -537,11 +563,11 @@ std::string bsp_json(const Bsp& bsp) {
         out = begin_json("bsp", bsp.checkpoint, bsp.step, bsp.config, bsp.seconds);
         out.member("own_games", bsp.own_games);
     } else {
-        out.open('{').member("tool", "bsp").member("activations", bsp.activations);
+        out.open('{').member("tool", "bsp").member("activations", as_utf8(bsp.activations));
         out.member("checkpoint", undefined).member("step", undefined).key("seconds").value(bsp.seconds, 3);
     }
-    out.key("games").open('{').member("source", bsp.games.train.source);
-    out.member("test_source", bsp.games.test.source);
+    out.key("games").open('{').member("source", as_utf8(bsp.games.train.source));
+    out.member("test_source", as_utf8(bsp.games.test.source));
     out.member("train", bsp.games.train.size()).member("test", bsp.games.test.size());
     out.member("characters", bsp.games.train.characters).member("dots", bsp.games.train.dots);
     out.member("seen", bsp.seen).close();

@@ -82,9 +82,10 @@ ChessQuestions chess_questions(const GameSet& games, const Boundaries& where) {
             {" was castling queenside", " was not castling queenside"}};
         for (const auto& m : marks) add("last move", a + m[0], a + m[1]);
     }
-    for (size_t side = 0; side < 2; side++) {
+    for (size_t side = 0; side < (where.both ? 4 : 2); side++) {
+        static constexpr const char* sides[] = {"White", "Black", "the side to move", "the other side"};
         q.so_far[side] = q.list.size();
-        const std::string a = side ? "Black" : "White";
+        const std::string a = sides[side];
         for (const char* k : kinds)
             add("written so far", a + " has written a " + moved(k), a + " has written no " + moved(k));
         for (size_t s = 0; s < 64; s++)
@@ -119,6 +120,11 @@ ChessQuestions chess_questions(const GameSet& games, const Boundaries& where) {
         for (size_t s = 0; s < 64; s++) last_to(s, side ? "Black's" : "White's");
     for (size_t s = 0; s < 64; s++)
         add("last to a square", "a move has ended on " + name(s), "no move has ended on " + name(s));
+    q.own_square = q.list.size();
+    for (size_t other = 0; other < 2 && where.both; other++)
+        for (const char* k : kinds)
+            for (size_t s = 0; s < 64; s++)
+                last_to(s, std::string(other ? "the other side's " : "the side to move's own ") + k);
     q.captures = q.list.size();
     for (size_t n = 1; n <= most_captures; n++)
         add("clock", strf("%zu captures or more have been written", n),
@@ -209,10 +215,11 @@ Labels label_chess_text(const GameSet& games, const ChessQuestions& q) {
                 set_slot(WHITE_LAST, white), set_slot(WHITE_BEFORE, white + 2);
                 set_slot(BLACK_LAST, black), set_slot(BLACK_BEFORE, black + 2);
                 set_slot(OTHER_LAST, 1), set_slot(OWN_LAST, 2);
-                for (size_t s = 0; s < 2; s++) {
+                for (size_t who = 0; who < (q.where.both ? 4 : 2); who++) {
+                    const size_t s = who < 2 ? who : who == 2 ? side : 1 - side;
                     for (size_t k = 0; k < slot_size; k++)
-                        if (so_far[s][k]) labels.set(q.so_far[s] + k, n);
-                    const size_t first = q.so_far[s] + slot_size;
+                        if (so_far[s][k]) labels.set(q.so_far[who] + k, n);
+                    const size_t first = q.so_far[who] + slot_size;
                     for (size_t k = 1; k <= std::min(captures[s], side_captures); k++)
                         labels.set(first + k - 1, n);
                     for (size_t square = 0; square < 64; square++)
@@ -221,6 +228,10 @@ Labels label_chess_text(const GameSet& games, const ChessQuestions& q) {
                 for (size_t square = 0; square < 64; square++)
                     if (const int by = last_kind[square]; by >= 0) {
                         labels.set(q.square + size_t(by) * 64 + square, n);
+                        const size_t other = size_t(by) / n_kinds != side;
+                        if (q.where.both)
+                            labels.set(q.own_square + (other * n_kinds + size_t(by) % n_kinds) * 64 + square,
+                                       n);
                         labels.set(q.square + (2 * n_kinds + size_t(by) / n_kinds) * 64 + square, n);
                         labels.set(q.square + (2 * n_kinds + 2) * 64 + square, n);
                     }
@@ -238,4 +249,23 @@ Labels label_chess_text(const GameSet& games, const ChessQuestions& q) {
             }
         }
     return labels;
+}
+
+std::vector<uint32_t> natural_questions(const ChessQuestions& q, size_t side, size_t kind, size_t square) {
+    static constexpr MoveSlot last[] = {WHITE_LAST, BLACK_LAST, OWN_LAST, OTHER_LAST};
+    const bool absolute = side < 2;
+    std::vector<size_t> list = {q.square + (2 * n_kinds + 2) * 64 + square,
+                                q.so_far[side] + slot_square + square,
+                                q.slot[last[side]] + slot_square + square};
+    if (absolute) list.push_back(q.square + (2 * n_kinds + side) * 64 + square);
+    if (kind < n_kinds) {
+        list.push_back((absolute ? q.square + (side * n_kinds + kind) * 64
+                                 : q.own_square + ((side - 2) * n_kinds + kind) * 64) +
+                       square);
+        list.push_back(q.so_far[side] + slot_both + kind * 64 + square);
+        list.push_back(q.slot[last[side]] + slot_both + kind * 64 + square);
+        if (absolute)
+            list.push_back(q.slot[side ? BLACK_BEFORE : WHITE_BEFORE] + slot_both + kind * 64 + square);
+    }
+    return {list.begin(), list.end()};
 }

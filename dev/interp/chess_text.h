@@ -49,20 +49,22 @@ std::vector<std::string> words_of(const std::string& text);
 // ---------------------------------------------------------------------------------------------------------
 // The questions
 
-// The families lie one behind the other; first[..] is where one begins.
+// The families lie one behind the other; what follows says where each begins.
 enum MoveSlot { WHITE_LAST, BLACK_LAST, WHITE_BEFORE, BLACK_BEFORE, OWN_LAST, OTHER_LAST, n_slots };
 enum MoveMark { CAPTURE, CHECK, PROMOTION, CASTLES, CASTLES_LONG, n_marks };
 constexpr size_t most_captures = 14, side_captures = 8, n_clock_steps = 24, n_endings = 512;
 
 struct ChessQuestions {
     std::vector<Property> list;
-    size_t slot[n_slots] = {};       // kind (6), square (64), kind and square (384), marks (5)
-    size_t so_far[2] = {};           // by side: the same 6 + 64 + 384 + 5, then captures (8), capture on (64)
-    size_t square = 0;               // last to end there: side and kind (12*64), side (2*64), anybody (64)
-    size_t captures = 0, move = 0;   // so far at least 1.., the number of the move at least 2..
-    size_t characters = 0, turn = 0; // at least so many, Black's turn
-    size_t ending = 0;               // endings
-    std::vector<size_t> steps;       // of the characters
+    size_t slot[n_slots] = {}; // kind (6), square (64), kind and square (384), marks (5)
+    // Of White, Black, the side to move, the other: the same 6 + 64 + 384 + 5, captures (8), capture on (64).
+    size_t so_far[4] = {};
+    size_t square = 0;     // last to end there: side and kind (12*64), side (2*64), anybody (64)
+    size_t own_square = 0; // the same by kind of the side to move and of the other (12*64); if both are asked
+    size_t captures = 0, move = 0;         // so far at least 1.., the number of the move at least 2..
+    size_t characters = 0, turn = 0;       // at least so many, Black's turn
+    size_t ending = 0;                     // endings
+    std::vector<size_t> steps;             // of the characters
     std::map<std::string, size_t> endings; // their place in the list
     Boundaries where;
 };
@@ -78,3 +80,7 @@ ChessQuestions chess_questions(const GameSet& games, const Boundaries& where);
 
 // Of every question at the boundaries of every game: place n = game * per_game + place.
 Labels label_chess_text(const GameSet& games, const ChessQuestions& q);
+
+// The questions about a piece of a side and a square: who moved there last, whether such a move was written,
+// and lately. side: White, Black, the side to move, the other; kind n_kinds: any piece.
+std::vector<uint32_t> natural_questions(const ChessQuestions& q, size_t side, size_t kind, size_t square);

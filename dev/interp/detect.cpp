@@ -2,7 +2,7 @@
 #include "detect.h"
 
 Evidence make_evidence(const std::vector<Property>& properties, const std::vector<Property>& questions,
-                       Answers train, Answers test) {
+                       Answers train, Answers test, const std::vector<std::vector<uint32_t>>& natural) {
     Evidence e;
     const size_t per_game = train.properties.tokens / train.games;
     const std::vector<uint32_t> kept = distinct_cells(train.properties, per_game),
@@ -17,14 +17,21 @@ Evidence make_evidence(const std::vector<Property>& properties, const std::vecto
         to.questions = chosen_cells(from.questions, asked);
         to.strata = std::move(from.strata), to.seen = std::move(from.seen);
     }
-    std::vector<uint32_t> all_questions(asked.size()), all_properties(kept.size());
-    std::iota(all_questions.begin(), all_questions.end(), 0);
-    std::iota(all_properties.begin(), all_properties.end(), 0);
-    std::vector<std::vector<uint32_t>> targets;
-    for (size_t p = 0; p < kept.size(); p++) targets.push_back(places_where(e.train.properties, p));
-    e.rules = best_rules(e.train.questions, all_questions, targets, mcc_of);
+    std::vector<uint32_t> all(kept.size());
+    std::vector<uint32_t> place(questions.size(), UINT32_MAX); // of a question among those kept
+    std::iota(all.begin(), all.end(), 0);
+    for (uint32_t q = 0; q < asked.size(); q++) place[asked[q]] = q;
+    std::vector<std::vector<uint32_t>> targets, near;
+    for (size_t p = 0; p < kept.size(); p++) {
+        targets.push_back(places_where(e.train.properties, p));
+        if (natural.empty()) continue;
+        near.emplace_back();
+        for (const uint32_t q : natural[kept[p]])
+            if (place[q] != UINT32_MAX) near.back().push_back(place[q]);
+    }
+    e.rules = best_rules(e.train.questions, targets, mcc_of, near);
     for (Places* set : {&e.train, &e.test}) set->rules = rule_labels(e.rules, set->questions);
-    e.rows = label_rows(e.train.properties, all_properties, true);
+    e.rows = label_rows(e.train.properties, all, true);
     return e;
 }
 
@@ -261,9 +268,7 @@ std::vector<Finding> find(const LayerFires& fires, const std::vector<size_t>& un
                 targets[i] = f.list;
         }
     }
-    std::vector<uint32_t> all(e.questions.size());
-    std::iota(all.begin(), all.end(), 0);
-    const std::vector<Rule> rules = best_rules(e.train.questions, all, targets, mcc_of);
+    const std::vector<Rule> rules = best_rules(e.train.questions, targets, mcc_of);
 #pragma omp parallel for schedule(dynamic, 8)
     for (size_t i = 0; i < n; i++) {
         if (candidates[i].best.empty()) continue;

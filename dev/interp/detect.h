@@ -46,8 +46,9 @@ struct Answers {
     size_t games = 0;
     std::vector<uint8_t> seen;
 };
+// natural: by property its natural questions (rules.h); or empty.
 Evidence make_evidence(const std::vector<Property>& properties, const std::vector<Property>& questions,
-                       Answers train, Answers test);
+                       Answers train, Answers test, const std::vector<std::vector<uint32_t>>& natural = {});
 
 // ---------------------------------------------------------------------------------------------------------
 // 2 Choosing a unit's property

@@ -92,14 +92,16 @@ struct UnitWatch {
         size_t on = 0;
         std::vector<size_t> experts; // (E) places where it is on and that expert is chosen, too
     };
+    bool gated;
     std::vector<std::vector<size_t>> together; // (L,E*E) tokens that go to both experts
     size_t games = 0;
     std::vector<Watched> units;                // as in the list
     std::vector<std::vector<size_t>> of_layer; // (L,units of the layer) place in the list, or SIZE_MAX
     std::vector<float> level;                  // above which it is on
 
-    UnitWatch(const std::vector<Feature>& list, const Reader& reader)
-        : units(list.size()), of_layer(reader.config.n_layer, std::vector<size_t>(reader.units(), SIZE_MAX)) {
+    UnitWatch(const std::vector<Feature>& list, const Reader& reader, bool gated)
+        : gated(gated), units(list.size()),
+          of_layer(reader.config.n_layer, std::vector<size_t>(reader.units(), SIZE_MAX)) {
         const size_t E = reader.config.moe() ? reader.config.n_expert : 1;
         for (size_t i = 0; i < list.size(); i++) {
             of_layer[list[i].layer][list[i].expert * (reader.units() / E) + list[i].unit] = i;
@@ -124,7 +126,7 @@ struct UnitWatch {
             for (size_t b = 0; b < B; b++) {
                 for (Peak& peak : top) peak = {0, first + b, 0};
                 for (size_t t = 0; t < T; t++)
-                    layer.each(b * T + t, true, [&](size_t unit, float value) {
+                    layer.each(b * T + t, gated, [&](size_t unit, float value) {
                         const size_t i = of_layer[l][unit];
                         if (i == SIZE_MAX) return;
                         if (value > top[i].value) top[i].value = value, top[i].place = t;
@@ -173,6 +175,7 @@ struct UnitName {
 struct FeatureOptions {
     std::string ckpt, games, test_games, data, tokenizer, json, unit;
     int64_t count = 1000, best = 3, per_expert = 12, seed = 1;
+    bool ungated = false;
     std::vector<std::string> units; // more of --unit
 
     void declare(Options& o) {
@@ -185,6 +188,7 @@ struct FeatureOptions {
         o.add(0, "tokenizer", "FILE", &tokenizer, "GPT-2 only: the file written by data/fineweb.py");
         o.add(0, "count", "GAMES", &count, 2, 1 << 24, "games of each at most; text: rows, up to 64K tokens");
         o.add(0, "unit", "L/E/I,..", &unit, "only these units: layer/expert/unit (dense: layer/unit)");
+        o.add(0, "ungated", &ungated, "units without the gate weight of their expert");
         o.add(0, "best", "UNITS", &best, 0, 1 << 20, "units to print, the best of all");
         o.add(0, "per-expert", "UNITS", &per_expert, 1, 1 << 20, "units of every expert in the JSON");
         o.add(0, "seed", "SEED", &seed, 0, INT64_MAX, "of the permutations and the resampling");
@@ -246,6 +250,7 @@ struct Features {
     std::string checkpoint, train, test; // files
     int64_t step = 0;
     Config config;
+    bool gated = true;
     bool chess = false, own_data = false; // own_data: the model was trained on them
     size_t train_games = 0, test_games = 0, characters = 0, per_game = 0, properties = 0, questions = 0;
     double seen = 0; // share of the test places whose whole text stands in a train game
@@ -279,7 +284,7 @@ void search_units(Features& out, const std::set<UnitName>& wanted, size_t per_ex
 
 // What else the listed units show.
 void describe_units(std::vector<Feature>& units, Reader& reader, const Material& m,
-                    const std::vector<LayerFires>& layers, uint64_t seed);
+                    const std::vector<LayerFires>& layers, uint64_t seed, bool gated);
 
 Features measure_features(const FeatureOptions& o, const MakeReader& make_reader);
 

@@ -150,8 +150,24 @@ void read_games_material(Material& m, const FeatureOptions& o, const Config& c, 
     }
     answers[1].seen = seen_places(m.games, m.where);
     m.test_boards = answers[1].properties;
-    m.evidence =
-        make_evidence(board_properties(), questions.list, std::move(answers[0]), std::move(answers[1]));
+    std::vector<std::vector<uint32_t>> natural(BoardFamilies::size);
+    for (size_t piece = 0; piece < 13; piece++)
+        for (size_t s = 0; s < 64 && piece != 6; s++)
+            natural[BoardFamilies::piece + piece * 64 + s] =
+                natural_questions(questions, piece < 6, size_t(std::abs(int(piece) - 6)) - 1, s);
+    for (size_t white = 0; white < 2; white++)
+        for (size_t s = 0; s < 64; s++)
+            natural[BoardFamilies::color + white * 64 + s] = natural_questions(questions, !white, n_kinds, s);
+    for (size_t other = 0; other < 2; other++)
+        for (size_t s = 0; s < 64; s++) {
+            natural[BoardFamilies::whose + other * 64 + s] =
+                natural_questions(questions, 2 + other, n_kinds, s);
+            for (size_t kind = 0; kind < n_kinds; kind++)
+                natural[BoardFamilies::kind + (other * n_kinds + kind) * 64 + s] =
+                    natural_questions(questions, 2 + other, kind, s);
+        }
+    m.evidence = make_evidence(board_properties(), questions.list, std::move(answers[0]),
+                               std::move(answers[1]), natural);
     for (int i = 0; i < chess_vocab; i++) m.token_names.push_back(std::string(1, chess_char(i)));
 }
 
@@ -276,10 +292,10 @@ void search_units(Features& out, const std::set<UnitName>& wanted, size_t per_ex
 }
 
 void describe_units(std::vector<Feature>& units, Reader& reader, const Material& m,
-                    const std::vector<LayerFires>& layers, uint64_t seed) {
+                    const std::vector<LayerFires>& layers, uint64_t seed, bool gated) {
     const Config& c = reader.config;
     const size_t D = c.moe() ? c.d_expert : c.dense_width();
-    UnitWatch watch(units, reader);
+    UnitWatch watch(units, reader, gated);
     const auto visit = [&](size_t first, size_t B) { watch.add(reader, first, B, m.T); };
     if (m.chess)
         read_batches(reader, m.games.test, "contexts", visit);
@@ -319,7 +335,7 @@ Features measure_features(const FeatureOptions& o, const MakeReader& make_reader
     const SafeTensorsFile file(find_checkpoint(o.ckpt));
     Features out;
     out.checkpoint = file.path, out.step = checkpoint_step(file), out.seed = uint64_t(o.seed);
-    out.untrained_seed = seed_of_run(file.path, out.step);
+    out.untrained_seed = seed_of_run(file.path, out.step), out.gated = !o.ungated;
     out.config = read_config(file);
     const std::set<UnitName> wanted = parse_units(o, out.config);
     const Material m = read_material(o, out.config, file.path);
@@ -334,14 +350,14 @@ Features measure_features(const FeatureOptions& o, const MakeReader& make_reader
 
     Reader reader = make_reader(out.config, batch_rows(m.T), m.T);
     const auto fires = [&](const std::string& name) {
-        return m.chess ? model_fires(reader, m.games, m.where, true, name)
-                       : text_fires(reader, m.train, m.test);
+        return m.chess ? model_fires(reader, m.games, m.where, out.gated, name)
+                       : text_fires(reader, m.train, m.test, out.gated);
     };
     load_weights(reader, file);
     {
         const std::vector<LayerFires> layers = fires(file.path);
         search_units(out, wanted, size_t(o.per_expert), layers, e);
-        describe_units(out.units, reader, m, layers, out.seed);
+        describe_units(out.units, reader, m, layers, out.seed, out.gated);
     }
     if (out.all) {
         untrained_weights(reader, out.untrained_seed);
@@ -561,12 +577,14 @@ std::string features_json(const Features& features) {
     JsonWriter out =
         begin_json("features", features.checkpoint, features.step, features.config, features.seconds);
     out.member("own_data", features.own_data).key(features.chess ? "games" : "data").open('{');
-    out.member("source", features.train).member("test_source", features.test);
+    out.member("source", as_utf8(features.train)).member("test_source", as_utf8(features.test));
     out.member("train", features.train_games).member("test", features.test_games);
     out.member("characters", features.characters)
         .member(features.chess ? "boundaries" : "tokens", features.per_game);
     out.member("seen", features.seen).close();
-    out.member("properties", features.properties).member("questions", features.questions);
+    out.member("gated", features.gated)
+        .member("properties", features.properties)
+        .member("questions", features.questions);
     out.member("seed", features.seed).member("untrained_seed", features.untrained_seed);
     out.key("units").open('[');
     for (size_t i = 0; i < features.units.size(); i++) unit_json(out, features, i);
@@ -610,8 +628,9 @@ int features_program(int argc, char** argv, const MakeReader& make_reader) {
     const bool some = !flags.unit.empty() || !flags.units.empty();
     print_features(features, some ? SIZE_MAX : size_t(flags.best));
     if (!some || !flags.json.empty()) { // a part has a file of its own
-        const bool part = flags.count != FeatureOptions().count;
-        const std::string name = part ? strf("features_count_%lld", (long long)flags.count) : "features";
+        std::string name = "features";
+        if (flags.count != FeatureOptions().count) name += strf("_count_%lld", (long long)flags.count);
+        if (flags.ungated) name += "_ungated";
         write_json(json_path(flags.json, features.checkpoint, name.c_str()), features_json(features));
     }
     return 0;

@@ -94,7 +94,8 @@ std::vector<LayerFires> model_fires(Reader& reader, const GameSplit& games, cons
     return layers;
 }
 
-std::vector<LayerFires> text_fires(Reader& reader, const TokenRows& train, const TokenRows& test) {
+std::vector<LayerFires> text_fires(Reader& reader, const TokenRows& train, const TokenRows& test,
+                                   bool gated) {
     std::vector<LayerFires> layers;
     std::vector<size_t> all(train.T);
     std::iota(all.begin(), all.end(), size_t(0));
@@ -107,7 +108,7 @@ std::vector<LayerFires> text_fires(Reader& reader, const TokenRows& train, const
                       for (size_t l = 0; l < collectors.size(); l++) {
                           const LayerUnits layer = reader.layer(l);
                           const size_t bad = collectors[l].add(
-                              B, rows.T, chosen, [&](size_t n, auto f) { layer.each(n, true, f); });
+                              B, rows.T, chosen, [&](size_t n, auto f) { layer.each(n, gated, f); });
                           if (bad < B * rows.T)
                               fail("%s: layer %zu has a value that is not finite at token %zu of row %zu",
                                    rows.source.c_str(), l, bad % rows.T, first + bad / rows.T + 1);

@@ -154,7 +154,7 @@ std::vector<LayerFires> model_fires(Reader& reader, const GameSplit& games, cons
                                     std::vector<size_t> which = {});
 
 // Every layer on both sets of rows; every token is a place.
-std::vector<LayerFires> text_fires(Reader& reader, const TokenRows& train, const TokenRows& test);
+std::vector<LayerFires> text_fires(Reader& reader, const TokenRows& train, const TokenRows& test, bool gated);
 
 // Features made elsewhere: (games, characters, features) of each set. `names` are the files, for messages.
 LayerFires array_fires(const float* train, const float* test, size_t features, const GameSplit& games,

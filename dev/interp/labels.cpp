@@ -19,16 +19,16 @@ size_t games_where(const Labels& labels, size_t cell, size_t per_game, bool hold
     return games;
 }
 
-std::vector<uint32_t> distinct_cells(const Labels& labels, size_t per_game) {
+std::vector<uint32_t> distinct_cells(const Labels& labels, size_t per_game, size_t places, size_t games) {
     std::vector<uint32_t> kept;
     std::unordered_multimap<uint64_t, uint32_t> of_hash;
     std::vector<uint8_t> enough(labels.cells());
 #pragma omp parallel for schedule(dynamic, 64)
     for (size_t c = 0; c < labels.cells(); c++) {
         const size_t positives = labels.positives(c);
-        enough[c] = positives >= least_places && positives + least_places <= labels.tokens &&
-                    games_where(labels, c, per_game, true) >= least_games &&
-                    games_where(labels, c, per_game, false) >= least_games;
+        enough[c] = positives >= places && positives + places <= labels.tokens &&
+                    games_where(labels, c, per_game, true) >= games &&
+                    games_where(labels, c, per_game, false) >= games;
     }
     for (uint32_t c = 0; c < labels.cells(); c++) {
         if (!enough[c]) continue;

@@ -70,7 +70,8 @@ size_t games_where(const Labels& labels, size_t cell, size_t per_game, bool hold
 
 // The cells that can be told from each other: those that hold or fail too seldom, as said above, are left
 // out, and so is what equals a cell before it.
-std::vector<uint32_t> distinct_cells(const Labels& labels, size_t per_game);
+std::vector<uint32_t> distinct_cells(const Labels& labels, size_t per_game, size_t places = least_places,
+                                     size_t games = least_games);
 
 // ---------------------------------------------------------------------------------------------------------
 // 2 Counting many questions at the same places

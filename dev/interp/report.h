@@ -94,9 +94,6 @@ std::string script_data(const std::string& id, const std::string& json);
 
 std::string html_text(const std::string& text);
 
-// Text that may not be UTF-8 (a path), so that JSON can hold it: other bytes become '?'.
-std::string as_utf8(const std::string& text);
-
 // The frame with every {{name}} replaced; what is put in is not looked at again.
 std::string fill_page(const std::map<std::string, std::string>& parts);
 

@@ -91,16 +91,6 @@ std::string html_text(const std::string& text) {
     return out;
 }
 
-std::string as_utf8(const std::string& text) {
-    std::string out;
-    for (size_t i = 0; i < text.size();) {
-        const size_t length = utf8_length(text.data() + i, text.size() - i);
-        out += length ? text.substr(i, length) : "?";
-        i += std::max<size_t>(length, 1);
-    }
-    return out;
-}
-
 std::string fill_page(const std::map<std::string, std::string>& parts) {
     std::string page;
     const char* from = page_html;

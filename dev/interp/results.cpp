@@ -55,7 +55,7 @@ std::string weights_hash(const std::string& path) {
 JsonWriter begin_json(const char* tool, const std::string& checkpoint, int64_t step, const Config& config,
                       double seconds) {
     JsonWriter out;
-    out.open('{').member("tool", tool).member("checkpoint", checkpoint).member("step", step);
+    out.open('{').member("tool", tool).member("checkpoint", as_utf8(checkpoint)).member("step", step);
     out.member("weights", weights_hash(checkpoint));
     out.key("config").open('{');
     for (const auto& [name, value] : config_to_strings(config)) out.member(name, value);
@@ -70,4 +70,14 @@ void write_json(const std::string& path, const std::string& text) {
     file.write("\n", 1);
     file.commit();
     printf("JSON in %s\n", path.c_str());
+}
+
+std::string as_utf8(const std::string& text) {
+    std::string out;
+    for (size_t i = 0; i < text.size();) {
+        const size_t length = utf8_length(text.data() + i, text.size() - i);
+        out += length ? text.substr(i, length) : "?";
+        i += std::max<size_t>(length, 1);
+    }
+    return out;
 }

@@ -19,6 +19,9 @@ bool trained_on(const std::string& checkpoint, int64_t step, const std::string& 
 // name.
 std::string weights_hash(const std::string& path);
 
+// Text that may not be UTF-8 (a path), so that JSON can hold it: other bytes become '?'.
+std::string as_utf8(const std::string& text);
+
 // The beginning of every tool's document; it stays open.
 JsonWriter begin_json(const char* tool, const std::string& checkpoint, int64_t step, const Config& config,
                       double seconds);

@@ -362,7 +362,11 @@ void shape_json(JsonWriter& out, const ExpertSample::Shape& s) {
 
 std::string router_json(const RouterReport& r) {
     JsonWriter out = begin_json("router", r.checkpoint, r.step, r.config, r.seconds);
-    out.member("data", r.source).key("sample").open('{').member("tokens", r.tokens).member("rows", r.rows);
+    out.member("data", as_utf8(r.source))
+        .key("sample")
+        .open('{')
+        .member("tokens", r.tokens)
+        .member("rows", r.rows);
     out.member("shape_tokens", r.shape_tokens).close();
     out.key("seeds").open('{').member("bootstrap", RouterOptions::bootstrap_seed);
     out.member("gaussian", RouterOptions::gaussian_seed).member("untrained", r.untrained_seed).close();

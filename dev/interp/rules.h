@@ -4,7 +4,12 @@
 // tells what a piece of text tells has a rival that says so.
 //
 // Two questions a and b divide the places into four cells. A rule says yes in one of them (a and b, each as
-// it is or negated) or in three (a or b). Of each target's two best single questions every partner is tried.
+// it is or negated) or in three (a or b). Of each target's best single questions every partner is tried.
+//
+// Of thousands of rules some fit the few places of a rare property by chance, and tell nothing of it
+// elsewhere. So a rule is charged for the number of those it was picked from, log(number) / (3 places), as if
+// every place put right were worth three nats: least where the question is a natural one (what was written
+// about this piece and this square), more for any question, most for a pair.
 #pragma once
 #include "controls.h"
 
@@ -27,12 +32,17 @@ std::string rule_text(const Rule& r, const std::vector<Property>& questions);
 void add_rule(const Rule& r, const Labels& questions, Labels& out, size_t row);
 Labels rule_labels(const std::vector<Rule>& rules, const Labels& questions);
 
+// What a rule is charged that was picked from so many, for a target of `positives` of n places.
+inline double rule_charge(size_t picked_from, double n, double positives) {
+    return std::log(double(picked_from)) / (3 * std::max(1.0, std::min(positives, n - positives)));
+}
+
 // The best rule for every target, a list of places in rising order (where a property holds, where a unit is
-// on). kept: the questions asked. score: of a rule's counts, higher is better, 0 says nothing (mcc_of,
-// f1_of). Of equal scores the earlier questions, and the single one.
-std::vector<Rule> best_rules(const Labels& questions, const std::vector<uint32_t>& kept,
-                             const std::vector<std::vector<uint32_t>>& targets,
-                             double (*score)(const Counts&));
+// on). score: of a rule's counts, higher is better, 0 says nothing (mcc_of, f1_of). natural: by target its
+// natural questions; may be empty. Of equal scores the earlier questions, and the single one.
+std::vector<Rule> best_rules(const Labels& questions, const std::vector<std::vector<uint32_t>>& targets,
+                             double (*score)(const Counts&),
+                             const std::vector<std::vector<uint32_t>>& natural = {});
 
 // Where a cell of labels holds, as a target.
 std::vector<uint32_t> places_where(const Labels& labels, size_t cell);

@@ -170,7 +170,7 @@ void layer_json(JsonWriter& out, const LayerSparsity& layer, const Config& c) {
 
 std::string sparsity_json(const Sparsity& s) {
     JsonWriter out = begin_json("sparsity", s.checkpoint, s.step, s.config, s.seconds);
-    out.member("data", s.source).member("rows", s.rows).member("tokens", s.tokens);
+    out.member("data", as_utf8(s.source)).member("rows", s.rows).member("tokens", s.tokens);
     out.member("bootstrap_seed", SparsityOptions::bootstrap_seed).key("groups").values(s.groups);
     out.key("layers").open('[');
     for (size_t l = 0; l < s.layers.size(); l++) {
