@@ -7,6 +7,7 @@
 set -euo pipefail
 b=$1 dir=${DEMO_DIR:-runs/demo} seed=${DEMO_SEED:-1} fresh=${DEMO_FRESH:-2400}
 full=9500 steps=${DEMO_STEPS:-} minutes=6
+after=4000 # what comes after the training, most of it step 5, takes about as long as so many steps
 begun=$dir/.demo_begun # from the first game to the last line
 
 if [[ -e $dir && ! -e $begun && ${DEMO_FORCE:-0} != 1 && -n $(ls -A "$dir") ]]; then
@@ -40,14 +41,13 @@ fi
 build=
 rm "$dir/build.log"
 
-# What comes after the training takes about as long as 1,500 steps.
 if [[ -z $steps ]]; then
     train --out "$dir/timing" --steps 60 --val-every 0 --checkpoint-every 0 > /dev/null
     ms=$(sed -n 's/.*"step": *\([0-9]*\),.*"ms": *\([0-9.]*\).*/\1 \2/p' "$dir/timing/log.jsonl" |
         awk '$1 > 20 { print $2 }' | sort -n | awk '{ t[NR] = $1 } END { print t[int((NR + 1) / 2)] }')
     rm -r "$dir/timing"
-    steps=$(awk -v ms="$ms" -v left=$((minutes * 60 - SECONDS)) -v full=$full 'BEGIN {
-        n = int((1000 * left / ms - 1500) / 500) * 500
+    steps=$(awk -v ms="$ms" -v left=$((minutes * 60 - SECONDS)) -v full=$full -v after=$after 'BEGIN {
+        n = int((1000 * left / ms - after) / 500) * 500
         print (n > full ? full : n < 500 ? 500 : n) }')
     said="a step takes $ms ms here"
     ((steps == full)) || said+=", so that $steps of the README's $full fit into $minutes minutes (DEMO_STEPS=$full for all)"
