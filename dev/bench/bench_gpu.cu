@@ -1,37 +1,50 @@
 // Speed of the CUDA program on this card, beside what the card can do: its copy bandwidth and matrix rate
-// first, then every launcher of train_moex.cu at the sizes of a preset, then whole training steps, of the
-// MoE-X and of its dense twin in turn. Weights as initialised, random tokens, one micro-batch per step.
-//   bench_gpu [--preset chess|small|medium|demo] [--json FILE]
+// first, then whole training steps of a MoE-X and of its dense twin in turn, with the library's epilogues and
+// with our own kernels, then every launcher of such a step. Weights as initialised, random tokens, one
+// micro-batch per step.
+//   bench_gpu [--preset chess|small|medium|demo] [--batch N] [--json FILE]
 //   bench_gpu --count        bytes and FLOPs of every launcher on an H100's data sheet; needs no GPU
 //   bench_gpu --tiny         models of a few hundred tokens, to see that it runs (under dev/emu, too)
 //
-// The launchers are listed once, in the order of a step. Run one by one they give the times; run in order
-// they give the same gradients as forward() and backward(), bit for bit, which is checked: what is timed here
-// is what the trainer does.
+// What is timed is the trainer's own step: it calls gpu.before_launch before each launcher, and here that
+// records an event. roofline.h lists the same launchers by the same names, which is checked.
 #define MOEX_LIBRARY
 #include "../../train_moex.cu"
 #include "roofline.h"
 
 constexpr bool fp32 = sizeof(floatX) == 4;
 
+constexpr float aux_weight = 1e-3f;
+
 struct Settings {
     std::string preset = "both", json;
-    int64_t repeats = 24, steps = 20;
+    int64_t batch = 0, steps = 20;
     bool count = false, tiny = false;
 };
+
+static Config with_ffn(Config c, const char* ffn) {
+    c.ffn = ffn;
+    return c;
+}
 
 static double median(std::vector<double> x) {
     std::sort(x.begin(), x.end());
     return x[x.size() / 2];
 }
 
-// One JSON object per row of every table, when asked for.
+// One JSON object per row of every table, when asked for: in the file as soon as it is known, so that what
+// has been measured is kept if the rest is not.
 struct JsonLines {
-    std::optional<AtomicFile> file;
+    FILE* file = nullptr;
+
+    void open(const std::string& path) {
+        file = fopen(path.c_str(), "w");
+        if (!file) fail("%s cannot be written: %s", path.c_str(), strerror(errno));
+    }
     void row(const std::string& fields) {
         if (!file) return;
-        const std::string line = "{" + fields + "}\n";
-        file->write(line.data(), line.size());
+        if (fprintf(file, "{%s}\n", fields.c_str()) < 0 || fflush(file) != 0)
+            fail("a row of JSON cannot be written: %s", strerror(errno));
     }
 };
 
@@ -206,304 +219,110 @@ static Card measure_card(Clock& clock, const Settings& settings, JsonLines& json
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// A step as a list of launchers
+// One model: its batch, its steps, and what they were spent on
 
-struct Launch {
-    const char* name; // as in work_of_step()
-    std::function<void(size_t layer)> run;
-};
-// Launches in order, once or for each layer.
-struct Stage {
-    enum { once, layers, layers_reversed } how;
-    std::vector<Launch> launches;
-};
+struct StepTimes { // seconds, of every step
+    size_t lanes;
+    std::vector<double> wall, forward, backward, update;
 
-constexpr float aux_weight = 1e-3f;
-
-// What train_step() does with one micro-batch, call by call, for the variants that the presets have; a rate
-// of zero leaves the weights as they are.
-static std::vector<Stage> stages_of_step(Model& model) {
-    Model* const m = &model;
-    const Config& c = model.config;
-    const size_t B = model.B, T = model.T, N = B * T, V = c.vocab_size, Vp = model.shape().padded_vocab();
-    const size_t C = c.n_embd, E = c.n_expert, K = c.n_expert_active, D = c.d_expert, L = c.n_layer;
-    const size_t W = c.dense_width();
-    const cudaStream_t stream = model.gpu.stream;
-    Activations* const a = &model.a;
-    auto w = [m](size_t l) -> const LayerParameters<floatX>& { return m->w.h[l]; };
-    auto dw = [m](size_t l) -> const LayerParameters<float>& { return m->g.h[l]; };
-    auto h = [a](size_t l) -> LayerActivations& { return a->h[l]; };
-    auto x = [a](size_t l) { return l ? a->h[l - 1].out : a->embedded; };
-
-    std::vector<Launch> statistics, first, into, feed_forward, head, head_back, back, last;
-    first.push_back(
-        {"embedding_layernorm_forward", [=](size_t) {
-             const Norm norm = {h(0).ln_1, h(0).ln_1_mean, h(0).ln_1_rstd, w(0).ln_1_weight, w(0).ln_1_bias};
-             embedding_layernorm_forward(a->embedded, norm, m->tokens, m->w.wte, m->w.wpe, N, T, C, stream);
-         }});
-    into = {
-        {"linear_forward c_attn",
-         [=](size_t l) {
-             linear_forward(m->gpu, h(l).qkv, h(l).ln_1, w(l).c_attn_weight, w(l).c_attn_bias, N, C, 3 * C);
-         }},
-        {"attention_forward",
-         [=](size_t l) {
-             attention_forward(h(l).att, h(l).lse, h(l).qkv, B, T, C, m->config.n_head, stream);
-         }},
-        {"linear_forward c_proj",
-         [=](size_t l) {
-             linear_forward(m->gpu, a->proj, h(l).att, w(l).c_proj_weight, w(l).c_proj_bias, N, C, C);
-         }},
-        {"residual_layernorm_forward ln_2", [=](size_t l) {
-             const Norm norm = {h(l).ln_2, h(l).ln_2_mean, h(l).ln_2_rstd, w(l).ln_2_weight, w(l).ln_2_bias};
-             residual_layernorm_forward(h(l).mid, norm, x(l), a->proj, N, C, stream);
-         }}};
-    auto count = [=](size_t l) {
-        const Experts e = m->experts(l);
-        const bool masked = e.fused && e.relu && e.D % 128 == 0;
-        count_active(&a->totals->active, e.z, masked ? (const uint4*)e.mask : nullptr, N * W, stream);
-    };
-    if (c.moe()) {
-        statistics = {{"expert_statistics_forward", [=](size_t l) {
-                           expert_statistics_forward(h(l).statistics, w(l).w_enc, w(l).b_enc, E, D, C,
-                                                     stream);
-                       }}};
-        auto gather_slots = [=](size_t l) { gather(a->slots_x, h(l).ln_2, h(l).token, N * K, C, stream); };
-        feed_forward = {
-            {"router_forward",
-             [=](size_t l) {
-                 router_forward(h(l).routing, a->sum_p, a->partial, h(l).ln_2, h(l).statistics, false, N, E,
-                                K, C, stream);
-             }},
-            {"dispatch",
-             [=](size_t l) {
-                 dispatch(h(l).begin, h(l).slot, h(l).token, a->counts, h(l).routing.choice, N, E, K, stream);
-                 cuda_check(cudaMemcpyAsync(m->host_begin + l * (E + 1), h(l).begin, (E + 1) * sizeof(int),
-                                            cudaMemcpyDeviceToHost, stream));
-                 cuda_check(cudaEventRecord(m->begin_copied, stream));
-             }},
-            {"balance_forward",
-             [=](size_t l) { balance_forward(&a->totals->aux, a->sum_p, h(l).begin, 1, N, E, K, stream); }},
-            {"gather", gather_slots},
-            {"wait for the counts", [=](size_t) { cuda_check(cudaEventSynchronize(m->begin_copied)); }},
-            {"experts_encode", [=](size_t l) { experts_encode(m->gpu, m->experts(l), a->slots_x); }},
-            {"experts_decode", [=](size_t l) { experts_decode(m->gpu, m->experts(l), h(l).y); }},
-            {"combine_layernorm_forward",
-             [=](size_t l) {
-                 combine_layernorm_forward(h(l).out, norm_after(*m, l), h(l).mid, h(l).y, h(l).routing.weight,
-                                           h(l).slot, N, K, C, stream);
-             }},
-            {"count_active", count}};
-        back = {{"combine_backward",
-                 [=](size_t l) {
-                     combine_backward(a->dy, a->dweight, a->dresidual, h(l).y, h(l).routing.weight, h(l).slot,
-                                      N, K, C, stream);
-                 }},
-                {"gather again", gather_slots},
-                {"experts_backward",
-                 [=](size_t l) {
-                     experts_backward(m->gpu, m->experts(l), a->dslots, dw(l).w_enc, dw(l).b_enc, dw(l).w_dec,
-                                      dw(l).b_dec, a->dh, a->db, a->partial, a->dy, a->slots_x);
-                 }},
-                {"router_backward", [=](size_t l) {
-                     router_backward(a->dln, h(l).dstatistics, a->dmu, a->dvar, a->partial, a->dslots,
-                                     a->dweight, h(l).slot, h(l).ln_2, h(l).routing, h(l).statistics,
-                                     h(l).begin, aux_weight, false, N, E, K, C, stream);
-                 }}};
-        last = {{"expert_statistics_backward", [=](size_t l) {
-                     expert_statistics_backward(dw(l).w_enc, dw(l).b_enc, h(l).dstatistics, w(l).w_enc,
-                                                w(l).b_enc, h(l).statistics, E, D, C, stream);
-                 }}};
-    } else {
-        for (size_t l = 0; l < L; l++) m->host_begin[2 * l] = 0, m->host_begin[2 * l + 1] = int(N);
-        feed_forward = {
-            {"experts_encode", [=](size_t l) { experts_encode(m->gpu, m->experts(l), h(l).ln_2); }},
-            {"experts_decode", [=](size_t l) { experts_decode(m->gpu, m->experts(l), a->proj); }},
-            {"residual_layernorm_forward",
-             [=](size_t l) {
-                 residual_layernorm_forward(h(l).out, norm_after(*m, l), h(l).mid, a->proj, N, C, stream);
-             }},
-            {"count_active", count}};
-        back = {{"experts_backward", [=](size_t l) {
-                     experts_backward(m->gpu, m->experts(l), a->dln, dw(l).fc_weight, dw(l).fc_bias,
-                                      dw(l).fc_proj_weight, dw(l).fc_proj_bias, a->dh, a->db, a->partial,
-                                      a->dresidual, h(l).ln_2);
-                 }}};
+    // Of a step of several micro-batches: the update is paid once.
+    double of_step(double micros) const {
+        return median(wall) + (micros - 1) * (median(forward) + median(backward));
     }
-    into.insert(into.end(), feed_forward.begin(), feed_forward.end());
-    head = {{"head",
-             [=](size_t) {
-                 Product p{a->logits, a->ln_f, m->w.wte, N, V, C};
-                 p.b_transposed = true, p.out_stride = Vp;
-                 multiply(m->gpu, p);
-             }},
-            {"classifier",
-             [=](size_t) { classifier(a->losses, a->logits, m->targets, 1.0f / N, N, V, Vp, stream); }},
-            {"sum_losses", [=](size_t) {
-                 sum_losses_kernel<<<1, 1024, 0, stream>>>(&a->totals->loss, a->losses, 1.0 / N, N);
-                 cuda_check(cudaGetLastError());
-             }}};
-    head_back = {{"head to ln_f",
-                  [=](size_t) {
-                      Product p{a->dln, a->logits, m->w.wte, N, C, V};
-                      p.a_stride = Vp;
-                      multiply(m->gpu, p);
-                  }},
-                 {"head to wte",
-                  [=](size_t) {
-                      Product p{m->g.wte, a->logits, a->ln_f, V, C, N};
-                      p.a_transposed = true, p.a_stride = Vp, p.accumulate = true;
-                      multiply(m->gpu, p);
-                  }},
-                 {"layernorm_backward ln_f", [=](size_t) {
-                      cuda_check(cudaMemsetAsync(a->dresidual, 0, N * C * sizeof(floatX), stream));
-                      layernorm_backward(a->dresidual, m->g.ln_f_weight, m->g.ln_f_bias, a->dln, h(L - 1).out,
-                                         a->ln_f_mean, a->ln_f_rstd, m->w.ln_f_weight, a->partial, N, C,
-                                         stream);
-                  }}};
-    const std::vector<Launch> attention_back = {
-        {"layernorm_backward ln_2",
-         [=](size_t l) {
-             layernorm_backward(a->dresidual, dw(l).ln_2_weight, dw(l).ln_2_bias, a->dln, h(l).mid,
-                                h(l).ln_2_mean, h(l).ln_2_rstd, w(l).ln_2_weight, a->partial, N, C, stream);
-         }},
-        {"linear_backward c_proj",
-         [=](size_t l) {
-             linear_backward(m->gpu, a->datt, dw(l).c_proj_weight, dw(l).c_proj_bias, a->partial,
-                             a->dresidual, h(l).att, w(l).c_proj_weight, m->all, N, C, C);
-         }},
-        {"attention_backward",
-         [=](size_t l) {
-             attention_backward(a->dqkv, a->delta, a->datt, h(l).att, h(l).lse, h(l).qkv, B, T, C,
-                                m->config.n_head, stream);
-         }},
-        {"linear_backward c_attn",
-         [=](size_t l) {
-             linear_backward(m->gpu, a->dln, dw(l).c_attn_weight, dw(l).c_attn_bias, a->partial, a->dqkv,
-                             h(l).ln_1, w(l).c_attn_weight, m->all, N, C, 3 * C);
-         }},
-        {"layernorm_backward ln_1", [=](size_t l) {
-             layernorm_backward(a->dresidual, dw(l).ln_1_weight, dw(l).ln_1_bias, a->dln, x(l),
-                                h(l).ln_1_mean, h(l).ln_1_rstd, w(l).ln_1_weight, a->partial, N, C, stream);
-         }}};
-    back.insert(back.end(), attention_back.begin(), attention_back.end());
-    const Launch embedding_back = {"embedding_backward", [=](size_t) {
-                                       embedding_backward(m->g.wte, m->g.wpe, a->partial, a->dresidual,
-                                                          m->places, B, T, C, stream);
-                                   }};
-    const Launch norm = {"gradient_norm", [=](size_t) {
-                             gradient_norm(&a->totals->norm, a->norm_partial, m->gradients.data,
-                                           m->gradients.count, stream);
-                         }};
-    const Launch adam = {"update", [=](size_t) {
-                             const size_t fours = m->gradients.count / 4;
-                             AdamW rate_zero;
-                             rate_zero.lr = 0;
-                             update_kernel<<<blocks_for(fours, 256), 256, 0, stream>>>(
-                                 m->weights.data, (float4*)m->master_weights(),
-                                 (const float4*)m->gradients.data, (float4*)m->moment_1.data,
-                                 (float4*)m->moment_2.data, m->decays.data, a->totals, rate_zero, 1, 1,
-                                 rounding_key(1, 1), fours);
-                             cuda_check(cudaGetLastError());
-                         }};
-    return {{Stage::once, {{"zero_gradients", [=](size_t) { zero_gradients(*m); }}}},
-            {Stage::layers, statistics},
-            {Stage::once, first},
-            {Stage::layers, into},
-            {Stage::once, head},
-            {Stage::once, head_back},
-            {Stage::layers_reversed, back},
-            {Stage::once, {embedding_back}},
-            {Stage::layers, last},
-            {Stage::once, {norm, adam}}};
-}
+};
 
-// Runs the stages in order; before each launch, and at the end, calls mark(the launch or null).
-static void walk(const Model& model, const std::vector<Stage>& stages,
-                 const std::function<void(const Launch*)>& mark) {
-    const size_t L = model.config.n_layer;
-    for (const Stage& stage : stages)
-        for (size_t i = 0; i < (stage.how == Stage::once ? 1 : L); i++)
-            for (const Launch& launch : stage.launches) {
-                mark(&launch);
-                launch.run(stage.how == Stage::layers_reversed ? L - 1 - i : i);
-            }
-    mark(nullptr);
-}
+struct Measured {
+    std::string preset, what; // what: MoE-X or dense twin, and whose epilogues
+    Config config;
+    size_t B, T;
+    Design design;
+    double memory, imbalance; // bytes; the fullest expert's tokens beside the mean, the worst of the layers
+    std::vector<StepTimes> steps;
+    std::map<std::string, double> launchers; // seconds of a step, on one lane
 
-// ---------------------------------------------------------------------------------------------------------
-// One model: its batch, its launchers, its steps
+    double flops() const { return flops_per_token(config, T) * double(B * T); }
+};
 
 struct Subject {
-    std::string preset, what; // what: MoE-X or dense twin
-    size_t B, T;
-    std::unique_ptr<Model> model;
+    Model model;
     std::vector<int32_t> tokens, targets;
-    double memory = 0; // bytes of the GPU taken by the model and its steps
-    std::vector<double> wall, forward_seconds, backward_seconds, update_seconds;
-    std::map<std::string, double> parts; // seconds of a step by what they are spent on
     uint64_t steps = 0;
 
-    Subject(std::string preset, const Config& config, size_t B, size_t T)
-        : preset(std::move(preset)), what(config.moe() ? "MoE-X" : "dense twin"), B(B), T(T) {
+    Subject(const Config& config, size_t B, size_t T, const std::string& epilogues)
+        : model(config, B, T, 0, true, epilogues) {
         const std::vector<Tensor> table = gpu_tensor_table(config);
         std::vector<float> weights(block_elements(table));
         init_parameters(config, table, weights.data(), 1);
-        size_t free_before = 0, free_after = 0, total = 0;
-        cuda_check(cudaMemGetInfo(&free_before, &total));
-        model = std::make_unique<Model>(config, B, T);
-        load_weights(*model, weights.data(), 0, 1);
+        load_weights(model, weights.data(), 0, 1);
+        model.count_units = false; // as in all steps but those that print
         for (size_t i = 0; i < B * T; i++) {
             tokens.push_back(int32_t(random_u64(1, 1, i) % config.vocab_size));
             targets.push_back(int32_t(random_u64(1, 2, i) % config.vocab_size));
         }
-        step(nullptr);
-        cuda_check(cudaMemGetInfo(&free_after, &total));
-        memory = double(free_before) - double(free_after);
+        step([] {});
     }
 
-    // A training step as train_step() makes it. With a clock, its times are kept.
-    void step(Clock* clock) {
-        Model& m = *model;
-        const cudaStream_t stream = m.gpu.stream;
-        auto mark = [&](size_t i) {
-            if (clock) clock->mark(i, stream);
-        };
-        const double begin = now_seconds();
-        mark(0);
-        zero_gradients(m);
-        zero_totals(m);
-        mark(1);
-        upload_batch(m, tokens.data(), targets.data(), B, T, true);
-        forward(m, 1, 1);
-        mark(2);
-        backward(m, aux_weight);
-        mark(3);
-        finish_gradients(m);
+    // A training step as train_step() makes it; mark() is called before and after each of its four passes.
+    void step(const std::function<void()>& mark) {
+        mark();
+        zero_gradients(model);
+        zero_totals(model);
+        mark();
+        upload_batch(model, tokens.data(), targets.data(), model.max_B, model.max_T, true);
+        forward(model, 1, 1);
+        mark();
+        backward(model, aux_weight);
+        mark();
+        finish_gradients(model);
         AdamW adam;
         adam.lr = 0;
-        update(m, adam, ++steps, 1);
-        mark(4);
-        const Totals totals = read_totals(m);
+        update(model, adam, ++steps, 1);
+        mark();
+        const Totals totals = read_totals(model);
         if (!std::isfinite(totals.loss + totals.aux + totals.norm))
-            fail("%s, %s: loss %g, aux %g, norm %g: expected finite numbers", preset.c_str(), what.c_str(),
-                 totals.loss, totals.aux, totals.norm);
-        if (!clock) return;
-        wall.push_back(now_seconds() - begin);
-        forward_seconds.push_back(clock->seconds(1, 2));
-        backward_seconds.push_back(clock->seconds(2, 3));
-        update_seconds.push_back(clock->seconds(0, 1) + clock->seconds(3, 4));
+            fail("loss %g, aux %g, norm %g: expected finite numbers", totals.loss, totals.aux, totals.norm);
     }
-    // Seconds of a step of several micro-batches: the update is paid once.
-    double step_seconds(double micros) const {
-        return median(wall) + (micros - 1) * (median(forward_seconds) + median(backward_seconds));
+    StepTimes time_steps(Clock& clock, size_t lanes, size_t count) {
+        StepTimes times{lanes, {}, {}, {}, {}};
+        model.gpu.lane_count = lanes;
+        for (size_t i = 0; i < count + 3; i++) {
+            size_t marks = 0;
+            const double begin = now_seconds();
+            step([&] { clock.mark(marks++, model.gpu.stream); });
+            if (i < 3) continue; // clocks and caches settle
+            times.wall.push_back(now_seconds() - begin);
+            times.forward.push_back(clock.seconds(1, 2));
+            times.backward.push_back(clock.seconds(2, 3));
+            times.update.push_back(clock.seconds(0, 1) + clock.seconds(3, 4));
+        }
+        return times;
     }
-    double flops() const { return flops_per_token(model->config, T) * double(B * T); }
-    // The fullest expert's tokens beside the mean, the worst of the layers.
+    // Seconds of every launcher's calls in a step, on one lane: an event before each, layer after layer as in
+    // any step, the median over a few.
+    std::map<std::string, double> time_launchers(Clock& clock, size_t count) {
+        std::map<std::string, std::vector<double>> all;
+        model.gpu.lane_count = 1;
+        for (size_t i = 0; i < count; i++) {
+            std::vector<std::string> names; // of what follows each mark; empty at the end of a pass
+            model.gpu.before_launch = [&](const char* launcher) {
+                clock.mark(names.size(), model.gpu.stream);
+                names.push_back(launcher ? launcher : "");
+            };
+            step([] {});
+            std::map<std::string, double> sums;
+            for (size_t k = 0; k + 1 < names.size(); k++)
+                if (!names[k].empty()) sums[names[k]] += clock.seconds(k, k + 1);
+            for (const auto& [name, seconds] : sums) all[name].push_back(seconds);
+        }
+        model.gpu.before_launch = nullptr;
+        std::map<std::string, double> medians;
+        for (const auto& [name, seconds] : all) medians[name] = median(seconds);
+        return medians;
+    }
     double imbalance() const {
         double worst = 0;
-        for (size_t l = 0; l < model->config.n_layer; l++) {
-            const Experts e = model->experts(l);
+        for (size_t l = 0; l < model.config.n_layer; l++) {
+            const Experts e = model.experts(l);
             for (size_t j = 0; j < e.E; j++)
                 worst =
                     std::max(worst, double(e.host_begin[j + 1] - e.host_begin[j]) * e.E / e.host_begin[e.E]);
@@ -512,186 +331,150 @@ struct Subject {
     }
 };
 
-// The gradients of forward() and backward(), and of the list of launchers.
-static void check_launches(Subject& s, const std::vector<Stage>& stages) {
-    Model& m = *s.model;
-    std::vector<float> expected(m.gradients.count), got(expected.size());
-    zero_gradients(m);
-    zero_totals(m);
-    forward(m, 1, 1);
-    backward(m, aux_weight);
-    finish_gradients(m);
-    const Totals totals = read_totals(m);
-    m.gradients.download(expected.data(), expected.size());
-    zero_totals(m);
-    walk(m, stages, [](const Launch*) {});
-    const Totals walked = read_totals(m);
-    m.gradients.download(got.data(), got.size());
-    if (memcmp(expected.data(), got.data(), got.size() * sizeof(float)) != 0 || walked.loss != totals.loss ||
-        walked.aux != totals.aux || walked.active != totals.active)
-        fail("%s, %s: the launchers of this benchmark give other gradients than forward() and backward()",
-             s.preset.c_str(), s.what.c_str());
-    if (!std::isfinite(walked.norm))
-        fail("%s, %s: a gradient is not finite", s.preset.c_str(), s.what.c_str());
+static Measured measure(const std::string& preset, const Config& config, size_t B,
+                        const std::string& epilogues, Clock& clock, const Settings& settings) {
+    size_t before = 0, after = 0, total = 0;
+    cuda_check(cudaMemGetInfo(&before, &total));
+    Subject s(config, B, config.block_size, epilogues);
+    cuda_check(cudaMemGetInfo(&after, &total));
+    Measured m{preset,
+               strf("%s, %s", config.moe() ? "MoE-X" : "dense twin", s.model.fused ? "library" : "own"),
+               config,
+               B,
+               config.block_size,
+               {},
+               double(before) - double(after),
+               0,
+               {},
+               {}};
+    m.design = {s.model.fused, s.model.keep_slots, 1, false};
+    for (const size_t lanes : {size_t(1), Gpu::most_lanes})
+        m.steps.push_back(s.time_steps(clock, lanes, size_t(settings.steps)));
+    m.launchers = s.time_launchers(clock, size_t(std::max<int64_t>(3, settings.steps / 2)));
+    m.imbalance = s.imbalance();
+    return m;
 }
 
-// Every launcher: alone, the median over calls that go from layer to layer, so that what a layer keeps is not
-// in the cache (scratch that all layers share may be, as in a step); and within a step.
-static void time_launches(Subject& s, const Card& card, Clock& clock, const Settings& settings,
-                          JsonLines& json) {
-    Model& m = *s.model;
-    const Config& c = m.config;
-    const cudaStream_t stream = m.gpu.stream;
-    const std::vector<Work> list = work_of_step(c, s.B, s.T, sizeof(floatX), m.fused);
-    const std::vector<Stage> stages = stages_of_step(m);
-    check_launches(s, stages);
+// ---------------------------------------------------------------------------------------------------------
+// The tables
 
-    // Within a step: the sum over the layers, the median over a few steps.
-    std::map<std::string, std::vector<double>> in_step;
-    std::vector<double> walked;
-    for (int64_t i = 0; i < std::max<int64_t>(3, settings.steps / 2); i++) {
-        std::vector<const Launch*> order;
-        zero_totals(m);
-        walk(m, stages, [&](const Launch* launch) {
-            clock.mark(order.size(), stream);
-            order.push_back(launch);
-        });
-        cuda_check(cudaStreamSynchronize(stream));
-        std::map<std::string, double> sums;
-        for (size_t k = 0; order[k]; k++) sums[order[k]->name] += clock.seconds(k, k + 1);
-        for (const auto& [name, seconds] : sums) in_step[name].push_back(seconds);
-        walked.push_back(clock.seconds(0, order.size() - 1));
+// Whole steps: of one micro-batch, and what follows for the preset's steps. Returns the fastest step of each
+// kind.
+static void print_steps(const std::vector<Measured>& all, const Preset& preset, const Card& card,
+                        const Settings& settings, JsonLines& json) {
+    const size_t B = all[0].B, preset_micros = std::max<size_t>(1, preset.rows / B);
+    printf("\n%s: training steps, median of %lld; micro-batches of %zu x %zu tokens\n", preset.name,
+           (long long)settings.steps, B, all[0].T);
+    printf("  %-20s %5s %7s %9s %9s %9s %9s %9s %9s %7s %11s\n", "", "lanes", "batches", "ms", "forward",
+           "backward", "update", "tok/s", "TFLOP/s", "share", "memory");
+    for (const size_t micros : {size_t(1), preset_micros}) {
+        double fastest[2] = {INFINITY, INFINITY}; // of the MoE-X, of its dense twin
+        for (const Measured& m : all)
+            for (const StepTimes& times : m.steps) {
+                const double seconds = times.of_step(double(micros)),
+                             forward = double(micros) * median(times.forward),
+                             backward = double(micros) * median(times.backward),
+                             update = median(times.update);
+                const double tok_s = double(micros * B * m.T) / seconds,
+                             rate = double(micros) * m.flops() / seconds;
+                double& best = fastest[!m.config.moe()];
+                best = std::min(best, seconds);
+                printf("  %-20s %5zu %7zu %9.3f %9.3f %9.3f %9.3f %9s %9.1f %6.1f%% %11s\n", m.what.c_str(),
+                       times.lanes, micros, seconds * 1e3, forward * 1e3, backward * 1e3, update * 1e3,
+                       human_count(tok_s).c_str(), rate / 1e12, 100 * rate / card.matrix,
+                       human_bytes(m.memory).c_str());
+                json.row(
+                    strf("\"row\": \"step\", \"preset\": \"%s\", \"model\": \"%s\", \"precision\": \"%s\", "
+                         "\"batch\": %zu, \"lanes\": %zu, \"micro_batches\": %zu, \"measured\": %s, "
+                         "\"ms\": %.4f, \"forward_ms\": %.4f, \"backward_ms\": %.4f, \"update_ms\": %.4f, "
+                         "\"tok_s\": %.1f, \"tflop_s\": %.3f, \"share\": %.4f, \"memory_bytes\": %.0f",
+                         preset.name, m.what.c_str(), precision_name, B, times.lanes, micros,
+                         micros == 1 ? "true" : "false", seconds * 1e3, forward * 1e3, backward * 1e3,
+                         update * 1e3, tok_s, rate / 1e12, rate / card.matrix, m.memory));
+            }
+        printf("  MoE-X takes %.3f of its dense twin's time, each at its fastest%s\n",
+               fastest[0] / fastest[1],
+               micros == 1 ? "" : "; reckoned: as many forwards and backwards, one update");
+        json.row(strf("\"row\": \"ratio\", \"preset\": \"%s\", \"precision\": \"%s\", \"batch\": %zu, "
+                      "\"micro_batches\": %zu, \"moe_over_dense\": %.4f",
+                      preset.name, precision_name, B, micros, fastest[0] / fastest[1]));
+        if (preset_micros == 1) break;
     }
+}
 
+// Every launcher: what it took beside what it must move and compute, and what was expected of it. Products
+// say how many waves of tiles of 128 x 256 they are on this card.
+static void print_launchers(const Measured& m, const Card& card, JsonLines& json) {
+    const Config& c = m.config;
+    const std::vector<Work> list = work_of_step(c, m.B, m.T, sizeof(floatX), m.design);
+    // Marks that stand for nothing in this kind of model (a dense one has no experts' statistics) do no harm.
+    std::set<std::string> known;
+    for (const char* ffn : {"moe", "dense"})
+        for (const Work& work : work_of_step(with_ffn(c, ffn), m.B, m.T, sizeof(floatX), m.design))
+            known.insert(work.name);
+    for (const auto& [name, seconds] : m.launchers)
+        if (!known.count(name)) fail("%s: called in a step, but not counted in roofline.h", name.c_str());
     const std::string units = c.moe() ? strf("%zu experts of %zu units", c.n_expert, c.d_expert)
                                       : strf("%zu units", c.dense_width());
-    printf("\n%s, %s: %zu layers, C %zu, T %zu, B %zu, V %zu, %s, %s epilogues\n", s.preset.c_str(),
-           s.what.c_str(), c.n_layer, c.n_embd, s.T, s.B, c.vocab_size, units.c_str(),
-           m.fused ? "fused" : "no fused");
-    printf("  %-31s %5s %9s %9s %8s %7s %8s %7s %6s %9s\n", "", "calls", "us", "MB", "GFLOP", "GB/s",
-           "TFLOP/s", "bound", "share", "step, ms");
+    printf("\n%s, %s epilogues, one lane: %zu layers, C %zu, T %zu, B %zu, V %zu, %s\n", m.preset.c_str(),
+           m.what.c_str(), c.n_layer, c.n_embd, m.T, m.B, c.vocab_size, units.c_str());
+    printf("  %-31s %5s %9s %9s %8s %7s %8s %6s %7s %6s %9s %9s\n", "", "calls", "us", "MB", "GFLOP", "GB/s",
+           "TFLOP/s", "waves", "bound", "share", "expect us", "step, ms");
     double sum = 0;
-    std::vector<std::string> done;
     for (const Work& work : list) {
-        for (const Stage& stage : stages)
-            for (const Launch& launch : stage.launches) {
-                if (strcmp(launch.name, work.name) != 0) continue;
-                const double seconds = clock.time(stream, size_t(settings.repeats), [&](size_t i) {
-                    launch.run(stage.how == Stage::once ? 0 : i % c.n_layer);
-                });
-                const double step = median(in_step.at(work.name));
-                const double share = floor_seconds(work, card) / seconds;
-                const char* bound = bound_of(work, card);
-                printf("  %-31s %5zu %9.1f %9.1f %8.2f %7.0f %8.1f %7s %5.0f%% %9.3f\n", work.name,
-                       work.times, seconds * 1e6, work.bytes / 1e6, work.flops / 1e9,
-                       work.bytes / seconds / 1e9, work.flops / seconds / 1e12, bound, 100 * share,
-                       step * 1e3);
-                json.row(strf("\"row\": \"launcher\", \"preset\": \"%s\", \"model\": \"%s\", \"precision\": "
-                              "\"%s\", \"name\": \"%s\", \"part\": \"%s\", \"phase\": \"%s\", \"calls\": "
-                              "%zu, \"us\": %.3f, "
-                              "\"bytes\": %.0f, \"flops\": %.0f, \"bound\": \"%s\", \"share\": %.4f, "
-                              "\"step_ms\": %.4f",
-                              s.preset.c_str(), s.what.c_str(), precision_name, work.name, work.part,
-                              work.phase, work.times, seconds * 1e6, work.bytes, work.flops, bound, share,
-                              step * 1e3));
-                s.parts[work.part] += step;
-                sum += seconds * double(work.times);
-                done.push_back(work.name);
-            }
-        if (done.empty() || done.back() != work.name)
-            fail("%s: this launcher is counted, but not timed", work.name);
+        const auto found = m.launchers.find(work.name);
+        if (found == m.launchers.end())
+            fail("%s: counted in roofline.h, but not called in a step", work.name);
+        const double step = found->second, seconds = std::max(step / double(work.times), 1e-9);
+        const double share = floor_seconds(work, card) / seconds, expected = expected_seconds(work, card);
+        double waves = 0;
+        for (const MatrixProduct& p : work.products) waves += tiles_of(p) / card.multiprocessors;
+        printf("  %-31s %5zu %9.1f %9.1f %8.2f %7.0f %8.1f %6s %7s %5.0f%% %9.1f %9.3f\n", work.name,
+               work.times, seconds * 1e6, work.bytes / 1e6, work.flops / 1e9, work.bytes / seconds / 1e9,
+               work.flops / seconds / 1e12, waves > 0 ? strf("%.2f", waves).c_str() : "",
+               bound_of(work, card), 100 * share, expected * 1e6, step * 1e3);
+        json.row(
+            strf("\"row\": \"launcher\", \"preset\": \"%s\", \"model\": \"%s\", \"precision\": \"%s\", "
+                 "\"batch\": %zu, \"name\": \"%s\", \"part\": \"%s\", \"phase\": \"%s\", \"calls\": %zu, "
+                 "\"us\": %.3f, \"bytes\": %.0f, \"flops\": %.0f, \"waves\": %.3f, \"bound\": \"%s\", "
+                 "\"share\": %.4f, \"expected_us\": %.3f, \"step_ms\": %.4f",
+                 m.preset.c_str(), m.what.c_str(), precision_name, m.B, work.name, work.part, work.phase,
+                 work.times, seconds * 1e6, work.bytes, work.flops, waves, bound_of(work, card), share,
+                 expected * 1e6, step * 1e3));
+        sum += step;
     }
-    printf("  all calls one by one %.3f ms; in a step %.3f ms", sum * 1e3, median(walked) * 1e3);
-    if (c.moe()) printf("; fullest expert: %.2f of the mean", s.imbalance());
+    printf("  all launchers %.3f ms", sum * 1e3);
+    if (c.moe()) printf("; fullest expert: %.2f of the mean", m.imbalance);
     printf("\n");
 }
 
-// What the steps are spent on, by the events between the launchers of a step.
-static void print_parts(const std::vector<Subject>& subjects, JsonLines& json) {
+// What the steps are spent on, by the events between the launchers.
+static void print_parts(const std::vector<Measured>& all, JsonLines& json) {
     const std::vector<const char*> parts = {"experts",   "attention",  "linear",    "router", "gather",
                                             "LayerNorm", "classifier", "embedding", "update"};
-    printf("\n%s: what a step is spent on, ms\n  %-12s", subjects[0].preset.c_str(), "");
+    printf("\n%s: what a step of B %zu is spent on, ms, one lane\n  %-20s", all[0].preset.c_str(), all[0].B,
+           "");
     for (const char* part : parts) printf(" %10s", part);
     printf("\n");
-    for (const Subject& s : subjects) {
+    for (const Measured& m : all) {
+        std::map<std::string, double> of_part;
         double total = 0;
-        std::string fields;
-        auto at = [&](const char* part) { return s.parts.count(part) ? s.parts.at(part) : 0; };
-        printf("  %-12s", s.what.c_str());
-        for (const char* part : parts) {
-            printf(" %10.3f", at(part) * 1e3);
-            fields += strf(", \"%s\": %.4f", part, at(part) * 1e3);
-            total += at(part);
+        for (const Work& w : work_of_step(m.config, m.B, m.T, sizeof(floatX), m.design)) {
+            of_part[w.part] += m.launchers.at(w.name);
+            total += m.launchers.at(w.name);
         }
-        printf("\n  %-12s", "");
-        for (const char* part : parts) printf(" %9.1f%%", 100 * at(part) / total);
+        std::string fields;
+        printf("  %-20s", m.what.c_str());
+        for (const char* part : parts) {
+            printf(" %10.3f", of_part[part] * 1e3);
+            fields += strf(", \"%s\": %.4f", part, of_part[part] * 1e3);
+        }
+        printf("\n  %-20s", "");
+        for (const char* part : parts) printf(" %9.1f%%", 100 * of_part[part] / total);
         printf("\n");
         json.row(strf("\"row\": \"parts\", \"preset\": \"%s\", \"model\": \"%s\", \"precision\": \"%s\", "
-                      "\"unit\": \"ms\"%s",
-                      s.preset.c_str(), s.what.c_str(), precision_name, fields.c_str()));
-    }
-}
-
-// The head with the vocabulary as it is, and as it would be if it were rounded up to 64. The rows beyond V
-// are those of wpe, which stands behind wte: any numbers will do here.
-static void time_head(Subject& s, Clock& clock, const Settings& settings) {
-    Model& m = *s.model;
-    const size_t N = s.B * s.T, V = m.config.vocab_size, Vp = m.shape().padded_vocab(), C = m.config.n_embd;
-    if (V == Vp || m.table[1].count < (Vp - V) * C) return;
-    auto forward_seconds = [&](size_t columns) {
-        Product p{m.a.logits, m.a.ln_f, m.w.wte, N, columns, C};
-        p.b_transposed = true, p.out_stride = Vp;
-        return clock.time(m.gpu.stream, size_t(settings.repeats), [&](size_t) { multiply(m.gpu, p); });
-    };
-    auto backward_seconds = [&](size_t columns) {
-        Product p{m.a.dln, m.a.logits, m.w.wte, N, C, columns};
-        p.a_stride = Vp;
-        return clock.time(m.gpu.stream, size_t(settings.repeats), [&](size_t) { multiply(m.gpu, p); });
-    };
-    const double padded_forward = forward_seconds(Vp), padded_backward = backward_seconds(Vp);
-    printf("  were V %zu instead of %zu: head %.1f us instead of %.1f, head to ln_f %.1f instead of %.1f\n",
-           Vp, V, padded_forward * 1e6, forward_seconds(V) * 1e6, padded_backward * 1e6,
-           backward_seconds(V) * 1e6);
-}
-
-// Whole steps, the two models in turn: of one micro-batch, and what follows for the preset's steps.
-static void time_steps(std::vector<Subject>& subjects, const Preset& preset, const Card& card, Clock& clock,
-                       const Settings& settings, JsonLines& json) {
-    for (int64_t i = 0; i < 3; i++)
-        for (Subject& s : subjects) s.step(nullptr);
-    for (int64_t i = 0; i < settings.steps; i++)
-        for (Subject& s : subjects) s.step(&clock);
-    const size_t preset_micros = std::max<size_t>(1, preset.rows / preset.batch);
-    printf("\n%s: training steps, median of %lld, the models in turn; micro-batches of %zu x %zu tokens\n",
-           preset.name, (long long)settings.steps, subjects[0].B, subjects[0].T);
-    printf("  %-12s %7s %9s %9s %9s %9s %9s %9s %7s %11s\n", "", "batches", "ms", "forward", "backward",
-           "update", "tok/s", "TFLOP/s", "share", "memory");
-    for (const size_t micros : {size_t(1), preset_micros}) {
-        for (const Subject& s : subjects) {
-            const double seconds = s.step_seconds(double(micros)),
-                         forward = double(micros) * median(s.forward_seconds),
-                         backward = double(micros) * median(s.backward_seconds),
-                         update = median(s.update_seconds);
-            const double tok_s = double(micros * s.B * s.T) / seconds,
-                         rate = double(micros) * s.flops() / seconds;
-            printf("  %-12s %7zu %9.3f %9.3f %9.3f %9.3f %9s %9.1f %6.1f%% %11s\n", s.what.c_str(), micros,
-                   seconds * 1e3, forward * 1e3, backward * 1e3, update * 1e3, human_count(tok_s).c_str(),
-                   rate / 1e12, 100 * rate / card.matrix, human_bytes(s.memory).c_str());
-            json.row(strf("\"row\": \"step\", \"preset\": \"%s\", \"model\": \"%s\", \"precision\": \"%s\", "
-                          "\"micro_batches\": %zu, \"measured\": %s, \"ms\": %.4f, \"forward_ms\": %.4f, "
-                          "\"backward_ms\": %.4f, \"update_ms\": %.4f, \"tok_s\": %.1f, "
-                          "\"tflop_s\": %.3f, \"share\": %.4f, \"memory_bytes\": %.0f",
-                          preset.name, s.what.c_str(), precision_name, micros, micros == 1 ? "true" : "false",
-                          seconds * 1e3, forward * 1e3, backward * 1e3, update * 1e3, tok_s, rate / 1e12,
-                          rate / card.matrix, s.memory));
-        }
-        const double ratio =
-            subjects[0].step_seconds(double(micros)) / subjects[1].step_seconds(double(micros));
-        printf("  MoE-X takes %.3f of its dense twin's time%s\n", ratio,
-               micros == 1 ? "" : ", reckoned: as many forwards and backwards, one update");
-        json.row(strf("\"row\": \"ratio\", \"preset\": \"%s\", \"precision\": \"%s\", "
-                      "\"micro_batches\": %zu, \"moe_over_dense\": %.4f",
-                      preset.name, precision_name, micros, ratio));
+                      "\"batch\": %zu, \"unit\": \"ms\"%s",
+                      m.preset.c_str(), m.what.c_str(), precision_name, m.B, fields.c_str()));
     }
 }
 
@@ -706,33 +489,30 @@ static Preset tiny_preset() {
     return p;
 }
 
-static Config with_ffn(Config c, const char* ffn) { return c.ffn = ffn, c; }
-
 // What there is to know without a GPU. The formulas, of both models:
 static void print_formulas(const Config& config) {
     printf("  %-31s %-44s %s\n", "", "bytes", "FLOP");
     std::set<std::string> printed;
     for (const char* ffn : {"moe", "dense"})
-        for (const Work& w : work_of_step(with_ffn(config, ffn), 1, config.block_size, sizeof(floatX), true))
+        for (const Work& w : work_of_step(with_ffn(config, ffn), 1, config.block_size, sizeof(floatX), {}))
             if (printed.insert(w.name).second)
                 printf("  %-31s %-44s %s\n", w.name, w.bytes_formula, w.flops_formula);
 }
 // and the numbers of a preset.
-static void print_counts(const Preset& p) {
+static void print_counts(const Preset& p, size_t batch) {
     const Card card = h100_datasheet(fp32);
     const size_t T = p.config.block_size;
-    const double N = double(p.batch * T),
-                 micros = std::max(1.0, std::floor(double(p.rows) / double(p.batch)));
+    const double N = double(batch * T), micros = std::max(1.0, std::floor(double(p.rows) / double(batch)));
     double steps[2][2] = {};
     for (const char* ffn : {"moe", "dense"}) {
         const Config c = with_ffn(p.config, ffn);
         printf("\n%s, %s, %s, a micro-batch of %zu x %zu\n", p.name, c.moe() ? "MoE-X" : "dense twin",
-               precision_name, p.batch, T);
+               precision_name, batch, T);
         printf("  %-31s %5s %7s %9s %9s %7s %11s %11s %10s\n", "", "calls", "kernels", "MB", "GFLOP", "bound",
                "at least us", "expected us", "step, ms");
         double least = 0, expected = 0, update = 0;
         size_t kernels = 0;
-        for (const Work& w : work_of_step(c, p.batch, T, sizeof(floatX), true)) {
+        for (const Work& w : work_of_step(c, batch, T, sizeof(floatX), {})) {
             const double all = double(w.times) * expected_seconds(w, card);
             printf("  %-31s %5zu %7zu %9.1f %9.2f %7s %11.1f %11.1f %10.3f\n", w.name, w.times, w.kernels,
                    w.bytes / 1e6, w.flops / 1e9, bound_of(w, card), floor_seconds(w, card) * 1e6,
@@ -758,15 +538,33 @@ static void print_counts(const Preset& p) {
            steps[0][0] / steps[0][1], steps[1][0] / steps[1][1], micros);
 }
 
-static void bench(const Preset& p, const Card& card, Clock& clock, const Settings& settings,
+// Bytes of the GPU that training takes, as memory_needed() counts them.
+static double training_bytes(const Config& c, size_t B) {
+    const double n = double(block_elements(gpu_tensor_table(c)));
+    const double weights = n * (sizeof(floatX) + (sizeof(floatX) < 4 ? 4 : 0) + 3 * sizeof(float));
+    return weights + double(activation_bytes({c, B, c.block_size, 0, true, true})) +
+           double(Gpu::most_lanes * Gpu::workspace_bytes) + unaccounted_bytes;
+}
+
+// What --batch auto takes: the largest divisor of the step's rows that leaves a twentieth of the memory free
+// and has at most 64K tokens.
+static size_t large_batch(const Preset& p, double memory) {
+    for (size_t B = p.rows; B > 1; B--)
+        if (p.rows % B == 0 && B * p.config.block_size <= 65536 &&
+            training_bytes(with_ffn(p.config, "moe"), B) <= 0.95 * memory)
+            return B;
+    return 1;
+}
+
+static void bench(const Preset& p, size_t batch, const Card& card, Clock& clock, const Settings& settings,
                   JsonLines& json) {
-    std::vector<Subject> subjects;
+    std::vector<Measured> all;
     for (const char* ffn : {"moe", "dense"})
-        subjects.emplace_back(p.name, with_ffn(p.config, ffn), p.batch, p.config.block_size);
-    time_steps(subjects, p, card, clock, settings, json);
-    for (Subject& s : subjects) time_launches(s, card, clock, settings, json);
-    print_parts(subjects, json);
-    time_head(subjects[0], clock, settings);
+        for (const char* epilogues : {"library", "own"})
+            all.push_back(measure(p.name, with_ffn(p.config, ffn), batch, epilogues, clock, settings));
+    print_steps(all, p, card, settings, json);
+    for (const Measured& m : all) print_launchers(m, card, json);
+    print_parts(all, json);
 }
 
 int main(int argc, char** argv) {
@@ -775,7 +573,8 @@ int main(int argc, char** argv) {
         Options options("bench_gpu", "Measures the CUDA program beside what this card can do.");
         options.add(0, "preset", &settings.preset, {"both", "chess", "small", "medium", "demo"},
                     "sizes; both: chess and small");
-        options.add(0, "repeats", "N", &settings.repeats, 1, 100000, "calls of each launcher");
+        options.add(0, "batch", "N", &settings.batch, 0, 100000,
+                    "rows of a micro-batch; 0: the preset's, then the largest that fits and has 64K tokens");
         options.add(0, "steps", "N", &settings.steps, 1, 100000, "steps of each model");
         options.add(0, "json", "FILE", &settings.json, "write every row as a line of JSON, too");
         options.add(0, "count", &settings.count, "only count bytes and FLOPs, for an H100; needs no GPU");
@@ -789,19 +588,29 @@ int main(int argc, char** argv) {
                 if (settings.preset == name ||
                     (settings.preset == "both" && (!strcmp(name, "chess") || !strcmp(name, "small"))))
                     chosen.push_back(*find_preset(name));
+        double memory = 80e9; // of an H100, unless there is a card to ask
+        const auto batches = [&](const Preset& p) {
+            if (settings.batch > 0) return std::vector<size_t>{size_t(settings.batch)};
+            std::vector<size_t> both = {p.batch};
+            const size_t large = settings.tiny ? 0 : large_batch(p, memory);
+            if (large > p.batch) both.push_back(large);
+            return both;
+        };
         if (settings.count) {
             print_formulas(chosen[0].config);
-            for (const Preset& p : chosen) print_counts(p);
+            for (const Preset& p : chosen)
+                for (const size_t batch : batches(p)) print_counts(p, batch);
             return 0;
         }
         JsonLines json;
-        if (!settings.json.empty()) json.file.emplace(settings.json);
+        if (!settings.json.empty()) json.open(settings.json);
         size_t free = 0;
         printf("%s\n", use_gpu(&free).c_str());
+        memory = double(free);
         Clock clock(settings.tiny ? 1 << 10 : size_t(1) << 30);
         const Card card = measure_card(clock, settings, json);
-        for (const Preset& p : chosen) bench(p, card, clock, settings, json);
-        if (json.file) json.file->commit();
+        for (const Preset& p : chosen)
+            for (const size_t batch : batches(p)) bench(p, batch, card, clock, settings, json);
         return 0;
     });
 }

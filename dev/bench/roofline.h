@@ -16,11 +16,12 @@
 // compared with measurements.
 struct Card {
     double bandwidth, matrix, mma, vector; // bytes; FLOP of library products, of mma.sync, of fp32 arithmetic
+    double issue;                          // instructions of warps: 4 a cycle and multiprocessor
     double multiprocessors, launch;        // seconds from the end of a short kernel to the end of the next
 };
 inline Card h100_datasheet(bool fp32) {
     const double vector = 67e12, matrix = fp32 ? vector : 989e12;
-    return {3.35e12, matrix, fp32 ? vector : 0.629 * matrix, vector, 132, 2.5e-6};
+    return {3.35e12, matrix, fp32 ? vector : 0.629 * matrix, vector, 132 * 4 * 1.755e9, 132, 2.5e-6};
 }
 
 struct MatrixProduct {
@@ -33,18 +34,34 @@ struct Work {
     double bytes = 0, flops = 0;     // of one call
     const char *bytes_formula = "", *flops_formula = "";
     std::vector<MatrixProduct> products = {}; // when the FLOPs are theirs
+    double lanes = 1;                         // that so many of them share at a time
     bool tensor = false;                      // the FLOPs are done by the tensor cores (in the bf16 build)
     double efficiency = 0.8; // share of the FLOP rate to be expected of such a kernel; products: see below
-    double idle = 0;         // seconds that the GPU is expected to stand still
+    double memory = 0.8;     // share of the bandwidth: less where few loads are under way
+    double instructions = 0; // of warps, where they may be what takes longest
+    double serial = 0; // seconds of steps that wait for one another, however many multiprocessors there are
+    double idle = 0;   // seconds that the GPU is expected to stand still
+};
+
+// How the program was set up: its epilogues do bias and activation; the experts' gathered inputs are kept for
+// the backward pass; so many streams share independent products; active units are counted in this step.
+struct Design {
+    bool fused = true, keep_slots = true;
+    double lanes = 4;
+    bool counting = false;
 };
 
 // The letters of the formulas: x bytes of an activation (2 in bf16); S slots, N*K; W = K*D units of a token;
-// R rows that were chosen, of W_enc and W_dec, E*D (dense: W); P parameters. The rest as in train_moex.cu.
-inline std::vector<Work> work_of_step(const Config& c, size_t B, size_t T_, double x, bool fused) {
-    const double N = double(B) * T_, T = T_, C = c.n_embd, NH = c.n_head, V = c.vocab_size;
+// R rows that were chosen, of W_enc and W_dec, E*D (dense: W); Vp the vocabulary rounded up to 64; P
+// parameters, with those rows; Q parts of a sum over tokens. The rest as in train_moex.cu.
+inline std::vector<Work> work_of_step(const Config& c, size_t B, size_t T_, double x, const Design& design) {
+    const bool fused = design.fused;
+    const double N = double(B) * T_, T = T_, C = c.n_embd, NH = c.n_head, V = c.vocab_size,
+                 Vp = std::ceil(V / 64) * 64;
     const double E = c.moe() ? c.n_expert : 1, K = c.moe() ? c.n_expert_active : 1,
                  D = c.moe() ? c.d_expert : c.dense_width();
-    const double S = N * K, R = E * D, P = double(block_elements(tensor_table(c)));
+    const double S = N * K, R = E * D, P = double(block_elements(tensor_table(c))) + (Vp - V) * C,
+                 Q = std::clamp(std::floor(N / 128), 1.0, 512.0);
     const double mask = S * D / 8;
     const size_t L = c.n_layer, experts = size_t(E), unfused = fused ? 0 : 1;
     std::vector<Work> list;
@@ -54,18 +71,29 @@ inline std::vector<Work> work_of_step(const Config& c, size_t B, size_t T_, doub
         list.push_back({name, part, phase, times, kernels, bytes, 0, bytes_formula});
         return list.back();
     };
-    auto multiplies = [](Work& work, const char* formula, std::vector<MatrixProduct> products) {
+    auto multiplies = [&](Work& work, const char* formula, std::vector<MatrixProduct> products) {
         for (const MatrixProduct& p : products) work.flops += 2 * p.count * p.M * p.N * p.K;
-        work.flops_formula = formula, work.products = std::move(products), work.tensor = true;
+        work.flops_formula = formula;
+        work.products = std::move(products);
+        work.tensor = true;
+        work.lanes = design.lanes;
     };
     auto computes = [](Work& work, const char* formula, double flops, double efficiency) {
-        work.flops_formula = formula, work.flops = flops, work.efficiency = efficiency;
+        work.flops_formula = formula;
+        work.flops = flops;
+        work.efficiency = efficiency;
     };
 
+    // A sum of parts by 32 threads a column, 4 loads of each under way at a time.
+    const auto sum_of = [](double parts) { return std::ceil(parts / 128) * 0.5e-6; };
+
     add("zero_gradients", "update", 1, 1, 4 * P, "4P");
-    if (c.moe())
-        computes(add("expert_statistics_forward", "router", L, 2, x * R * C + 8 * E * C, "xRC + 8EC"), "4RC",
-                 4 * R * C, 0.5);
+    if (c.moe()) {
+        Work& statistics =
+            add("expert_statistics_forward", "router", L, 2, x * R * C + 8 * E * C, "xRC + 8EC");
+        computes(statistics, "4RC", 4 * R * C, 0.5);
+        statistics.memory = 0.1; // E C / 64 blocks, 4 KB under way in each
+    }
     add("embedding_layernorm_forward", "embedding", 1, 1,
         x * (std::min(N, V) + std::min(N, T) + 2 * N) * C + 8 * N, "x(min(N,V) + T + 2N)C + 8N");
     multiplies(add("linear_forward c_attn", "linear", L, 1, x * (4 * N * C + 3 * C * C), "x(4NC + 3CC)"),
@@ -80,12 +108,14 @@ inline std::vector<Work> work_of_step(const Config& c, size_t B, size_t T_, doub
         computes(add("router_forward", "router", L, 2, x * N * C + 8 * E * C + 12 * N * E + 8 * S,
                      "xNC + 8EC + 12NE + 8S"),
                  "4NEC", 4 * N * E * C, 0.35);
-        add("dispatch", "router", L, 3, 16 * S + 16 * E * S / 256, "16S + ES/16");
+        add("dispatch", "router", L, 3, 16 * S + 12 * E * S / 256, "16S + 3ES/64");
         add("balance_forward", "router", L, 1, 8 * E, "8E");
         add("gather", "gather", L, 1, x * (N + S) * C + 4 * S, "x(N + S)C + 4S");
-        add("wait for the counts", "router", L, 0, 4 * E, "4E, to the host").idle = 15e-6;
+        // The copy goes beside the gather; what is left of 15 us there and back is idle.
+        add("wait for the counts", "router", L, 0, 4 * E, "4E, to the host").idle =
+            std::max(0.0, 15e-6 - x * (N + S) * C / (0.8 * 3.35e12));
     }
-    multiplies(add("experts_encode", "experts", L, experts + unfused,
+    multiplies(add("experts_encode", "experts", L, experts * (1 + unfused),
                    x * (S * C + R * C + S * D) + (fused ? mask : 2 * x * S * D),
                    fused ? "x(SC + RC + SD) + SD/8" : "x(SC + RC + 3SD)"),
                "2NWC", {{E, S / E, D, C}});
@@ -96,37 +126,66 @@ inline std::vector<Work> work_of_step(const Config& c, size_t B, size_t T_, doub
             "x(3N + S)C + 8N + 8S");
     else
         add("residual_layernorm_forward", "LayerNorm", L, 1, 4 * x * N * C + 8 * N, "4xNC + 8N");
-    add("count_active", "experts", L, 1, fused ? mask : x * S * D, fused ? "SD/8" : "xSD");
-    multiplies(add("head", "classifier", 1, 1, x * (N * C + V * C + N * V), "x(NC + VC + NV)"), "2NVC",
-               {{1, N, V, C}});
-    add("classifier", "classifier", 1, 1, 2 * x * N * V + 8 * N, "2xNV + 8N");
+    if (design.counting)
+        add("count_active", "experts", L, 1, fused ? mask : x * S * D, fused ? "SD/8" : "xSD");
+    multiplies(add("head", "classifier", 1, 1, x * (N * C + Vp * C + N * Vp), "x(NC + VpC + NVp)"), "2NVpC",
+               {{1, N, Vp, C}});
+    add("classifier", "classifier", 1, 1, 2 * x * N * V + 8 * N, "2xNV + 8N").instructions =
+        130 * N * V / 256; // of 32 lanes with 8 logits each, both passes
     add("sum_losses", "classifier", 1, 1, 4 * N, "4N");
 
     phase = "backward";
-    multiplies(add("head to ln_f", "classifier", 1, 1, x * (N * V + V * C + N * C), "x(NV + VC + NC)"),
-               "2NVC", {{1, N, C, V}});
-    multiplies(add("head to wte", "classifier", 1, 1, x * (N * V + N * C) + 8 * V * C, "x(NV + NC) + 8VC"),
-               "2NVC", {{1, V, C, N}});
-    const double norm_bytes = 4 * x * N * C + 8 * N + 2 * 264 * 8 * C;
-    const char* norm_formula = "4xNC + 8N + 4224C";
-    add("layernorm_backward ln_f", "LayerNorm", 1, 4, norm_bytes + x * N * C, "5xNC + 8N + 4224C");
+    multiplies(add("head to ln_f", "classifier", 1, 1, x * (N * Vp + Vp * C + N * C), "x(NVp + VpC + NC)"),
+               "2NVpC", {{1, N, C, Vp}});
+    multiplies(
+        add("head to wte", "classifier", 1, 1, x * (N * Vp + N * C) + 8 * Vp * C, "x(NVp + NC) + 8VpC"),
+        "2NVpC", {{1, Vp, C, N}});
+    // Sums of 396 blocks: of weight and bias, and of the residual stream's gradient where a bias was added to
+    // it.
+    const double norm_bytes = 4 * x * N * C + 8 * N + 2 * 396 * 8 * C, sum_bytes = 2 * 396 * 4 * C;
+    const double before = c.moe() ? 0 : sum_bytes; // of ln_1 and ln_f
+    const char* norm_formula = c.moe() ? "4xNC + 8N + 6336C" : "4xNC + 8N + 9504C";
+    const auto norm_backward = [&](const char* name, size_t times, size_t kernels, double bytes,
+                                   const char* formula) {
+        Work& norm = add(name, "LayerNorm", times, kernels, bytes, formula);
+        norm.memory = 0.5; // 15 to 24 warps a multiprocessor, each row loaded twice
+        norm.serial = sum_of(396);
+    };
+    norm_backward("layernorm_backward ln_f", 1, 3, norm_bytes + before + x * N * C,
+                  c.moe() ? "5xNC + 8N + 6336C" : "5xNC + 8N + 9504C");
     if (c.moe()) {
         add("combine_backward", "gather", L, 1, x * (N + 2 * S) * C + 12 * S, "x(N + 2S)C + 12S");
-        add("gather again", "gather", L, 1, x * (N + S) * C + 4 * S, "x(N + S)C + 4S");
+        if (!design.keep_slots)
+            add("gather again", "gather", L, 1, x * (N + S) * C + 4 * S, "x(N + S)C + 4S");
     }
-    multiplies(add("experts_backward", "experts", L, 4 * experts + 3 + 2 * unfused,
-                   x * (5 * S * C + 4 * S * D + 2 * R * C) + 16 * R * C +
-                       (fused ? mask : 4 * x * S * D), // act' reads dh and z, writes dh; the bias reads dh
-                   fused ? "x(5SC + 4SD + 2RC) + 16RC + SD/8" : "x(5SC + 8SD + 2RC) + 16RC"),
-               "8NWC", {{E, S / E, D, C}, {E, S / E, C, D}, {2 * E, D, C, S / E}});
-    if (c.moe())
-        computes(add("router_backward", "router", L, 6,
-                     x * (3 * N + S) * C + 28 * N * E + 64 * 16 * E * C + 12 * S,
-                     "x(3N + S)C + 28NE + 1024EC + 12S"),
-                 "8NEC", 8 * N * E * C, 0.35);
-    add("layernorm_backward ln_2", "LayerNorm", L, 3, norm_bytes, norm_formula);
+    // act' reads dh and z and writes dh, the bias's gradient reads dh
+    multiplies(add("experts_backward dh", "experts", L, fused ? experts + 2 : 2 * experts + 2,
+                   x * (S * C + R * C + S * D) + (fused ? mask : 4 * x * S * D),
+                   fused ? "x(SC + RC + SD) + SD/8" : "x(SC + RC + 5SD)"),
+               "2NWC", {{E, S / E, D, C}});
     multiplies(
-        add("linear_backward c_proj", "linear", L, 4, 5 * x * N * C + (x + 8) * C * C, "5xNC + (x + 8)CC"),
+        add("experts_backward dx", "experts", L, experts, x * (S * D + R * C + S * C), "x(SD + RC + SC)"),
+        "2NWC", {{E, S / E, C, D}});
+    for (const char* name : {"experts_backward dW_dec", "experts_backward dW_enc"})
+        multiplies(add(name, "experts", L, experts, x * (S * D + S * C) + 8 * R * C, "x(SD + SC) + 8RC"),
+                   "2NWC", {{E, D, C, S / E}});
+    if (c.moe()) {
+        add("experts_backward db_dec", "experts", L, 2, x * S * C, "xSC").serial = sum_of(Q);
+        Work& router =
+            add("router_backward", "router", L, 4, x * (3 * N + S) * C + 28 * N * E + Q * 16 * E * C + 12 * S,
+                "x(3N + S)C + 28NE + 16QEC + 12S");
+        computes(router, "8NEC", 8 * N * E * C, 0.35);
+        // A warp's four tokens: scores, then E fused multiply-adds twice a channel; and those of the
+        // statistics.
+        router.instructions = N / 4 * (900 + 3.1 * C) + N * C / 64 * 45;
+        // A part's tokens wait for one another, four loads at a time; then two sums of parts.
+        router.serial = N / Q / 4 * 0.3e-6 + sum_of(N / 32) + sum_of(Q);
+    } else {
+        add("experts_backward db_dec", "experts", L, 0, 0, ""); // layernorm_backward has the numbers at hand
+    }
+    norm_backward("layernorm_backward ln_2", L, 2, norm_bytes + sum_bytes, "4xNC + 8N + 9504C");
+    multiplies(
+        add("linear_backward c_proj", "linear", L, 2, 4 * x * N * C + (x + 8) * C * C, "4xNC + (x + 8)CC"),
         "4NCC", {{1, N, C, C}, {1, C, C, N}});
     Work& attention_back =
         add("attention_backward", "attention", L, 3, 13 * x * N * C + 20 * N * NH, "13xNC + 20N NH");
@@ -135,7 +194,7 @@ inline std::vector<Work> work_of_step(const Config& c, size_t B, size_t T_, doub
     multiplies(add("linear_backward c_attn", "linear", L, 4, 11 * x * N * C + (3 * x + 24) * C * C,
                    "11xNC + (3x + 24)CC"),
                "12NCC", {{1, N, C, 3 * C}, {1, 3 * C, C, N}});
-    add("layernorm_backward ln_1", "LayerNorm", L, 3, norm_bytes, norm_formula);
+    norm_backward("layernorm_backward ln_1", L, 2, norm_bytes + before, norm_formula);
     add("embedding_backward", "embedding", 1, 3, 2 * x * N * C + N * C / 4 + 8 * (std::min(N, V) + T) * C,
         "2xNC + NC/4 + 8(min(N,V) + T)C");
 
@@ -159,26 +218,38 @@ inline const char* bound_of(const Work& w, const Card& card) {
     return !w.tensor ? "fp32" : w.products.empty() ? "mma" : "matrix";
 }
 
-// A guess at a product's time: tiles, one on each multiprocessor at a time, of 128 x 256 at 80% of the matrix
-// rate or of 128 x 128 at 65%; K cut into up to 32 parts where there are too few tiles to go round.
-inline double product_seconds(const MatrixProduct& p, const Card& card) {
-    double best = INFINITY;
-    for (const auto& [width, efficiency] : {std::pair{256.0, 0.8}, {128.0, 0.65}})
-        for (double parts = 1; parts == 1 || (parts <= 32 && p.K / parts >= 64); parts *= 2) {
-            const double tiles = std::ceil(p.M / 128) * std::ceil(p.N / width) * parts;
-            const double waves = std::ceil(tiles / card.multiprocessors);
-            const double flops = waves * card.multiprocessors * 2 * 128 * width * p.K / parts;
-            best = std::min(best, flops / (efficiency * card.matrix) + (parts > 1 ? card.launch : 0));
-        }
-    return p.count * (best + card.launch);
+// Tiles of 128 x 256 that products of this kind have in all: those that a card can work on at a time.
+inline double tiles_of(const MatrixProduct& p) {
+    return p.count * std::ceil(p.M / 128) * std::ceil(p.N / 256);
 }
 
-// Seconds to be expected of one call, before it has been measured. Memory is expected at 80% of its rate.
+// A guess at the time of `count` products: tiles, one on each multiprocessor at a time, of 128 x 256 at 80%
+// of the matrix rate or of 128 x 128 at 65%. On one lane each product has waves of its own, and a wave that
+// is not full leaves multiprocessors idle; several lanes fill them with the tiles of the next product. K is
+// cut into up to 32 parts where there are too few tiles to go round, each part then writing its sums in fp32
+// for another kernel.
+inline double product_seconds(const MatrixProduct& p, const Card& card, double lanes) {
+    double best = INFINITY;
+    const double together = lanes > 1 ? p.count : 1;
+    for (const auto& [width, efficiency] : {std::pair{256.0, 0.8}, {128.0, 0.65}})
+        for (double parts = 1; parts == 1 || (parts <= 32 && p.K / parts >= 64); parts *= 2) {
+            const double tiles = together * std::ceil(p.M / 128) * std::ceil(p.N / width) * parts;
+            const double waves = std::ceil(tiles / card.multiprocessors);
+            const double flops = waves * card.multiprocessors * 2 * 128 * width * p.K / parts;
+            const double sums =
+                parts > 1 ? together * parts * 2 * 4 * p.M * p.N / (0.8 * card.bandwidth) + card.launch : 0;
+            best = std::min(best, flops / (efficiency * card.matrix) + sums);
+        }
+    return p.count / together * best + p.count / std::min(p.count, lanes) * card.launch;
+}
+
+// Seconds to be expected of one call, before it has been measured.
 inline double expected_seconds(const Work& w, const Card& card) {
     const double overhead = double(w.kernels) * card.launch;
-    const double memory = w.bytes / card.bandwidth / 0.8 + overhead;
+    const double memory = w.bytes / card.bandwidth / w.memory + overhead;
+    const double issue = w.instructions / card.issue + overhead;
     double arithmetic = 0;
-    for (const MatrixProduct& p : w.products) arithmetic += product_seconds(p, card);
+    for (const MatrixProduct& p : w.products) arithmetic += product_seconds(p, card, w.lanes);
     if (w.products.empty()) arithmetic = w.flops / rate_of(w, card) / w.efficiency + overhead;
-    return std::max(memory, arithmetic) + w.idle;
+    return std::max({memory, arithmetic, issue}) + w.serial + w.idle;
 }
