@@ -254,7 +254,7 @@ static void test_what_is_printed() {
             checkpoints += line.substr(11) + ",";
         }
     }
-    check(works(train + " --train 'long/train*.bin' --steps 1 --layers 1 --seq 32 --out first_part")
+    check(works(train + tiny + " --train 'long/train*.bin' --steps 1 --out first_part")
               .out.find("the first 33 of the 65 tokens of each row, --seq 64 would take all") !=
           string::npos);
     check(steps == " 1, 5,10,12,", "--print-every 5 printed steps %s", steps.c_str());
@@ -494,7 +494,7 @@ static void test_early_signals() {
 static void test_signals() {
     const auto sent = [](const string& out, const vector<int>& signals, const string& before = "exec ") {
         fs::remove_all(out);
-        Process process(before + train + tiny + "--train few.bin --total-tokens 64000 --sample-every 0 " +
+        Process process(before + train + tiny + "--train few.bin --total-tokens 96000 --sample-every 0 " +
                         "--steps 1000 --out " + out);
         process.wait_for("step    1/");
         usleep(30000);
