@@ -10,6 +10,7 @@
 #include "check.h"
 #include <filesystem>
 #include <functional>
+#include <iomanip>
 #include <sys/wait.h>
 #if __has_include(<sys/sysmacros.h>)
 #include <sys/sysmacros.h> // makedev, which others have in sys/types.h
@@ -877,6 +878,8 @@ static void test_run_main() {
     check(quoted("ab\n\x01\x7F") == "'ab??"
                                     "?'" &&
           quoted(std::string(100, 'a')) == "'" + std::string(80, 'a') + "...'");
+    std::string not_const = "ab"; // with <iomanip>, std::quoted is there, too
+    check(quoted(not_const) == "'ab'");
     check(strf("%d %s", 5, std::string(5000, 'x').c_str()).size() == 5002 && strf("%s", "").empty());
 }
 

@@ -14,6 +14,7 @@
 #include <stdexcept>
 #include <string>
 #include <unistd.h>
+#include <utility>
 
 struct Error : std::runtime_error {
     using std::runtime_error::runtime_error;
@@ -64,6 +65,8 @@ inline std::string quoted(const std::string& text) {
     for (unsigned char c : text.substr(0, 80)) out += c < 32 || c == 127 ? '?' : char(c);
     return out + (text.size() > 80 ? "...'" : "'");
 }
+// Where <iomanip> is included, std::quoted would be the better match for a string that is not const.
+inline std::string quoted(std::string& text) { return quoted(std::as_const(text)); }
 
 // A program may be started with stdin, stdout or stderr closed. The next file it opens would take that
 // place, and what is printed would go into it: so what is missing becomes /dev/null first.
