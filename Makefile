@@ -180,9 +180,10 @@ $(B)/emu/%_fp32.o: $(B)/emu/%.cpp Makefile
 $(B)/emu/%.o: $(B)/emu/%.cpp Makefile
 	$(EMU_COMPILE)
 
-EMU_BINARIES = $(addprefix $(B)/,$(EMULATED) $(foreach t,$(CUDA_TESTS),$(t)_emu $(t)_fp32_emu) test_emu bench_gpu_emu)
-EMU_PROGRAMS = $(filter-out $(B)/test_emu,$(EMU_BINARIES))
+EMU_BINARIES = $(addprefix $(B)/,$(EMULATED) $(foreach t,$(CUDA_TESTS),$(t)_emu $(t)_fp32_emu) test_emu test_nccl bench_gpu_emu)
+EMU_PROGRAMS = $(filter-out $(B)/test_emu $(B)/test_nccl,$(EMU_BINARIES))
 $(B)/test_emu: $(B)/emu/test_emu.o $(B)/emu/test_library.o
+$(B)/test_nccl: $(B)/emu/test_nccl.o
 $(EMU_PROGRAMS): $(B)/%_emu: $(B)/emu/%.o
 $(B)/test_sample_emu: $(B)/emu/sample.o
 $(B)/test_sample_fp32_emu: $(B)/emu/sample_fp32.o
@@ -225,11 +226,11 @@ ARGUMENTS_test_ranks      = $(B)/rank_stub
 ARGUMENTS_test_sample = $(B)/sample_cpu
 SETTING_test_cuda_emu = EMU_STREAMS=random:1# in fp32 everything has happened when a call returns
 ifeq ($(SAN),1)
-CUDA_TEST_BINARIES = $(addprefix $(B)/,test_emu test_kernels_emu test_sample_emu)
+CUDA_TEST_BINARIES = $(addprefix $(B)/,test_emu test_nccl test_kernels_emu test_sample_emu)
 CUDA_TEST_RUNS = $(foreach t,$(CUDA_TEST_BINARIES),"$(t) $(ARGUMENTS_$(patsubst %_emu,%,$(notdir $(t))))")
 else
 CUDA_TEST_BINARIES = $(EMU_BINARIES) $(addprefix $(B)/,$(GPU_PROGRAMS))
-CUDA_TEST_RUNS = "$(B)/test_emu" $(foreach t,$(CUDA_TESTS),$(foreach p,_emu _fp32_emu,"$(SETTING_$(t)$(p)) $(B)/$(t)$(p) $(ARGUMENTS_$(t))")) \
+CUDA_TEST_RUNS = "$(B)/test_emu" "$(B)/test_nccl" $(foreach t,$(CUDA_TESTS),$(foreach p,_emu _fp32_emu,"$(SETTING_$(t)$(p)) $(B)/$(t)$(p) $(ARGUMENTS_$(t))")) \
     "EMU_ORDER=random:1 $(B)/test_kernels_emu" \
     "test/test_bench_gpu.sh $(B)/bench_gpu_emu" "test/test_gpu_scripts.sh $(B)" \
     "$(B)/test_programs $(B) train_moex_emu sample_emu inputs help usage printed log checkpoints variants not_finite bad_models exchange gpu board" \

@@ -10,9 +10,6 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <functional>
-#ifdef MOEX_EMU
-#include <nccl.h>
-#endif
 #include <random>
 #include <sys/wait.h>
 #include <thread>
@@ -1625,77 +1622,6 @@ static void test_late_streams() {
 }
 #endif
 
-// ---------------------------------------------------------------------------------------------------------
-// NCCL: every collective of three ranks, each a thread with numbers of its own.
-
-#ifdef MOEX_EMU
-static void test_nccl() {
-    constexpr int ranks = 3;
-    constexpr size_t count = 5;
-    const auto number = [](int rank, size_t i) { return float((rank + 1) * 100 + int(i)); };
-    ncclUniqueId id;
-    check(ncclGetUniqueId(&id) == ncclSuccess);
-    std::vector<float> sum[ranks], scattered[ranks], gathered[ranks], sent[ranks], mean[ranks], high[ranks];
-    std::vector<__nv_bfloat16> rounded[ranks];
-    ncclResult_t mismatch[ranks], status[ranks] = {};
-    std::vector<std::thread> threads;
-    for (int rank = 0; rank < ranks; rank++)
-        threads.emplace_back([&, rank] {
-            ncclComm_t comm;
-            status[rank] = ncclCommInitRank(&comm, ranks, id, rank);
-            int n = 0, me = -1;
-            ncclCommCount(comm, &n), ncclCommUserRank(comm, &me);
-            if (n != ranks || me != rank) status[rank] = ncclInternalError;
-            std::vector<float> mine(ranks * count);
-            for (size_t i = 0; i < mine.size(); i++) mine[i] = number(rank, i);
-            const auto run = [&](ncclResult_t r) { status[rank] = r == ncclSuccess ? status[rank] : r; };
-            sum[rank] = mine; // in place
-            run(ncclAllReduce(sum[rank].data(), sum[rank].data(), ranks * count, ncclFloat, ncclSum, comm,
-                              nullptr));
-            mean[rank].resize(count), high[rank].resize(count);
-            run(ncclAllReduce(mine.data(), mean[rank].data(), count, ncclFloat, ncclAvg, comm, nullptr));
-            run(ncclReduce(mine.data(), high[rank].data(), count, ncclFloat, ncclMax, 2, comm, nullptr));
-            scattered[rank].resize(count), gathered[rank].resize(ranks * count);
-            run(ncclReduceScatter(mine.data(), scattered[rank].data(), count, ncclFloat, ncclSum, comm,
-                                  nullptr));
-            run(ncclAllGather(mine.data(), gathered[rank].data(), count, ncclFloat, comm, nullptr));
-            sent[rank].resize(count);
-            run(ncclBroadcast(mine.data(), sent[rank].data(), count, ncclFloat, 1, comm, nullptr));
-            // 1, then 2^-8 twice: one at a time they would be rounded away.
-            rounded[rank].assign(1, __float2bfloat16(rank == 0 ? 1.0f : 0x1p-8f));
-            run(ncclAllReduce(rounded[rank].data(), rounded[rank].data(), 1, ncclBfloat16, ncclSum, comm,
-                              nullptr));
-            // Rank 0 sums more numbers than the others: hardware would hang.
-            mismatch[rank] =
-                ncclAllReduce(mine.data(), mine.data(), rank == 0 ? 2 : 1, ncclFloat, ncclSum, comm, nullptr);
-            ncclCommDestroy(comm);
-        });
-    for (std::thread& t : threads) t.join();
-    for (int rank = 0; rank < ranks; rank++) {
-        check(status[rank] == ncclSuccess && mismatch[rank] == ncclInvalidUsage, "rank %d: %s", rank,
-              ncclGetErrorString(status[rank]));
-        for (size_t i = 0; i < ranks * count; i++) {
-            check(sum[rank][i] == 600 + 3 * float(i));
-            check(gathered[rank][i] == number(int(i / count), i % count));
-        }
-        for (size_t i = 0; i < count; i++) {
-            check(mean[rank][i] == 200 + float(i) && sent[rank][i] == number(1, i));
-            check(high[rank][i] == (rank == 2 ? 300 + float(i) : 0));
-            check(scattered[rank][i] == 600 + 3 * float(rank * count + i));
-        }
-        check(float(rounded[rank][0]) == 1.0078125f);
-    }
-    ncclComm_t alone;
-    check(ncclCommInitRank(&alone, 2, id, 2) == ncclInvalidArgument &&
-          ncclCommInitAll(&alone, 2, nullptr) == ncclInvalidUsage);
-    check(ncclCommInitAll(&alone, 1, nullptr) == ncclSuccess);
-    float x = 3;
-    check(ncclAllReduce(&x, &x, 1, ncclFloat, ncclSum, alone, nullptr) == ncclSuccess && x == 3);
-    check(ncclAllReduce(nullptr, &x, 1, ncclFloat, ncclSum, alone, nullptr) == ncclInvalidArgument);
-    ncclCommDestroy(alone);
-}
-#endif
-
 // ---- a program that is included -------------------------------------------------------------------------
 
 // Kernels launched from here and from there, device functions with shared memory in kernels of both, and host
@@ -1747,7 +1673,6 @@ int main() {
         test_bf16();
         test_cublaslt();
 #ifdef MOEX_EMU
-        test_nccl();
         test_strictness();
         evaluations = 0;
         test_random_order();

@@ -81,12 +81,16 @@ static void test_identity() {
     check(is(identity(step), 9, 16, 1, "node003", 23456));
     step["SLURM_STEP_ID"] = "2";
     check(identity(step).port == 23458);
-    step["PMI_RANK"] = "9", step["PMI_SIZE"] = "16"; // srun speaks PMI, too
+    step["PMI_RANK"] = "9";
+    step["PMI_SIZE"] = "16"; // srun speaks PMI, too
     check(is(identity(step), 9, 16, 1, "node003", 23458));
-    step["WORLD_SIZE"] = "16", step["MASTER_ADDR"] = "n7", step["MASTER_PORT"] = "99"; // a script's own
+    step["WORLD_SIZE"] = "16";
+    step["MASTER_ADDR"] = "n7";
+    step["MASTER_PORT"] = "99"; // a script's own
     check(is(identity(step), 9, 16, 1, "n7", 99));
     step["SLURM_STEP_NUM_TASKS"] = "1";
-    step.erase("PMI_RANK"), step.erase("WORLD_SIZE");
+    step.erase("PMI_RANK");
+    step.erase("WORLD_SIZE");
     check(alone(identity(step)));
 
     // R13: half of a set, no numbers, and what to type instead.
@@ -170,7 +174,7 @@ static void test_frames() {
     wrong[4] = 99; // kind
     refused(wrong);
     wrong = encode(frame);
-    wrong[14] = 1, wrong[15] = 1; // length
+    wrong[14] = wrong[15] = 1; // length
     refused(wrong);
     wrong = encode(frame);
     wrong.back() = 'x'; // the last text does not end
@@ -381,8 +385,8 @@ static void test_rules() {
     { // Refusals name ranks and values.
         Play p(3);
         for (int r = 0; r < 3; r++) p.join(r);
-        p.hello(0, "a", {{"--lr", "1"}, {"the data", "x"}}),
-            p.hello(1, "b", {{"--lr", "1"}, {"the data", "x"}});
+        p.hello(0, "a", {{"--lr", "1"}, {"the data", "x"}});
+        p.hello(1, "b", {{"--lr", "1"}, {"the data", "x"}});
         p.hello(2, "c", {{"--lr", "2"}, {"the data", "y"}});
         check(p.ended(1, {"--lr of rank 2 (m0, GPU 2) is 2, of rank 0 (m0, GPU 0) 1; so differ the data"}));
         Play q(3);
@@ -730,17 +734,20 @@ static void test_refusals() {
     int port = free_port();
     start(dir, side_by_side({torch_rank(dir, 0, 2, port, ""), torch_rank(dir, 1, 3, port, "")}),
           {"rank 1", "one of 3", "one of 2", "WORLD_SIZE"}, -1);
-    dir = fresh_dir(), port = free_port();
+    dir = fresh_dir();
+    port = free_port();
     start(dir,
           side_by_side(
               {torch_rank(dir, 0, 3, port, "--timeout 5"), torch_rank(dir, 1, 3, port, "--timeout 5")}),
           {"rank 2 of 3 has not come in 5 s"}, -1);
-    dir = fresh_dir(), port = free_port();
+    dir = fresh_dir();
+    port = free_port();
     start(dir,
           side_by_side({torch_rank(dir, 0, 3, port, ""), "MOEX_HOST=a " + torch_rank(dir, 1, 3, port, ""),
                         "MOEX_HOST=b " + torch_rank(dir, 1, 3, port, "")}),
           {"rank 1 came twice", "from a", "from b"}, -1);
-    dir = fresh_dir(), port = free_port();
+    dir = fresh_dir();
+    port = free_port();
     start(dir,
           side_by_side(
               {torch_rank(dir, 0, 2, port, "--devices 1"), torch_rank(dir, 1, 2, port, "--devices 1")}),
@@ -767,7 +774,8 @@ static void test_refusals() {
     // R17
     for (const auto& [other, name] :
          {std::pair("--lr 0.002", "--lr"), std::pair("--data other", "the data")}) {
-        dir = fresh_dir(), port = free_port();
+        dir = fresh_dir();
+        port = free_port();
         start(dir, side_by_side({torch_rank(dir, 0, 2, port, ""), torch_rank(dir, 1, 2, port, other)}),
               {name, "of rank 1 (", "of rank 0 (", strchr(other, ' ') + 1}, -1);
     }

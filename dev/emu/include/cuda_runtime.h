@@ -17,7 +17,7 @@
 //     emu/machine.h  blocks, threads, shared memory        emu/device.h   what device code calls
 //     emu/ptx.h      mma, ldmatrix, cp.async, ...          emu/streams.h  streams and events
 //     cuda_runtime.h the host's side (this file)           cublasLt.h     matrix products with epilogues
-//     cuda_bf16.h    bfloat16                              nccl.h         collectives between threads
+//     cuda_bf16.h    bfloat16                              nccl.h         between processes and threads
 //
 // Strict where hardware is silent. The program stops with kernel, block and thread for: a barrier that some
 // thread of the block does not reach, or reaches at another line; a warp operation whose mask names a lane
@@ -31,7 +31,9 @@
 //                                         events allow: what differs lacks a wait
 //               EMU_THREADS=n             workers (default: the cores this process may use, at most 16)
 //               EMU_MEMORY=bytes          what cudaMalloc gives before cudaErrorMemoryAllocation
+//               EMU_DEVICES=n             how many devices there are (1)
 //               EMU_CUBLASLT_..=          what cublasLt refuses: see cublasLt.h
+//               EMU_NCCL=hang             calls that can never end wait for ever: see nccl.h
 //
 // Not emulated: time (kernels run one after the other; one that waits for another block may wait for ever),
 // kernels started by kernels, clusters, textures, CUDA graphs.
@@ -149,14 +151,32 @@ struct cudaDeviceProp {
     int pciBusID, pciDeviceID, pciDomainID;
 };
 
-inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
-inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+namespace emu {
+// Several devices in name: they share this machine's cores, and a process has one memory for all of them.
+inline int device_count() {
+    const char* const text = getenv("EMU_DEVICES");
+    return text ? std::max(1, atoi(text)) : 1;
+}
+inline thread_local constinit int current_device = 0;
+inline bool is_device(int device) { return device >= 0 && device < device_count(); }
+} // namespace emu
+
+inline cudaError_t cudaGetDeviceCount(int* count) { return *count = emu::device_count(), cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = emu::current_device, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int device) {
-    return emu::result(device == 0 ? cudaSuccess : cudaErrorInvalidDevice);
+    if (!emu::is_device(device)) return emu::result(cudaErrorInvalidDevice);
+    emu::current_device = device;
+    return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetPCIBusId(char* id, int bytes, int device) {
+    if (!emu::is_device(device)) return emu::result(cudaErrorInvalidDevice);
+    if (!id || bytes < 13) return emu::result(cudaErrorInvalidValue);
+    snprintf(id, size_t(bytes), "0000:%02X:00.0", unsigned(device + 1) & 0xffu);
+    return cudaSuccess;
 }
 // An H100's limits, this machine's memory.
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
-    if (device != 0) return emu::result(cudaErrorInvalidDevice);
+    if (!emu::is_device(device)) return emu::result(cudaErrorInvalidDevice);
     *p = {};
     strcpy(p->name, "emulated");
     p->totalGlobalMem = emu::device_memory().total();
@@ -178,6 +198,7 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
     p->clockRate = 1980000, p->memoryClockRate = 2619000, p->memoryBusWidth = 5120;
     p->l2CacheSize = 50 << 20;
     p->concurrentKernels = p->asyncEngineCount = p->unifiedAddressing = 1;
+    p->pciBusID = device + 1;
     return cudaSuccess;
 }
 
