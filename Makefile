@@ -42,7 +42,7 @@ PROGRAMS  = train_moex_cpu sample_cpu $(INTERP) make_chess make_text
 GPU_PROGRAMS = $(if $(NVCC),$(addsuffix $(SUFFIX),train_moex sample bsp_gpu))
 EMULATED  = train_moex_emu train_moex_fp32_emu sample_emu sample_fp32_emu bsp_gpu_emu bsp_gpu_fp32_emu
 TESTS     = test_chess test_make_chess test_data test_safetensors test_log test_lib test_model test_gradients test_programs \
-            test_ranks test_games test_boards test_rules test_bsp test_sparsity test_features test_report test_interp
+            test_ranks test_lanes test_games test_boards test_rules test_bsp test_sparsity test_features test_report test_interp
 BENCHES   = bench_cpu bench_bsp perft
 
 BY_NAME   = $(filter-out report,$(PROGRAMS)) $(GPU_PROGRAMS) $(EMULATED) # make report writes one
@@ -116,7 +116,7 @@ $(B)/page.o: $(B)/page.cpp
 $(B)/libinterp.a: $(B)/page.o
 
 BINARIES = $(addprefix $(B)/,$(PROGRAMS) $(TESTS) $(BENCHES) dump_reference rank_stub)
-OF_DATA  = $(MAKERS) perft test_chess test_make_chess test_data test_safetensors test_ranks rank_stub # these wait for nothing else
+OF_DATA  = $(MAKERS) perft test_chess test_make_chess test_data test_safetensors test_ranks rank_stub test_lanes # these wait for nothing else
 $(addprefix $(B)/,$(filter-out $(OF_DATA) $(DOUBLE) train_moex_cpu sample_cpu,$(notdir $(BINARIES)))): $(B)/libinterp.a
 $(addprefix $(B)/,$(filter-out $(OF_DATA) $(DOUBLE),$(notdir $(BINARIES)))): $(B)/libcpu.a
 $(addprefix $(B)/,$(DOUBLE)): $(B)/libdouble.a

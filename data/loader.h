@@ -69,14 +69,17 @@ struct Loader {
                  pattern.c_str(), T, T + 1, longest);
     }
 
+    // Samples first .. first + B-1, inputs (B,T) and targets (B,T), targets one token ahead, whatever the
+    // position is.
+    void read(uint64_t first, size_t B, int32_t* inputs, int32_t* targets) const {
+        for (size_t b = 0; b < B; b++) copy(find(first + b), inputs + b * T, targets + b * T);
+    }
+
     // The next B samples of this rank, inputs (B,T) and targets (B,T), targets one token ahead. Rank r takes
     // samples position + r*B .. position + r*B + B-1, so that the ranks together have exactly the batch of
     // B*world samples that a single rank would. A batch may run over the end of an epoch.
     void next(size_t B, int32_t* inputs, int32_t* targets) {
-        for (size_t b = 0; b < B; b++) {
-            const Place place = find(position + rank * B + b);
-            copy(place, inputs + b * T, targets + b * T);
-        }
+        read(position + rank * B, B, inputs, targets);
         position += B * world;
         // Now, while the caller computes on this batch, the system reads the next one into memory: only a
         // hint, which returns at once, so that the copy above finds its pages and never waits for the disk.

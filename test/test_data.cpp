@@ -255,6 +255,11 @@ static void check_loader(const std::string& pattern, size_t T,
         check(std::equal(rest.inputs.begin(), rest.inputs.end(), whole.inputs.begin() + stop * T) &&
                   std::equal(rest.targets.begin(), rest.targets.end(), whole.targets.begin() + stop * T),
               "resumed at %zu", stop);
+        std::vector<int32_t> inputs(2 * T), targets(2 * T); // anywhere, without moving
+        resumed.read(stop, 2, inputs.data(), targets.data());
+        check(resumed.position == 3 * n && std::equal(inputs.begin(), inputs.end(), rest.inputs.begin()) &&
+                  std::equal(targets.begin(), targets.end(), rest.targets.begin()),
+              "read at %zu", stop);
     }
 }
 
