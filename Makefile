@@ -11,6 +11,10 @@ FLAGS    := -std=c++20 -fno-math-errno -Wall -Wextra
 space    := $(subst ,, )
 comma    := ,
 OPENMP   := $(shell echo 'int main(){}' | $(CXX) -x c++ -fopenmp - -o /dev/null 2>/dev/null && echo -fopenmp)
+# libgomp linked statically lets dev/lib/threads.cpp say how long its threads spin (GCC's; others have no need).
+LIBGOMP  := $(shell a=$$($(CXX) -print-file-name=libgomp.a); ! $(CXX) --version | grep -q clang && \
+              echo 'extern "C" int omp_get_max_threads(); int main() { return omp_get_max_threads() < 1; }' | \
+              $(CXX) -x c++ -fopenmp - -x none $$a -Wl,--as-needed -o /dev/null 2>/dev/null && echo $$a -Wl,--as-needed)
 NATIVE   := $(shell echo 'int main(){}' | $(CXX) -x c++ -march=native - -o /dev/null 2>/dev/null && echo yes)
 ifeq ($(OPENMP),)
 FLAGS    += -Wno-unknown-pragmas
@@ -41,7 +45,7 @@ INTERP    = evaluate bsp sparsity router features report
 PROGRAMS  = train_moex_cpu sample_cpu $(INTERP) make_chess make_text
 GPU_PROGRAMS = $(if $(NVCC),$(addsuffix $(SUFFIX),train_moex sample bsp_gpu))
 EMULATED  = train_moex_emu train_moex_fp32_emu sample_emu sample_fp32_emu bsp_gpu_emu bsp_gpu_fp32_emu
-TESTS     = test_chess test_make_chess test_data test_safetensors test_log test_lib test_model test_gradients test_programs \
+TESTS     = test_chess test_make_chess test_data test_safetensors test_log test_lib test_threads test_model test_gradients test_programs \
             test_ranks test_lanes test_games test_boards test_rules test_bsp test_sparsity test_features test_report test_interp
 BENCHES   = bench_cpu bench_bsp perft
 
@@ -124,7 +128,7 @@ $(BINARIES): $(B)/libmoex.a
 $(BINARIES):
 	$(LINK)
 
-LINK = $(CXX) $(CXXFLAGS) $(OPENMP) $(filter %.o,$^) $(filter %.a,$^) -o $@
+LINK = $(CXX) $(CXXFLAGS) $(OPENMP) $(filter %.o,$^) $(filter %.a,$^) $(LIBGOMP) -o $@
 $(B)/obj/%.o: %.cpp Makefile
 	@mkdir -p $(@D)
 	$(COMPILE) -c $< -o $@
@@ -239,7 +243,7 @@ CUDA_TEST_RUNS = "$(B)/test_emu" "$(B)/test_nccl" $(foreach t,$(CUDA_TESTS),$(fo
 endif
 
 test: $(addprefix $(B)/,$(TESTS) $(PROGRAMS) rank_stub) $(CUDA_TEST_BINARIES)
-	@test/run.sh test/test_includes.sh test/test_demo.sh "test/test_translate.sh $(B)/translate" $(foreach t,$(TESTS),"$(B)/$(t) $(ARGUMENTS_$(t))") $(CUDA_TEST_RUNS)
+	@test/run.sh test/test_includes.sh "test/test_flags.sh $(CXX)" test/test_demo.sh "test/test_translate.sh $(B)/translate" $(foreach t,$(TESTS),"$(B)/$(t) $(ARGUMENTS_$(t))") $(CUDA_TEST_RUNS)
 
 # On the GPU: kernels, whole model and sampler; the programs from the command line; compute-sanitizer.
 BOTH = $(1) $(addsuffix _fp32,$(1))

@@ -242,7 +242,7 @@ static std::vector<std::string> from_engine(const Settings& s, DataSet& data) {
     for (int64_t i = 0; i < std::min(s.threads, s.games); i++)
         engines.push_back(std::make_unique<chess::Engine>(s.uci, s.patience));
     return play(s, data, engines.size(), [&](uint64_t index) {
-        return engine_game(s, *engines[size_t(omp_get_thread_num()) % engines.size()], index);
+        return engine_game(s, *engines[index % engines.size()], index);
     });
 }
 
@@ -363,7 +363,7 @@ int main(int argc, char** argv) {
         if (s.out.empty()) fail_usage("--out DIR is missing");
         if (!s.train_text.empty() && s.train_text == s.val_text)
             fail_usage("--train-text and --val-text name the same file");
-        if (s.threads == 0) s.threads = omp_get_max_threads();
+        if (s.threads == 0) s.threads = int64_t(thread_count());
 
         catch_interrupts();
         const double begin = now_seconds();

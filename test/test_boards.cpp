@@ -661,12 +661,12 @@ static void test_label_games() {
 
         // The same by one thread.
 #ifdef _OPENMP
-        const int threads = omp_get_max_threads();
+        const size_t threads = thread_count();
         for (const int n : {1, 7}) {
-            omp_set_num_threads(n);
+            set_thread_count(n);
             check(label_games(games, dots).bits == labels.bits, "%d threads", n);
         }
-        omp_set_num_threads(threads);
+        set_thread_count(threads);
 #endif
     }
 

@@ -881,10 +881,10 @@ static void test_program() {
 
         // Any number of threads; one layer of all; seeds; without gate weights.
         const std::string reference = without_seconds(run + "/interp/bsp.json");
-        const int threads = omp_get_max_threads();
-        omp_set_num_threads(threads == 1 ? 3 : 1);
+        const size_t threads = thread_count();
+        set_thread_count(threads == 1 ? 3 : 1);
         check(bsp(flags) == 0 && without_seconds(run + "/interp/bsp.json") == reference);
-        omp_set_num_threads(threads);
+        set_thread_count(threads);
         std::vector<std::string> other = flags;
         other.insert(other.end(), {"--layer", "1", "--seed", "2", "--json", folder + "/one.json"});
         check(bsp(other) == 0);

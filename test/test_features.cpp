@@ -760,10 +760,10 @@ static void test_chess_model(const string& folder) {
         check(wrong_experts == 0 && order == 0, "%zu wrong experts, %zu out of order", wrong_experts, order);
 
         // The same bits on one thread; another seed gives other resamples and the same choices.
-        const int threads = omp_get_max_threads();
-        omp_set_num_threads(1);
+        const size_t threads = thread_count();
+        set_thread_count(1);
         const Features again = measure_features(o, cpu_reader);
-        omp_set_num_threads(threads);
+        set_thread_count(threads);
         check(json_without_time(features) == json_without_time(again));
         o.seed = 6;
         const Features other = measure_features(o, cpu_reader);

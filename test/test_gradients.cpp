@@ -84,7 +84,7 @@ static void test_variant(const Variant& v) {
 }
 
 int main() {
-    omp_set_num_threads(1); // the models are too small for more
+    set_thread_count(1); // the models are too small for more
     for (const Variant& v : std::vector<Variant>{
              {"moe relu sparsity", "moe", "relu", "sparsity", 4, 2, 2, 9, 2, 16},
              {"moe gelu topk", "moe", "gelu", "topk", 4, 2, 2, 9, 2, 16},

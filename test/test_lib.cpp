@@ -1017,8 +1017,8 @@ static void test_threads() {
     }
 #ifdef _OPENMP
     Settings s;
-    check(s.parse({"--threads", "3"}) && omp_get_max_threads() == 3 && threads_text.find("3 threads") == 0);
-    omp_set_num_threads(1);
+    check(s.parse({"--threads", "3"}) && thread_count() == 3 && threads_text().find("3 threads") == 0);
+    set_thread_count(1);
 #endif
     check_usage({"--threads", "-1"}, "--threads: -1 is out of range");
 }
@@ -1205,7 +1205,7 @@ static void test_schedule() {
 }
 
 int main() {
-    omp_set_num_threads(1); // the models here are too small for more
+    set_thread_count(1); // the models here are too small for more
     return run_main([] {
         std::string name = std::filesystem::temp_directory_path() / "moex_test_lib.XXXXXX";
         if (!mkdtemp(name.data())) fail("%s: cannot be created: %s", name.c_str(), strerror(errno));

@@ -12,6 +12,7 @@
 #include <limits>
 #include <numeric>
 #include <set>
+#include <thread>
 
 constexpr double epsilon = std::numeric_limits<real>::epsilon();
 
@@ -1076,12 +1077,12 @@ static void test_nan_is_seen() {
 static void test_threads() {
     const size_t B = 2, T = 67, V = 530;
     const std::vector<int32_t> x = some_tokens(1, 2 * B * T, V), y = some_tokens(2, 2 * B * T, V);
-    const int threads = omp_get_max_threads();
+    const size_t threads = thread_count();
     for (Variant v : variants) {
         if (v.E == 4) v.E = 5;
         std::vector<Model> models;
         for (const int n : {1, 2, 3}) {
-            omp_set_num_threads(n);
+            set_thread_count(n);
             Model& model = models.emplace_back(model_of(v, B, T, {2, 4, 136, 51, T + 2, V}));
             init_parameters(model.config, model.table, model.weights.data, 1);
             double loss = 0;
@@ -1097,7 +1098,7 @@ static void test_threads() {
                   n);
         }
     }
-    omp_set_num_threads(threads);
+    set_thread_count(threads);
 }
 
 // Two micro-batches of B are one of 2B. (Not so for aux, which is a mean of products of means.)
@@ -1156,6 +1157,21 @@ static void test_adamw() {
         check(model.statistics_stale, "the experts' statistics are computed again after an update");
         check(a[1] == 0 && b[1] == 0, "no gradient, no movement");
     }
+
+    // The moments of what has no gradient end at zero, not at denormals; a NaN stays one.
+    real *m1 = model.moment_1.data + decays.offset, *m2 = model.moment_2.data + decays.offset;
+    const real faded = real(1e-38) / 1000000; // a denormal of float
+    m1[0] = faded;
+    m1[1] = -faded;
+    m1[2] = real(1e-20);
+    m1[3] = NAN;
+    for (size_t i = 0; i < 4; i++) m2[i] = i == 3 ? real(NAN) : m1[i] * m1[i] + faded;
+    std::fill(model.gradients.data, model.gradients.data + model.gradients.count, real(0));
+    update(model, adam, 4, 1);
+    check(m1[0] == 0 && m1[1] == 0 && m2[0] == 0 && m2[1] == 0, "faded moments: %g %g %g %g", m1[0], m1[1],
+          m2[0], m2[1]);
+    check_near(m1[2], 0.9e-20, 1e-26);
+    check(std::isnan(m1[3]) && std::isnan(m2[3]), "a moment that is not a number is hidden");
 
     // Weight decay alone moves exactly the tensors used as matrices.
     for (const Variant& variant : variants) {
@@ -1332,8 +1348,9 @@ static void test_decoders_side_by_side() {
             }
         };
         for (size_t i = 0; i < n; i++) decode(i, alone[i]);
-#pragma omp parallel for num_threads(4)
-        for (size_t i = 0; i < n; i++) decode(i, beside[i]);
+        std::vector<std::thread> threads;
+        for (size_t i = 0; i < n; i++) threads.emplace_back([&, i] { decode(i, beside[i]); });
+        for (std::thread& thread : threads) thread.join();
         check(alone == beside, "%s: decoders disturb each other", v.name);
     }
 }

@@ -196,9 +196,9 @@ static void test_bootstrap() {
     check(std::isnan(mean_by_group(values, std::vector<uint32_t>(10), 1).interval.low));
     check(std::isnan(mean_by_group(std::vector<double>(), {}, 1).value));
     check(std::isnan(mean_by_group(std::vector<double>(3, undefined), {1, 2, 3}, 1).value));
-    omp_set_num_threads(3);
+    set_thread_count(3);
     const Estimate three = mean_by_group(values, group, 1);
-    omp_set_num_threads(1);
+    set_thread_count(1);
     check(three.interval.low == a.interval.low && three.interval.high == a.interval.high);
 
     // Pairs that lie on a line in every group: whatever is drawn, r = 1. Groups of opposite signs: all of it.
@@ -1008,15 +1008,15 @@ static void test_programs() {
     check(at(parse_json(read_all(json_file), "out"), "history").items.empty());
 
     // The same with one thread and with three.
-    const int threads = omp_get_max_threads();
+    const size_t threads = thread_count();
     for (const int n : {1, 3}) {
-        omp_set_num_threads(n);
+        set_thread_count(n);
         run_program(sparsity_program, {"--ckpt", run, "--data", text, "--rows", "30"});
         run_program(router_program, router);
         check(without_seconds(read_all(run + "/interp/sparsity.json")) == without_seconds(written));
         check(without_seconds(read_all(run + "/interp/router.json")) == without_seconds(routed));
     }
-    omp_set_num_threads(threads);
+    set_thread_count(threads);
 
     // The seed of the run, as its state file says.
     check(seed_of_run(model_path(run, 20), 20) == 1);
@@ -1117,7 +1117,7 @@ int main() {
         const char* temporary = getenv("TMPDIR");
         folder = std::string(temporary ? temporary : "/tmp") + "/test_sparsity.XXXXXX";
         if (!mkdtemp(folder.data())) fail("%s: cannot be created: %s", folder.c_str(), strerror(errno));
-        omp_set_num_threads(1); // the models are tiny: threads are for the tests that compare their numbers
+        set_thread_count(1); // the models are tiny: threads are for the tests that compare their numbers
         test_moments();
         test_normal();
         test_quantiles_and_histograms();

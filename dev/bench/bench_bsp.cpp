@@ -9,13 +9,13 @@
 // Every unit fires at a token with this probability, at a level that is rarely high, as real ones do.
 static UnitFires random_fires(size_t units, size_t tokens, double rate, uint64_t seed) {
     TokenValues values(tokens);
-#pragma omp parallel for
-    for (size_t n = 0; n < tokens; n++)
+    parallel_for(tokens, [&](size_t n) {
         for (uint32_t u = 0; u < units; u++)
             if (random_uniform(seed, n, u) < rate) {
                 const double level = random_uniform(seed + 1, n, u);
                 values[n].push_back({u, float(level * level)});
             }
+    });
     return unit_fires(values, std::vector<float>(units, 1.0f));
 }
 
@@ -97,9 +97,9 @@ static int run(int argc, char** argv) {
     Ruler ruler;
     label_seconds = seconds_of([&] { ruler = make_ruler(games, false, 1); });
     const size_t tokens = ruler.train.tokens(), words = (tokens + 63) / 64;
-    printf("%zu + %zu games, %zu tokens each, %zu cells that occur; labels %.2f s; %d threads\n",
+    printf("%zu + %zu games, %zu tokens each, %zu cells that occur; labels %.2f s; %zu threads\n",
            games.train.size(), games.test.size(), tokens, ruler.columns.columns(), label_seconds,
-           omp_get_max_threads());
+           thread_count());
     const double additions = peak_additions(), popcounts = peak_popcounts(words);
     printf(
         "in cache, one core: %s label bytes added per second, %s words of popcount(a AND b) per second\n\n",
@@ -121,10 +121,10 @@ static int run(int argc, char** argv) {
         const double seconds = seconds_of([&] { select_units(fires, labels); });
         const double bytes = double(fires.token.size()) * double(labels.tiles * tile_cells) / seconds;
         const double by_popcount =
-            popcount_seconds(fires, labels, 8) * double(n_units) / omp_get_max_threads();
+            popcount_seconds(fires, labels, 8) * double(n_units) / double(thread_count());
         printf("%7zu %7zu %12.1f %9.3f %15s %7.0f%% | %.3f\n", n_units, n_tokens,
                double(fires.token.size()) / double(n_tokens), seconds, human_count(bytes).c_str(),
-               100 * bytes / additions / omp_get_max_threads(), by_popcount);
+               100 * bytes / additions / double(thread_count()), by_popcount);
         fflush(stdout);
     };
     for (const double rate : {0.01, 0.125, 0.5}) time_counting(size_t(units), tokens, rate);

@@ -14,13 +14,12 @@ static double median(std::vector<double> x) {
 
 // Fused multiply-adds on registers, in as many independent chains as hide their latency. GFLOP/s
 static real sink[64 * 64];
-static double fma_peak(int threads) {
+static double fma_peak(size_t threads) {
     std::vector<double> rates;
     for (int run = 0; run < 7; run++) {
         const size_t rounds = 4'000'000;
         const double begin = now_seconds();
-#pragma omp parallel num_threads(threads)
-        {
+        parallel_parts(threads, [&](size_t part) {
             vec a0{}, a1 = a0 + 1, a2 = a0 + 2, a3 = a0 + 3, a4 = a0 + 4, a5 = a0 + 5, a6 = a0 + 6,
                       a7 = a0 + 7;
             vec b = vec{} + *(volatile real*)sink, c = b + real(1e-3);
@@ -28,8 +27,8 @@ static double fma_peak(int threads) {
                 a0 = a0 * b + c, a1 = a1 * b + c, a2 = a2 * b + c, a3 = a3 * b + c;
                 a4 = a4 * b + c, a5 = a5 * b + c, a6 = a6 * b + c, a7 = a7 * b + c;
             }
-            *(vec*)(sink + 64 * (omp_get_thread_num() % 63 + 1)) = a0 + a1 + a2 + a3 + a4 + a5 + a6 + a7;
-        }
+            *(vec*)(sink + 64 * (part % 63 + 1)) = a0 + a1 + a2 + a3 + a4 + a5 + a6 + a7;
+        });
         rates.push_back(threads * rounds * 8.0 * 2 * vector_length / (now_seconds() - begin) / 1e9);
     }
     return *std::max_element(rates.begin(), rates.end());
@@ -42,8 +41,9 @@ static double copy_bandwidth() {
     double best = 0;
     for (int run = 0; run < 4; run++) {
         const double begin = now_seconds();
-#pragma omp parallel for schedule(static)
-        for (size_t i = 0; i < count; i++) to[i] = from[i];
+        parallel_ranges(count, 1, [&](size_t first, size_t last) {
+            for (size_t i = first; i < last; i++) to[i] = from[i];
+        });
         best = std::max(best, 2.0 * count * sizeof(float) / (now_seconds() - begin) / 1e9);
     }
     return best;
@@ -105,10 +105,10 @@ struct Row {
 };
 
 static void table(int64_t steps) {
-    const int threads = omp_get_max_threads();
+    const size_t threads = thread_count();
     const double peak_1 = fma_peak(1), peak = fma_peak(threads);
     printf(
-        "machine    %d threads, vectors of %d bits: peak %.0f GFLOP/s (one thread %.0f), copy %.1f GB/s\n\n",
+        "machine    %zu threads, vectors of %d bits: peak %.0f GFLOP/s (one thread %.0f), copy %.1f GB/s\n\n",
         threads, 8 * vector_bytes, peak, peak_1, copy_bandwidth());
     printf("matrix products, GFLOP/s (share of peak)\n");
     struct Shape {
@@ -162,8 +162,8 @@ int main(int argc, char** argv) {
         if (what == "table") return table(steps), 0;
         Row row("", what.c_str(), what == "moe" ? "relu" : "gelu", 0);
         for (int64_t i = 0; i < steps; i++) row.step();
-        printf("{\"what\": \"moex %s\", \"ms_median\": %.3f, \"tok_s\": %.0f, \"threads\": %d}\n",
-               what.c_str(), median(row.ms), row.tok_s(), omp_get_max_threads());
+        printf("{\"what\": \"moex %s\", \"ms_median\": %.3f, \"tok_s\": %.0f, \"threads\": %zu}\n",
+               what.c_str(), median(row.ms), row.tok_s(), thread_count());
         return 0;
     });
 }

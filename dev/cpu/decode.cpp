@@ -6,17 +6,29 @@
 Decoder::Decoder(const Model& model) : model(model) {
     const Config& c = model.config;
     const size_t E = c.n_expert, K = c.n_expert_active, C = c.n_embd, D = c.d_expert;
-    keys.resize(c.n_layer * c.block_size * C), values.resize(keys.size());
+    keys.resize(c.n_layer * c.block_size * C);
+    values.resize(keys.size());
     layers.resize(c.n_layer);
     for (Layer& h : layers) {
         h.z.resize(K * D);
         if (!c.moe()) continue;
-        h.m.resize(E * C), h.v.resize(E * C), h.mb.resize(E), h.vb.resize(E);
-        h.g.resize(E), h.weight.resize(K), h.choice.resize(K);
+        h.m.resize(E * C);
+        h.v.resize(E * C);
+        h.mb.resize(E);
+        h.vb.resize(E);
+        h.g.resize(E);
+        h.weight.resize(K);
+        h.choice.resize(K);
     }
     logits.resize(c.vocab_size);
-    x.resize(C), norm.resize(C), qkv.resize(3 * C), att.resize(C), proj.resize(C);
-    scores.resize(c.block_size), mu.resize(E), sd.resize(E);
+    x.resize(C);
+    norm.resize(C);
+    qkv.resize(3 * C);
+    att.resize(C);
+    proj.resize(C);
+    scores.resize(c.block_size);
+    mu.resize(E);
+    sd.resize(E);
     refresh();
 }
 
@@ -33,14 +45,16 @@ void Decoder::refresh() {
 // out (rows) = weight (rows, columns) x + bias
 static void matrix_vector(real* out, const real* weight, const real* bias, const real* x, size_t rows,
                           size_t columns) {
-#pragma omp parallel for schedule(static) if (rows * columns > 1 << 17)
-    for (size_t r = 0; r < rows; r++) {
-        const real* row = weight + r * columns;
-        real sum = 0;
+    const size_t worth_a_thread = (1 << 16) / columns + 1; // rows
+    parallel_ranges(rows, worth_a_thread, [&](size_t begin, size_t end) {
+        for (size_t r = begin; r < end; r++) {
+            const real* row = weight + r * columns;
+            real sum = 0;
 #pragma omp simd reduction(+ : sum)
-        for (size_t i = 0; i < columns; i++) sum += row[i] * x[i];
-        out[r] = sum + (bias ? bias[r] : 0);
-    }
+            for (size_t i = 0; i < columns; i++) sum += row[i] * x[i];
+            out[r] = sum + (bias ? bias[r] : 0);
+        }
+    });
 }
 
 void Decoder::layernorm(const real* weight, const real* bias) {

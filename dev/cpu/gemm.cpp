@@ -77,12 +77,18 @@ void pack_b(real* packed, Matrix b, size_t count, size_t columns) {
 // out (rows, columns) = (accumulate ? out : bias or 0) + sum over k < count of a(i,k) b[k][j], rows <= MR,
 // columns <= NR; b is a panel (count, NR). Rows beyond the last read the last one again and are dropped. What
 // is at out comes last and is asked for first: it is on its way from memory while the sum runs.
-// (The parts of a come one by one: a struct on the stack costs the kernel more than a few of its rounds.)
+// (The parts of a come one by one: a struct on the stack costs the kernel more than a few of its rounds. All
+// loops over the tile are unrolled, so that it never is an array in memory: clearing one takes as long as 20
+// rounds.)
 static void kernel(real* out, size_t out_row, const real* a, size_t a_row, size_t a_column,
                    const int32_t* a_index, const real* b, size_t count, size_t rows, size_t columns,
                    bool accumulate, const real* bias) {
-    vec sum[MR][NV] = {};
+    vec sum[MR][NV];
     const real* row[MR];
+#pragma GCC unroll 16
+    for (size_t i = 0; i < MR; i++)
+#pragma GCC unroll 4
+        for (size_t v = 0; v < NV; v++) sum[i][v] = vec{};
     for (size_t i = 0; i < MR; i++) {
         const size_t r = std::min(i, rows - 1);
         row[i] = a + (a_index ? size_t(a_index[r]) : r) * a_row;
@@ -97,16 +103,21 @@ static void kernel(real* out, size_t out_row, const real* a, size_t a_row, size_
             for (size_t v = 0; v < NV; v++) sum[i][v] += row[i][at] * bk[v];
     }
     if (rows == MR && columns == NR) {
+#pragma GCC unroll 16
         for (size_t i = 0; i < MR; i++) {
             real* to = out + i * out_row;
             const real* start = accumulate ? to : bias;
+#pragma GCC unroll 4
             for (size_t v = 0; v < NV; v++)
                 *(vec*)(to + v * vector_length) =
                     start ? *(const vec*)(start + v * vector_length) + sum[i][v] : sum[i][v];
         }
     } else {
         real edge[MR * NR];
-        std::memcpy(edge, sum, sizeof edge);
+#pragma GCC unroll 16
+        for (size_t i = 0; i < MR; i++)
+#pragma GCC unroll 4
+            for (size_t v = 0; v < NV; v++) *(vec*)(edge + i * NR + v * vector_length) = sum[i][v];
         for (size_t i = 0; i < rows; i++)
             for (size_t j = 0; j < columns; j++) {
                 real& to = out[i * out_row + j];
@@ -163,9 +174,8 @@ void multiply(const Product* products, size_t n_products, const Finished& finish
         n_tiles += tiles(p);
         work += products[p].M * products[p].N * products[p].K;
     }
-    const size_t n_parts = work > 1 << 15 ? size_t(omp_get_max_threads()) : 1; // or not worth waking them
-#pragma omp parallel for schedule(static) if (n_parts > 1)
-    for (size_t part = 0; part < n_parts; part++) {
+    const size_t n_parts = work > 1 << 15 ? thread_count() : 1; // or not worth waking them
+    parallel_parts(n_parts, [&](size_t part) {
         const size_t end = (part + 1) * n_tiles / n_parts;
         for (size_t q = part * n_tiles / n_parts, taken; q < end; q += taken) {
             size_t p;
@@ -177,7 +187,7 @@ void multiply(const Product* products, size_t n_products, const Finished& finish
             multiply_part(g, i, j, rows, columns);
             if (finished) finished(p, i, j, rows, columns);
         }
-    }
+    });
 }
 
 void multiply(const Product& product) { multiply(&product, 1); }

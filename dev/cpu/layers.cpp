@@ -2,17 +2,20 @@
 #include "layers.h"
 #include <algorithm>
 
+// Sums over rows go by blocks of columns: threads share the columns, and each sum runs in the order of rows.
+constexpr size_t column_block = 64;
+static size_t blocks_of(size_t columns) { return (columns + column_block - 1) / column_block; }
+
 void add_column_sums(real* sums, const real* x, const int32_t* begin, size_t G, size_t M) {
-    const size_t width = 64;
-#pragma omp parallel for collapse(2) schedule(static)
-    for (size_t g = 0; g < G; g++)
-        for (size_t j = 0; j < M; j += width) {
-            const size_t columns = std::min(width, M - j);
-            real sum[64] = {};
-            for (size_t n = begin[g]; n < size_t(begin[g + 1]); n++)
-                for (size_t i = 0; i < columns; i++) sum[i] += x[n * M + j + i];
-            for (size_t i = 0; i < columns; i++) sums[g * M + j + i] += sum[i];
-        }
+    const size_t blocks = blocks_of(M);
+    parallel_for(G * blocks, [&](size_t item) {
+        const size_t g = item / blocks, j = item % blocks * column_block;
+        const size_t columns = std::min(column_block, M - j);
+        real sum[column_block] = {};
+        for (size_t n = begin[g]; n < size_t(begin[g + 1]); n++)
+            for (size_t i = 0; i < columns; i++) sum[i] += x[n * M + j + i];
+        for (size_t i = 0; i < columns; i++) sums[g * M + j + i] += sum[i];
+    });
 }
 
 void add_column_sums(real* sums, const real* x, size_t N, size_t M) {
@@ -25,25 +28,24 @@ void add_column_sums(real* sums, const real* x, size_t N, size_t M) {
 
 void embedding_forward(real* out, const int32_t* tokens, const real* wte, const real* wpe, size_t B, size_t T,
                        size_t C) {
-#pragma omp parallel for schedule(static) if (B * T > 1)
-    for (size_t n = 0; n < B * T; n++) {
+    parallel_for(B * T, [&](size_t n) {
         const real *token = wte + tokens[n] * C, *position = wpe + n % T * C;
         for (size_t i = 0; i < C; i++) out[n * C + i] = token[i] + position[i];
-    }
+    });
 }
 
 void embedding_backward(real* dwte, real* dwpe, const real* dout, const int32_t* tokens, size_t B, size_t T,
                         size_t C) {
-    const size_t width = 64;
-#pragma omp parallel for schedule(static)
-    for (size_t j = 0; j < C; j += width)
+    parallel_for(blocks_of(C), [&](size_t block) {
+        const size_t j = block * column_block, end = std::min(j + column_block, C);
         for (size_t n = 0; n < B * T; n++) {
             real *token = dwte + tokens[n] * C, *position = dwpe + n % T * C;
-            for (size_t i = j; i < std::min(j + width, C); i++) {
+            for (size_t i = j; i < end; i++) {
                 token[i] += dout[n * C + i];
                 position[i] += dout[n * C + i];
             }
         }
+    });
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -51,8 +53,7 @@ void embedding_backward(real* dwte, real* dwpe, const real* dout, const int32_t*
 
 void layernorm_forward(real* out, real* mean, real* rstd, const real* x, const real* weight, const real* bias,
                        size_t N, size_t C) {
-#pragma omp parallel for schedule(static) if (N > 1)
-    for (size_t n = 0; n < N; n++) {
+    parallel_for(N, [&](size_t n) {
         const real* row = x + n * C;
         real m = 0, v = 0;
 #pragma omp simd reduction(+ : m)
@@ -64,41 +65,41 @@ void layernorm_forward(real* out, real* mean, real* rstd, const real* x, const r
         for (size_t i = 0; i < C; i++) out[n * C + i] = (row[i] - m) * r * weight[i] + bias[i];
         mean[n] = m;
         rstd[n] = r;
-    }
+    });
 }
 
 void layernorm_backward(real* dx, real* dweight, real* dbias, const real* dout, const real* x,
                         const real* mean, const real* rstd, const real* weight, size_t N, size_t C) {
-#pragma omp parallel
-    {
-#pragma omp for schedule(static)
-        for (size_t n = 0; n < N; n++) {
-            const real *row = x + n * C, *d = dout + n * C;
-            const real m = mean[n], r = rstd[n];
-            real sum = 0, sum_norm = 0;
+    parallel_for(N, [&](size_t n) {
+        const real *row = x + n * C, *d = dout + n * C;
+        const real m = mean[n], r = rstd[n];
+        real sum = 0, sum_norm = 0;
 #pragma omp simd reduction(+ : sum, sum_norm)
-            for (size_t i = 0; i < C; i++) {
-                sum += weight[i] * d[i];
-                sum_norm += weight[i] * d[i] * ((row[i] - m) * r);
+        for (size_t i = 0; i < C; i++) {
+            sum += weight[i] * d[i];
+            sum_norm += weight[i] * d[i] * ((row[i] - m) * r);
+        }
+        sum /= C;
+        sum_norm /= C;
+        for (size_t i = 0; i < C; i++)
+            dx[n * C + i] += r * (weight[i] * d[i] - sum - (row[i] - m) * r * sum_norm);
+    });
+    parallel_for(blocks_of(C), [&](size_t block) {
+        const size_t j = block * column_block, columns = std::min(column_block, C - j);
+        real weight_sum[column_block] = {}, bias_sum[column_block] = {};
+        for (size_t n = 0; n < N; n++) {
+            const real *row = x + n * C + j, *d = dout + n * C + j;
+            const real m = mean[n], r = rstd[n];
+            for (size_t i = 0; i < columns; i++) {
+                weight_sum[i] += (row[i] - m) * r * d[i];
+                bias_sum[i] += d[i];
             }
-            sum /= C, sum_norm /= C;
-            for (size_t i = 0; i < C; i++)
-                dx[n * C + i] += r * (weight[i] * d[i] - sum - (row[i] - m) * r * sum_norm);
         }
-        const size_t width = 64;
-#pragma omp for schedule(static)
-        for (size_t j = 0; j < C; j += width) {
-            const size_t columns = std::min(width, C - j);
-            real weight_sum[64] = {}, bias_sum[64] = {};
-            for (size_t n = 0; n < N; n++)
-                for (size_t i = 0; i < columns; i++) {
-                    const real d = dout[n * C + j + i];
-                    weight_sum[i] += (x[n * C + j + i] - mean[n]) * rstd[n] * d;
-                    bias_sum[i] += d;
-                }
-            for (size_t i = 0; i < columns; i++) dweight[j + i] += weight_sum[i], dbias[j + i] += bias_sum[i];
+        for (size_t i = 0; i < columns; i++) {
+            dweight[j + i] += weight_sum[i];
+            dbias[j + i] += bias_sum[i];
         }
-    }
+    });
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -139,24 +140,26 @@ void activate_backward(real* dh, const real* dout, const real* h, size_t count, 
         for (size_t i = 0; i < count; i++) dh[i] = dout[i] * gelu_slope(h[i]);
 }
 
-constexpr size_t activation_block = 4096; // numbers at a time by one thread
+constexpr size_t worth_a_thread = 8192; // numbers of an elementwise loop: below, waking one takes longer
 
 void activation_forward(real* out, const real* h, size_t count, bool relu) {
-#pragma omp parallel for schedule(static) if (count > 4 * activation_block)
-    for (size_t j = 0; j < count; j += activation_block)
-        activate(out + j, h + j, std::min(activation_block, count - j), relu);
+    parallel_ranges(count, worth_a_thread,
+                    [&](size_t begin, size_t end) { activate(out + begin, h + begin, end - begin, relu); });
 }
 
 void activation_backward(real* dh, const real* dout, const real* h, size_t count, bool relu) {
-#pragma omp parallel for schedule(static) if (count > 4 * activation_block)
-    for (size_t j = 0; j < count; j += activation_block)
-        activate_backward(dh + j, dout + j, h + j, std::min(activation_block, count - j), relu);
+    parallel_ranges(count, worth_a_thread, [&](size_t begin, size_t end) {
+        activate_backward(dh + begin, dout + begin, h + begin, end - begin, relu);
+    });
 }
 
 size_t count_active(const real* z, size_t count) {
-    size_t active = 0;
-#pragma omp parallel for simd schedule(static) reduction(+ : active) if (count > 16384)
-    for (size_t i = 0; i < count; i++) active += z[i] > 0;
+    std::atomic<size_t> active{0};
+    parallel_ranges(count, worth_a_thread, [&](size_t begin, size_t end) {
+        size_t found = 0;
+        for (size_t i = begin; i < end; i++) found += z[i] > 0;
+        active += found;
+    });
     return active;
 }
 
@@ -164,16 +167,16 @@ size_t count_active(const real* z, size_t count) {
 // Residual
 
 void residual_forward(real* out, const real* x, const real* y, size_t count) {
-#pragma omp parallel for schedule(static) if (count > 16384)
-    for (size_t i = 0; i < count; i++) out[i] = x[i] + y[i];
+    parallel_ranges(count, worth_a_thread, [&](size_t begin, size_t end) {
+        for (size_t i = begin; i < end; i++) out[i] = x[i] + y[i];
+    });
 }
 
 // ---------------------------------------------------------------------------------------------------------
 // Classifier
 
 void classifier(real* losses, real* logits, const int32_t* targets, size_t N, size_t V, real scale) {
-#pragma omp parallel for schedule(static)
-    for (size_t n = 0; n < N; n++) {
+    parallel_for(N, [&](size_t n) {
         real* row = logits + n * V;
         real most = row[0], sum = 0;
 #pragma omp simd reduction(max : most)
@@ -190,5 +193,5 @@ void classifier(real* losses, real* logits, const int32_t* targets, size_t N, si
             row[targets[n]] -= scale;
         }
         losses[n] = std::log(sum) + (most - target); // exact where two large logits differ little
-    }
+    });
 }

@@ -1,49 +1,54 @@
 // The model of model.h: its memory laid out, then the pass down the layers, the pass up, and the update.
 #include "model.h"
 #include <cmath>
+#include <functional>
+#include <initializer_list>
 #include <numeric>
 
 // ---------------------------------------------------------------------------------------------------------
 // Memory
 
-// Lists every activation with its number of elements, for B x T tokens.
-template <class Visit>
-static void for_each_activation(const Config& c, size_t B, size_t T, Activations& a, Visit visit) {
-    const size_t N = B * T, C = c.n_embd, E = c.n_expert, K = c.n_expert_active, D = c.d_expert;
-    auto integers = [&](int32_t*& pointer, size_t count) { // kept in the block of reals
-        real* place = (real*)pointer;
-        visit(place, (count * sizeof(int32_t) + sizeof(real) - 1) / sizeof(real));
-        pointer = (int32_t*)place;
+// Every activation with its number of elements, for N = B T tokens of a batch.
+using Visit = std::function<void(real*& place, size_t count)>;
+
+static void for_each_activation(const Config& c, size_t N, Activations& a, const Visit& visit) {
+    const size_t C = c.n_embd, E = c.n_expert, K = c.n_expert_active, D = c.d_expert;
+    struct Item {
+        real** place;
+        size_t count;
+    };
+    auto list = [&](std::initializer_list<Item> items) {
+        for (const Item& item : items) visit(*item.place, item.count);
     };
     a.h.resize(c.n_layer);
-    visit(a.embedded, N * C);
+    list({{&a.embedded, N * C}});
     for (LayerActivations& h : a.h) {
-        visit(h.ln_1, N * C), visit(h.ln_1_mean, N), visit(h.ln_1_rstd, N);
-        visit(h.qkv, N * 3 * C), visit(h.lse, N * c.n_head), visit(h.att, N * C);
-        visit(h.mid, N * C);
-        visit(h.ln_2, N * C), visit(h.ln_2_mean, N), visit(h.ln_2_rstd, N);
-        visit(h.z, N * K * D);
-        if (c.relu())
-            h.h = h.z; // relu(h) > 0 exactly where h > 0: one array serves as both
-        else
-            visit(h.h, N * K * D);
-        visit(h.out, N * C);
+        list({{&h.ln_1, N * C}, {&h.ln_1_mean, N}, {&h.ln_1_rstd, N}});
+        list({{&h.qkv, N * 3 * C}, {&h.lse, N * c.n_head}, {&h.att, N * C}});
+        list({{&h.mid, N * C}});
+        list({{&h.ln_2, N * C}, {&h.ln_2_mean, N}, {&h.ln_2_rstd, N}});
+        list({{&h.z, N * K * D}});
+        if (!c.relu()) list({{&h.h, N * K * D}});
+        list({{&h.out, N * C}});
         if (!c.moe()) continue;
-        visit(h.m, E * C), visit(h.v, E * C), visit(h.mb, E), visit(h.vb, E);
-        visit(h.mu, N * E), visit(h.sd, N * E), visit(h.g, N * E), visit(h.p, N * E), visit(h.mean_p, E);
-        visit(h.weight, N * K), visit(h.y, N * K * C);
-        integers(h.choice, N * K), integers(h.slot, N * K), integers(h.token, N * K),
-            integers(h.begin, E + 1);
+        list({{&h.m, E * C}, {&h.v, E * C}, {&h.mb, E}, {&h.vb, E}});
+        list({{&h.mu, N * E}, {&h.sd, N * E}, {&h.g, N * E}, {&h.p, N * E}, {&h.mean_p, E}});
+        list({{&h.weight, N * K}, {&h.y, N * K * C}});
     }
-    visit(a.ln_f, N * C), visit(a.ln_f_mean, N), visit(a.ln_f_rstd, N);
-    visit(a.logits, N * c.vocab_size), visit(a.losses, N);
-    visit(a.proj, N * C);
-    visit(a.dresidual, N * C), visit(a.dln, N * C), visit(a.datt, N * C), visit(a.dqkv, N * 3 * C);
-    visit(a.dh, N * K * D);
+    list({{&a.ln_f, N * C}, {&a.ln_f_mean, N}, {&a.ln_f_rstd, N}});
+    list({{&a.logits, N * c.vocab_size}, {&a.losses, N}});
+    list({{&a.proj, N * C}});
+    list({{&a.dresidual, N * C}, {&a.dln, N * C}, {&a.datt, N * C}, {&a.dqkv, N * 3 * C}});
+    list({{&a.dh, N * K * D}});
     if (!c.moe()) return;
-    visit(a.dy, N * K * C), visit(a.dslots, N * K * C);
-    visit(a.dg, N * E), visit(a.dmu, N * E), visit(a.dvar, N * E), visit(a.dweight, N * K);
-    visit(a.dm, E * C), visit(a.dv, E * C), visit(a.dmb, E), visit(a.dvb, E);
+    list({{&a.dy, N * K * C}, {&a.dslots, N * K * C}});
+    list({{&a.dg, N * E}, {&a.dmu, N * E}, {&a.dvar, N * E}, {&a.dweight, N * K}});
+    list({{&a.dm, E * C}, {&a.dv, E * C}, {&a.dmb, E}, {&a.dvb, E}});
+}
+
+// Integers of a layer: choice, slot, token, begin.
+static size_t index_elements(const Config& c, size_t N) {
+    return c.moe() ? 3 * N * c.n_expert_active + c.n_expert + 1 : 0;
 }
 
 Model::Model(const Config& config, size_t B, size_t T, bool training)
@@ -52,23 +57,37 @@ Model::Model(const Config& config, size_t B, size_t T, bool training)
     w = carve_parameters(config, table, weights.data);
     if (B == 0) return;
     if (training) {
-        gradients = Block(weights.count), moment_1 = Block(weights.count), moment_2 = Block(weights.count);
+        gradients = Block(weights.count);
+        moment_1 = Block(weights.count);
+        moment_2 = Block(weights.count);
         g = carve_parameters(config, table, gradients.data);
     }
+    const size_t N = B * T, slots = N * config.n_expert_active;
     activations = Block(activation_elements(config, B, T));
     size_t offset = 0;
-    for_each_activation(config, B, T, a, [&](real*& pointer, size_t count) {
-        pointer = activations.data + offset;
+    for_each_activation(config, N, a, [&](real*& place, size_t count) {
+        place = activations.data + offset;
         offset += round_up(count, 32);
     });
-    products.resize(config.n_expert), parts.resize(config.n_expert);
+    indices.resize(config.n_layer * index_elements(config, N));
+    for (size_t l = 0; l < config.n_layer; l++) {
+        LayerActivations& h = a.h[l];
+        if (config.relu()) h.h = h.z; // relu(h) > 0 exactly where h > 0: one array serves as both
+        if (!config.moe()) continue;
+        h.choice = indices.data() + l * index_elements(config, N);
+        h.slot = h.choice + slots;
+        h.token = h.slot + slots;
+        h.begin = h.token + slots;
+    }
+    products.resize(config.n_expert);
+    parts.resize(config.n_expert);
     partial.resize((weights.count + norm_block - 1) / norm_block);
 }
 
 size_t Model::activation_elements(const Config& config, size_t B, size_t T) {
     size_t total = 0;
     Activations unused{};
-    for_each_activation(config, B, T, unused, [&](real*&, size_t count) { total += round_up(count, 32); });
+    for_each_activation(config, B * T, unused, [&](real*&, size_t count) { total += round_up(count, 32); });
     return total;
 }
 
@@ -100,7 +119,10 @@ double forward_layers(Model& model, const int32_t* tokens, size_t B, size_t T) {
     const size_t N = B * T, C = c.n_embd, E = c.n_expert, K = c.n_expert_active, D = c.d_expert, W = K * D;
     Activations& a = model.a;
     double aux = 0;
-    model.B = B, model.T = T, model.tokens = tokens, model.targets = nullptr;
+    model.B = B;
+    model.T = T;
+    model.tokens = tokens;
+    model.targets = nullptr;
 
     embedding_forward(a.embedded, tokens, model.w.wte, model.w.wpe, B, T, C);
     const real* x = a.embedded;
@@ -192,8 +214,8 @@ void backward(Model& model, real aux_scale) {
         const real* x = l ? a.h[l - 1].out : a.embedded;
         if (c.moe()) {
             combine_backward(a.dy, a.dweight, a.dresidual, h.y, h.weight, h.slot, N, K, C);
-            experts_backward(a.dslots, dw.w_enc, dw.b_enc, dw.w_dec, dw.b_dec, a.dh, a.dy, h.ln_2, h.z, h.h,
-                             h.active, layer_experts(model, l));
+            const ExpertsGradients d = {dw.w_enc, dw.b_enc, dw.w_dec, dw.b_dec, a.dh};
+            experts_backward(a.dslots, d, a.dy, h.ln_2, h.z, h.h, h.active, layer_experts(model, l));
             gather_backward(a.dln, a.dslots, h.slot, N, K, C);
             balance_backward(a.dg, h.p, h.begin, aux_scale, N, E, K);
             choice_backward(a.dg, a.dweight, h.weight, h.choice, N, E, K);
@@ -203,10 +225,10 @@ void backward(Model& model, real aux_scale) {
             } else {
                 for (auto [p, count] : {std::pair{a.dm, E * C}, {a.dv, E * C}, {a.dmb, E}, {a.dvb, E}})
                     std::fill(p, p + count, real(0));
-                router_backward(a.dln, a.dm, a.dv, a.dmb, a.dvb, a.dmu, a.dvar, a.proj, a.dg, h.ln_2, h.mu,
-                                h.sd, h.m, h.v, N, E, C);
-                expert_statistics_backward(dw.w_enc, dw.b_enc, a.dm, a.dv, a.dmb, a.dvb, w.w_enc, w.b_enc,
-                                           h.m, h.mb, E, D, C);
+                const RouterView router = {h.m, h.v, h.mb, h.vb, h.mu, h.sd};
+                const RouterGradients drouter = {a.dm, a.dv, a.dmb, a.dvb, a.dmu, a.dvar};
+                router_backward(a.dln, drouter, a.dg, h.ln_2, router, a.proj, N, E, C);
+                expert_statistics_backward(dw.w_enc, dw.b_enc, drouter, w.w_enc, w.b_enc, router, E, D, C);
             }
         } else {
             linear_backward(a.dh, dw.fc_proj_weight, dw.fc_proj_bias, a.dresidual, h.z, w.fc_proj_weight, N,
@@ -228,8 +250,9 @@ void backward(Model& model, real aux_scale) {
 }
 
 void zero_gradients(Model& model) {
-#pragma omp parallel for schedule(static)
-    for (size_t i = 0; i < model.gradients.count; i++) model.gradients.data[i] = 0;
+    real* g = model.gradients.data;
+    parallel_ranges(model.gradients.count, 4096,
+                    [=](size_t begin, size_t end) { std::fill(g + begin, g + end, real(0)); });
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -238,20 +261,26 @@ void zero_gradients(Model& model) {
 double gradient_norm(Model& model) {
     const size_t count = model.gradients.count, block = Model::norm_block, part = 1024;
     const real* g = model.gradients.data;
-#pragma omp parallel for schedule(static)
-    for (size_t j = 0; j < count; j += block) {
+    parallel_for(model.partial.size(), [&](size_t j) {
+        const size_t block_end = std::min((j + 1) * block, count);
         double total = 0;
-        for (size_t k = j; k < std::min(j + block, count); k += part) {
-            const size_t end = std::min(k + part, count);
+        for (size_t k = j * block; k < block_end; k += part) {
+            const real* from = g + k;
+            const size_t n = std::min(part, block_end - k);
             real sum = 0;
 #pragma omp simd reduction(+ : sum)
-            for (size_t i = k; i < end; i++) sum += g[i] * g[i];
+            for (size_t i = 0; i < n; i++) sum += from[i] * from[i];
             total += sum;
         }
-        model.partial[j / block] = total;
-    }
+        model.partial[j] = total;
+    });
     return std::sqrt(std::accumulate(model.partial.begin(), model.partial.end(), 0.0));
 }
+
+// The moments of a unit that never fires fade to denormals, where rounding holds them and every operation
+// takes the processor a hundred times as long. Below this they are zero; no weight can tell the difference
+// beside eps.
+constexpr real nothing = real(1e-30);
 
 void update(Model& model, const AdamW& adam, uint64_t t, double gradient_scale) {
     const real b1 = adam.beta_1, b2 = adam.beta_2, scale = gradient_scale, eps = adam.eps, lr = adam.lr;
@@ -261,13 +290,16 @@ void update(Model& model, const AdamW& adam, uint64_t t, double gradient_scale) 
         real *w = model.weights.data + tensor.offset, *g = model.gradients.data + tensor.offset;
         real *m = model.moment_1.data + tensor.offset, *v = model.moment_2.data + tensor.offset;
         const real decay = tensor.decay ? adam.weight_decay : 0;
-#pragma omp parallel for simd schedule(static) if (tensor.count > 4096)
-        for (size_t i = 0; i < tensor.count; i++) {
-            const real G = scale * g[i];
-            m[i] = b1 * m[i] + (1 - b1) * G;
-            v[i] = b2 * v[i] + (1 - b2) * G * G;
-            w[i] -= lr * (fix_1 * m[i] / (std::sqrt(fix_2 * v[i]) + eps) + decay * w[i]);
-        }
+        parallel_ranges(tensor.count, 2048, [=](size_t begin, size_t end) {
+#pragma omp simd
+            for (size_t i = begin; i < end; i++) {
+                const real G = scale * g[i];
+                const real mi = b1 * m[i] + (1 - b1) * G, vi = b2 * v[i] + (1 - b2) * G * G;
+                m[i] = std::fabs(mi) < nothing ? 0 : mi;
+                v[i] = vi < nothing ? 0 : vi;
+                w[i] -= lr * (fix_1 * m[i] / (std::sqrt(fix_2 * v[i]) + eps) + decay * w[i]);
+            }
+        });
     }
     model.statistics_stale = true;
 }

@@ -60,6 +60,7 @@ struct Model {
     Config config;
     std::vector<Tensor> table;
     Block weights, gradients, moment_1, moment_2, activations;
+    std::vector<int32_t> indices; // the activations that are integers
     Parameters<real> w, g;
     Activations a;
     size_t B = 0, T = 0; // of the last forward pass; the activations hold max_tokens
@@ -89,8 +90,8 @@ struct Losses {
     bool finite() const { return std::isfinite(loss) && std::isfinite(aux); }
 };
 
-// The layers alone, and then ln_f and the head: who looks at units only needs no logits, which a large vocabulary
-// makes dear. forward_layers returns the sum over layers of aux.  tokens (B,T), kept by reference
+// The layers alone, and then ln_f and the head: who looks at units only needs no logits, which a large
+// vocabulary makes dear. forward_layers returns the sum over layers of aux.  tokens (B,T), kept by reference
 double forward_layers(Model& model, const int32_t* tokens, size_t B, size_t T);
 void head_forward(Model& model);
 
@@ -126,4 +127,5 @@ struct AdamW {
 // gradient:
 //   m = b1 m + (1-b1) G     v = b2 v + (1-b2) G^2     mhat = m / (1-b1^t)     vhat = v / (1-b2^t)
 //   w -= lr (mhat / (sqrt(vhat) + eps) + decay w)
+// Moments below 1e-30 become 0.
 void update(Model& model, const AdamW& adam, uint64_t t, double gradient_scale);

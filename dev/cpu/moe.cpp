@@ -8,8 +8,7 @@
 
 void expert_statistics_forward(real* m, real* v, real* mb, real* vb, const real* w_enc, const real* b_enc,
                                size_t E, size_t D, size_t C) {
-#pragma omp parallel for schedule(static)
-    for (size_t j = 0; j < E; j++) {
+    parallel_for(E, [&](size_t j) {
         real *mj = m + j * C, *vj = v + j * C;
         std::fill(mj, mj + C, real(0));
         std::fill(vj, vj + C, real(0));
@@ -28,22 +27,20 @@ void expert_statistics_forward(real* m, real* v, real* mb, real* vb, const real*
         for (size_t i = 0; i < D; i++) variance += (b_enc[j * D + i] - mean) * (b_enc[j * D + i] - mean);
         mb[j] = mean;
         vb[j] = variance / D;
-    }
+    });
 }
 
-void expert_statistics_backward(real* dw_enc, real* db_enc, const real* dm, const real* dv, const real* dmb,
-                                const real* dvb, const real* w_enc, const real* b_enc, const real* m,
-                                const real* mb, size_t E, size_t D, size_t C) {
+void expert_statistics_backward(real* dw_enc, real* db_enc, const RouterGradients& d, const real* w_enc,
+                                const real* b_enc, const RouterView& r, size_t E, size_t D, size_t C) {
     const real share = real(1) / D;
-#pragma omp parallel for collapse(2) schedule(static)
-    for (size_t j = 0; j < E; j++)
-        for (size_t i = 0; i < D; i++) {
-            const real* row = w_enc + (j * D + i) * C;
-            real* drow = dw_enc + (j * D + i) * C;
-            for (size_t c = 0; c < C; c++)
-                drow[c] += share * (dm[j * C + c] + 2 * dv[j * C + c] * (row[c] - m[j * C + c]));
-            db_enc[j * D + i] += share * (dmb[j] + 2 * dvb[j] * (b_enc[j * D + i] - mb[j]));
-        }
+    parallel_for(E * D, [&](size_t ji) {
+        const size_t j = ji / D;
+        const real *row = w_enc + ji * C, *m = r.m + j * C, *dm = d.m + j * C, *dv = d.v + j * C;
+        const real each = share; // in here, where no store can change it
+        real* drow = dw_enc + ji * C;
+        for (size_t c = 0; c < C; c++) drow[c] += each * (dm[c] + 2 * dv[c] * (row[c] - m[c]));
+        db_enc[ji] += each * (d.mb[j] + 2 * d.vb[j] * (b_enc[ji] - r.mb[j]));
+    });
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -54,51 +51,53 @@ void router_forward(real* g, real* mu, real* sd, const real* x, const real* m, c
     const real root_half = real(0.70710678118654752440);
     static thread_local Workspace memory;
     real* xx = memory.reserve(N * C);
-#pragma omp parallel for simd schedule(static) if (N > 1)
-    for (size_t i = 0; i < N * C; i++) xx[i] = x[i] * x[i];
+    parallel_for(N, [&](size_t n) {
+        for (size_t i = n * C; i < (n + 1) * C; i++) xx[i] = x[i] * x[i];
+    });
     const Product moments[] = {{mu, row_major(x, C), row_major(m, C).transposed(), N, E, C, false, mb},
                                {sd, row_major(xx, C), row_major(v, C).transposed(), N, E, C, false, vb}};
     multiply(moments, 2);
-#pragma omp parallel for simd schedule(static) if (N > 1)
-    for (size_t nj = 0; nj < N * E; nj++) {
-        sd[nj] = std::sqrt(sd[nj] + real(1e-12)); // until here the variance
-        g[nj] = -fast_erf(root_half * mu[nj] / sd[nj]);
-    }
+    parallel_ranges(N, 2, [&](size_t begin, size_t end) {
+#pragma omp simd
+        for (size_t nj = begin * E; nj < end * E; nj++) {
+            sd[nj] = std::sqrt(sd[nj] + real(1e-12)); // until here the variance
+            g[nj] = -fast_erf(root_half * mu[nj] / sd[nj]);
+        }
+    });
 }
 
-void router_backward(real* dx, real* dm, real* dv, real* dmb, real* dvb, real* dmu, real* dvar, real* xx,
-                     const real* dg, const real* x, const real* mu, const real* sd, const real* m,
-                     const real* v, size_t N, size_t E, size_t C) {
-    const real root = real(0.79788456080286535588); // sqrt(2/pi)
-#pragma omp parallel for schedule(static)
-    for (size_t n = 0; n < N; n++) {
+void router_backward(real* dx, const RouterGradients& d, const real* dg, const real* x, const RouterView& r,
+                     real* scratch, size_t N, size_t E, size_t C) {
+    real* const xx = scratch; // x*x
+    parallel_for(N, [&](size_t n) {
+        const real root = real(0.79788456080286535588); // sqrt(2/pi)
         for (size_t nj = n * E; nj < (n + 1) * E; nj++) {
-            const real z = mu[nj] / sd[nj], phi = root * fast_exp(real(-0.5) * z * z);
-            dmu[nj] = dg[nj] * -phi / sd[nj];
-            dvar[nj] = dg[nj] * phi * z / sd[nj] / (2 * sd[nj]);
+            const real sd = r.sd[nj], z = r.mu[nj] / sd, phi = root * fast_exp(real(-0.5) * z * z);
+            d.mu[nj] = dg[nj] * -phi / sd;
+            d.var[nj] = dg[nj] * phi * z / sd / (2 * sd);
         }
         for (size_t c = n * C; c < (n + 1) * C; c++) xx[c] = x[c] * x[c];
-    }
-    add_column_sums(dmb, dmu, N, E);
-    add_column_sums(dvb, dvar, N, E);
-    const Matrix dmu_n = row_major(dmu, E), dvar_n = row_major(dvar, E);
-    const Product to_statistics[] = {{dm, dmu_n.transposed(), row_major(x, C), E, C, N, true},
-                                     {dv, dvar_n.transposed(), row_major(xx, C), E, C, N, true}};
+    });
+    add_column_sums(d.mb, d.mu, N, E);
+    add_column_sums(d.vb, d.var, N, E);
+    const Matrix dmu = row_major(d.mu, E), dvar = row_major(d.var, E);
+    const Product to_statistics[] = {{d.m, dmu.transposed(), row_major(x, C), E, C, N, true},
+                                     {d.v, dvar.transposed(), row_major(xx, C), E, C, N, true}};
     multiply(to_statistics, 2);
-    const Product to_x[] = {{dx, dmu_n, row_major(m, C), N, C, E, true},
-                            {xx, dvar_n, row_major(v, C), N, C, E}}; // from here on sum_j dvar_j v_j
+    real* const dvar_v = scratch; // sum_j dvar_j v_j: x*x is not needed any more
+    const Product to_x[] = {{dx, dmu, row_major(r.m, C), N, C, E, true},
+                            {dvar_v, dvar, row_major(r.v, C), N, C, E}};
     multiply(to_x, 2);
-#pragma omp parallel for schedule(static)
-    for (size_t n = 0; n < N; n++)
-        for (size_t c = n * C; c < (n + 1) * C; c++) dx[c] += 2 * x[c] * xx[c];
+    parallel_for(N, [&](size_t n) {
+        for (size_t c = n * C; c < (n + 1) * C; c++) dx[c] += 2 * x[c] * dvar_v[c];
+    });
 }
 
 // ---------------------------------------------------------------------------------------------------------
 // Choice
 
 void choice_forward(int32_t* choice, real* weight, const real* g, size_t N, size_t E, size_t K) {
-#pragma omp parallel for schedule(static) if (N > 1)
-    for (size_t n = 0; n < N; n++) {
+    parallel_for(N, [&](size_t n) {
         int32_t* s = choice + n * K;
         real* w = weight + n * K;
         const real* gn = g + n * E;
@@ -111,31 +110,29 @@ void choice_forward(int32_t* choice, real* weight, const real* g, size_t N, size
         real sum = 0;
         for (size_t k = 0; k < K; k++) sum += w[k] = std::exp(gn[s[k]] - gn[s[0]]);
         for (size_t k = 0; k < K; k++) w[k] /= sum;
-    }
+    });
 }
 
 void choice_backward(real* dg, const real* dweight, const real* weight, const int32_t* choice, size_t N,
                      size_t E, size_t K) {
-#pragma omp parallel for schedule(static)
-    for (size_t n = 0; n < N; n++) {
+    parallel_for(N, [&](size_t n) {
         real mean = 0;
         for (size_t k = 0; k < K; k++) mean += dweight[n * K + k] * weight[n * K + k];
         for (size_t k = 0; k < K; k++)
             dg[n * E + choice[n * K + k]] += weight[n * K + k] * (dweight[n * K + k] - mean);
-    }
+    });
 }
 
 // ---------------------------------------------------------------------------------------------------------
 // Load balance
 
 real balance_forward(real* p, real* mean, const real* g, const int32_t* begin, size_t N, size_t E, size_t K) {
-#pragma omp parallel for schedule(static)
-    for (size_t n = 0; n < N; n++) {
+    parallel_for(N, [&](size_t n) {
         const real *gn = g + n * E, most = *std::max_element(gn, gn + E);
         real sum = 0;
         for (size_t j = 0; j < E; j++) sum += p[n * E + j] = fast_exp(gn[j] - most);
         for (size_t j = 0; j < E; j++) p[n * E + j] /= sum;
-    }
+    });
     std::fill(mean, mean + E, real(0));
     add_column_sums(mean, p, N, E);
     real aux = 0;
@@ -145,13 +142,12 @@ real balance_forward(real* p, real* mean, const real* g, const int32_t* begin, s
 
 void balance_backward(real* dg, const real* p, const int32_t* begin, real scale, size_t N, size_t E,
                       size_t K) {
-#pragma omp parallel for schedule(static)
-    for (size_t n = 0; n < N; n++) {
+    parallel_for(N, [&](size_t n) {
         auto dp = [&](size_t j) { return scale * E * (real(begin[j + 1] - begin[j]) / (N * K)) / N; };
         real mean = 0;
         for (size_t j = 0; j < E; j++) mean += dp(j) * p[n * E + j];
         for (size_t j = 0; j < E; j++) dg[n * E + j] = p[n * E + j] * (dp(j) - mean);
-    }
+    });
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -171,8 +167,7 @@ void dispatch(int32_t* begin, int32_t* slot, int32_t* token, const int32_t* choi
 }
 
 void gather(real* out, const real* x, const int32_t* token, size_t slots, size_t C) {
-#pragma omp parallel for schedule(static)
-    for (size_t s = 0; s < slots; s++) std::copy(x + token[s] * C, x + (token[s] + 1) * C, out + s * C);
+    parallel_for(slots, [&](size_t s) { std::copy(x + token[s] * C, x + (token[s] + 1) * C, out + s * C); });
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -184,21 +179,24 @@ size_t experts_forward(real* y, real* z, real* h, const real* x, const Experts& 
         const Matrix xs = row_major(x, C, e.token).from(s, 0), w = row_major(e.w_enc + j * D * C, C);
         return {h + s * D, xs, w.transposed(), n, D, C, false, e.b_enc + j * D};
     });
-    size_t active = 0;
+    std::atomic<size_t> active{0};
     multiply(e.products, n_products, [&](size_t p, size_t i, size_t j, size_t rows, size_t columns) {
         const size_t first = e.products[p].out - h + i * D + j;
         size_t fired = 0;
         for (size_t r = 0; r < rows; r++)
             fired += activate(z + first + r * D, h + first + r * D, columns, e.relu);
-#pragma omp atomic
         active += fired;
     });
     if (e.relu && active <= e.skip.forward * e.slots() * D) {
         skipping_decode(e.parts, e.describe(e.parts, [&](size_t j, size_t s, size_t n) {
             ExpertPart part{};
-            part.n = n, part.D = D, part.C = C;
-            part.z = z + s * D, part.y = y + s * C;
-            part.w_dec = e.w_dec + j * D * C, part.b_dec = e.b_dec + j * C;
+            part.n = n;
+            part.D = D;
+            part.C = C;
+            part.z = z + s * D;
+            part.y = y + s * C;
+            part.w_dec = e.w_dec + j * D * C;
+            part.b_dec = e.b_dec + j * C;
             return part;
         }));
     } else {
@@ -210,18 +208,25 @@ size_t experts_forward(real* y, real* z, real* h, const real* x, const Experts& 
     return active;
 }
 
-void experts_backward(real* dx, real* dw_enc, real* db_enc, real* dw_dec, real* db_dec, real* dh,
-                      const real* dy, const real* x, const real* z, const real* h, size_t active,
-                      const Experts& e) {
+void experts_backward(real* dx, const ExpertsGradients& d, const real* dy, const real* x, const real* z,
+                      const real* h, size_t active, const Experts& e) {
+    real* const dh = d.h;
     const size_t D = e.D, C = e.C;
     const double share = e.relu ? double(active) / (e.slots() * D) : INFINITY; // gelu has no zeros to skip
     const size_t n_parts = e.describe(e.parts, [&](size_t j, size_t s, size_t n) {
         ExpertPart part{};
-        part.n = n, part.D = D, part.C = C;
-        part.z = z + s * D, part.dh = dh + s * D, part.dx = dx + s * C, part.dy = dy + s * C;
+        part.n = n;
+        part.D = D;
+        part.C = C;
+        part.z = z + s * D;
+        part.dh = dh + s * D;
+        part.dx = dx + s * C;
+        part.dy = dy + s * C;
         part.x = row_major(x, C, e.token).from(s, 0);
-        part.w_enc = e.w_enc + j * D * C, part.w_dec = e.w_dec + j * D * C;
-        part.dw_enc = dw_enc + j * D * C, part.dw_dec = dw_dec + j * D * C;
+        part.w_enc = e.w_enc + j * D * C;
+        part.w_dec = e.w_dec + j * D * C;
+        part.dw_enc = d.w_enc + j * D * C;
+        part.dw_dec = d.w_dec + j * D * C;
         return part;
     });
     if (share <= e.skip.slots) {
@@ -245,15 +250,15 @@ void experts_backward(real* dx, real* dw_enc, real* db_enc, real* dw_dec, real* 
     } else {
         e.each([&](size_t j, size_t s, size_t n) -> Product {
             const Matrix zs = row_major(z + s * D, D), dys = row_major(dy + s * C, C);
-            return {dw_dec + j * D * C, zs.transposed(), dys, D, C, n, true};
+            return {d.w_dec + j * D * C, zs.transposed(), dys, D, C, n, true};
         });
         e.each([&](size_t j, size_t s, size_t n) -> Product {
             const Matrix dhs = row_major(dh + s * D, D), xs = row_major(x, C, e.token).from(s, 0);
-            return {dw_enc + j * D * C, dhs.transposed(), xs, D, C, n, true};
+            return {d.w_enc + j * D * C, dhs.transposed(), xs, D, C, n, true};
         });
     }
-    add_column_sums(db_dec, dy, e.begin, e.E, C);
-    add_column_sums(db_enc, dh, e.begin, e.E, D);
+    add_column_sums(d.b_dec, dy, e.begin, e.E, C);
+    add_column_sums(d.b_enc, dh, e.begin, e.E, D);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -261,20 +266,18 @@ void experts_backward(real* dx, real* dw_enc, real* db_enc, real* dw_dec, real* 
 
 void combine_forward(real* out, const real* x, const real* y, const real* weight, const int32_t* slot,
                      size_t N, size_t K, size_t C) {
-#pragma omp parallel for schedule(static)
-    for (size_t n = 0; n < N; n++) {
+    parallel_for(N, [&](size_t n) {
         std::copy(x + n * C, x + (n + 1) * C, out + n * C);
         for (size_t k = 0; k < K; k++) {
             const real w = weight[n * K + k], *row = y + slot[n * K + k] * C;
             for (size_t c = 0; c < C; c++) out[n * C + c] += w * row[c];
         }
-    }
+    });
 }
 
 void combine_backward(real* dy, real* dweight, const real* dout, const real* y, const real* weight,
                       const int32_t* slot, size_t N, size_t K, size_t C) {
-#pragma omp parallel for schedule(static)
-    for (size_t n = 0; n < N; n++)
+    parallel_for(N, [&](size_t n) {
         for (size_t k = 0; k < K; k++) {
             const size_t s = slot[n * K + k];
             const real w = weight[n * K + k], *d = dout + n * C;
@@ -286,13 +289,13 @@ void combine_backward(real* dy, real* dweight, const real* dout, const real* y, 
             }
             dweight[n * K + k] = dot;
         }
+    });
 }
 
 void gather_backward(real* dx, const real* dslots, const int32_t* slot, size_t N, size_t K, size_t C) {
-#pragma omp parallel for schedule(static)
-    for (size_t n = 0; n < N; n++) {
+    parallel_for(N, [&](size_t n) {
         std::fill(dx + n * C, dx + (n + 1) * C, real(0));
         for (size_t k = 0; k < K; k++)
             for (size_t c = 0; c < C; c++) dx[n * C + c] += dslots[slot[n * K + k] * C + c];
-    }
+    });
 }

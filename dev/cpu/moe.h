@@ -16,9 +16,11 @@ void expert_statistics_forward(real* m, real* v, real* mb, real* vb, const real*
 
 // The mean moves by 1/D of any row; the variance by 2/D (row - mean), its own mean's part summing to zero:
 //   dW_enc[j][i] += dm_j / D + dv_j * 2 (W_enc[j][i] - m_j) / D,   db_enc[j][i] likewise
-void expert_statistics_backward(real* dw_enc, real* db_enc, const real* dm, const real* dv, const real* dmb,
-                                const real* dvb, const real* w_enc, const real* b_enc, const real* m,
-                                const real* mb, size_t E, size_t D, size_t C);
+// dw_enc (E,D,C), db_enc (E,D); d and r below
+struct RouterGradients;
+struct RouterView;
+void expert_statistics_backward(real* dw_enc, real* db_enc, const RouterGradients& d, const real* w_enc,
+                                const real* b_enc, const RouterView& r, size_t E, size_t D, size_t C);
 
 // ---------------------------------------------------------------------------------------------------------
 // Router: how sparsely would expert j fire on x? Were the rows of W_enc[j] Gaussian, its pre-activations
@@ -31,14 +33,23 @@ void expert_statistics_backward(real* dw_enc, real* db_enc, const real* dm, cons
 void router_forward(real* g, real* mu, real* sd, const real* x, const real* m, const real* v, const real* mb,
                     const real* vb, size_t N, size_t E, size_t C);
 
+// What the backward pass reads of the forward pass, and the gradients of the same.
+struct RouterView {
+    const real *m, *v, *mb, *vb; // (E,C) (E,C) (E) (E)
+    const real *mu, *sd;         // (N,E)
+};
+struct RouterGradients {
+    real *m, *v, *mb, *vb; // added to
+    real *mu, *var;        // (N,E), written
+};
+
 // With phi = exp(-mu^2 / (2 sd^2)) sqrt(2/pi), from d erf(u)/du = 2/sqrt(pi) exp(-u^2):
 //   dg/dmu = -phi / sd      dg/dsd = phi mu / sd^2      dsd/dvar = 1 / (2 sd)
 //   dx += sum_j dmu_j m_j + dvar_j 2 x v_j
 //   dm_j += sum_n dmu_j x     dv_j += sum_n dvar_j (x*x)     dmb_j += sum_n dmu_j     dvb_j += sum_n dvar_j
-// dx (N,C), dm dv (E,C), dmb dvb (E), dg (N,E); scratch: dmu dvar (N,E), xx (N,C)
-void router_backward(real* dx, real* dm, real* dv, real* dmb, real* dvb, real* dmu, real* dvar, real* xx,
-                     const real* dg, const real* x, const real* mu, const real* sd, const real* m,
-                     const real* v, size_t N, size_t E, size_t C);
+// dx x (N,C), dg (N,E); scratch (N,C)
+void router_backward(real* dx, const RouterGradients& d, const real* dg, const real* x, const RouterView& r,
+                     real* scratch, size_t N, size_t E, size_t C);
 
 // ---------------------------------------------------------------------------------------------------------
 // Choice: S = the K experts of highest score, a tie to the lower index;  w = softmax of g over S
@@ -111,10 +122,13 @@ size_t experts_forward(real* y, real* z, real* h, const real* x, const Experts& 
 
 // From dy: dz = dy W_dec^T,  dW_dec += z^T dy,  db_dec += sum dy,  dh = dz act'(h),
 //          dx = dh W_enc,   dW_enc += dh^T x,  db_enc += sum dh.
-// dx dy (N*K,C) by slot; x (N,C); dh (N*K,D) scratch; active: what experts_forward returned
-void experts_backward(real* dx, real* dw_enc, real* db_enc, real* dw_dec, real* db_dec, real* dh,
-                      const real* dy, const real* x, const real* z, const real* h, size_t active,
-                      const Experts& e);
+// dx dy (N*K,C) by slot; x (N,C); active: what experts_forward returned
+struct ExpertsGradients {
+    real *w_enc, *b_enc, *w_dec, *b_dec; // added to
+    real* h;                             // (N*K,D), written
+};
+void experts_backward(real* dx, const ExpertsGradients& d, const real* dy, const real* x, const real* z,
+                      const real* h, size_t active, const Experts& e);
 
 // ---------------------------------------------------------------------------------------------------------
 // Combine: out_n = x_n + sum_k w_nk y_slot(n,k)   (the residual and the weighted sum in one pass)

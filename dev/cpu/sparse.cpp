@@ -73,9 +73,16 @@ static void dot_rows(ActiveList& list, const real* a, const real* rows, size_t C
         const real *r2 = rows + list.index[i + 2] * C, *r3 = rows + list.index[i + 3] * C;
         real s0 = 0, s1 = 0, s2 = 0, s3 = 0;
 #pragma omp simd reduction(+ : s0, s1, s2, s3)
-        for (size_t c = 0; c < C; c++)
-            s0 += a[c] * r0[c], s1 += a[c] * r1[c], s2 += a[c] * r2[c], s3 += a[c] * r3[c];
-        list.value[i] = s0, list.value[i + 1] = s1, list.value[i + 2] = s2, list.value[i + 3] = s3;
+        for (size_t c = 0; c < C; c++) {
+            s0 += a[c] * r0[c];
+            s1 += a[c] * r1[c];
+            s2 += a[c] * r2[c];
+            s3 += a[c] * r3[c];
+        }
+        list.value[i] = s0;
+        list.value[i + 1] = s1;
+        list.value[i + 2] = s2;
+        list.value[i + 3] = s3;
     }
     for (; i < list.count; i++) {
         const real* row = rows + list.index[i] * C;
@@ -97,25 +104,21 @@ template <class Each> void for_each_list(const ExpertPart* parts, size_t n_parts
     };
     size_t items = 0;
     for (size_t p = 0; p < n_parts; p++) items += groups(p);
-#pragma omp parallel
-    {
+    parallel_items(items, [&](size_t q) {
         static thread_local std::vector<ActiveList> lists(list_lanes);
-#pragma omp for schedule(dynamic, 1)
-        for (size_t q = 0; q < items; q++) {
-            size_t p;
-            const size_t first = locate(q, &p, groups) * list_group;
-            const ExpertPart& e = parts[p];
-            const Matrix z = by_slot ? row_major(e.z, e.D) : row_major(e.z, e.D).transposed();
-            const size_t lanes = by_slot ? e.n : e.D, entries = by_slot ? e.D : e.n;
-            const size_t end = std::min(first + list_group, lanes), chunk = chunk_of(e);
-            for (size_t k = 0; k < entries; k += chunk)
-                for (size_t i = first; i < end; i += list_lanes) {
-                    const size_t count = std::min(list_lanes, end - i);
-                    list_active(lists.data(), z.from(i, k), count, std::min(chunk, entries - k));
-                    for (size_t lane = 0; lane < count; lane++) each(e, lists[lane], i + lane, k);
-                }
-        }
-    }
+        size_t p;
+        const size_t first = locate(q, &p, groups) * list_group;
+        const ExpertPart& e = parts[p];
+        const Matrix z = by_slot ? row_major(e.z, e.D) : row_major(e.z, e.D).transposed();
+        const size_t lanes = by_slot ? e.n : e.D, entries = by_slot ? e.D : e.n;
+        const size_t end = std::min(first + list_group, lanes), chunk = chunk_of(e);
+        for (size_t k = 0; k < entries; k += chunk)
+            for (size_t i = first; i < end; i += list_lanes) {
+                const size_t count = std::min(list_lanes, end - i);
+                list_active(lists.data(), z.from(i, k), count, std::min(chunk, entries - k));
+                for (size_t lane = 0; lane < count; lane++) each(e, lists[lane], i + lane, k);
+            }
+    });
 }
 
 void skipping_decode(const ExpertPart* parts, size_t n_parts) {

@@ -48,7 +48,7 @@ static int train(int argc, char** argv) {
     if (!options.parse(argc, argv)) return 0;
     Run run = resolve_run(options, flags);
     const std::vector<Tensor> table = tensor_table(run.config);
-    print_settings(run, table, strf("CPU, %s, vectors of %d bits", threads_text.c_str(), 8 * vector_bytes),
+    print_settings(run, table, strf("CPU, %s, vectors of %d bits", threads_text().c_str(), 8 * vector_bytes),
                    memory_of(run, table));
 
     Model model(run.config, run.B, run.T);

@@ -653,7 +653,7 @@ Launcher::Launcher(const RankIdentity& of, const RankFlags& flags) : id(of), fir
     signals = signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
-// fork and exec, for neither CUDA nor OpenMP survives a fork alone. The variables are those of torchrun.
+// fork and exec, for neither CUDA nor a team of threads survives a fork alone. The variables are those of torchrun.
 void Launcher::start(char** argv) {
     const auto set = [](const char* name, int value) { setenv(name, std::to_string(value).c_str(), 1); };
     set("WORLD_SIZE", id.size);
@@ -661,7 +661,7 @@ void Launcher::start(char** argv) {
     setenv("MASTER_ADDR", id.host.c_str(), 1);
     set("MASTER_PORT", id.port);
     setenv(launcher_variable, strf("%d %s", int(getpid()), id.run.c_str()).c_str(), 1);
-    const int threads = std::max(1, omp_get_max_threads() / id.starts); // of those that Options allowed us
+    const int threads = std::max(1, int(thread_count()) / id.starts); // of those that Options allowed us
     setenv("OMP_NUM_THREADS", std::to_string(threads).c_str(), 0);
     fflush(nullptr);
     for (int local = 0; local < id.starts; local++) {
