@@ -7,6 +7,11 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __FAST_MATH__ // -ffast-math, -Ofast: fast_exp would be cancelled to a power of two, NaN pass every
+                     // check
+#error "moex computes another function under -ffast-math or -Ofast: use -O3, which is as fast"
+#endif
+
 #ifdef MOEX_DOUBLE
 using real = double;
 #else
