@@ -141,6 +141,9 @@ static Card measure_card(Clock& clock, const Settings& settings, JsonLines& json
     cuda_check(cudaGetDeviceProperties(&properties, 0));
     Card card{};
     card.multiprocessors = properties.multiProcessorCount;
+    int kilohertz = 0; // the highest clock
+    cuda_check(cudaDeviceGetAttribute(&kilohertz, cudaDevAttrClockRate, 0));
+    card.issue = 4 * card.multiprocessors * kilohertz * 1e3;
     {
         const size_t bytes = tiny ? 1 << 20 : size_t(1) << 30;
         const Block<char> from(bytes), to(bytes);
