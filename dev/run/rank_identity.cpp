@@ -1,6 +1,5 @@
 #include "rank_identity.h"
 #include "../lib/options.h"
-#include <unistd.h>
 
 void RankFlags::declare(Options& o) {
     o.section("Several GPUs");
@@ -156,9 +155,10 @@ RankIdentity rank_identity(const RankFlags& flags, const Environment& environmen
     const Variables v = {environment};
     RankIdentity id;
 
-    // A rank of our own launcher, which has checked the flags; the variable of another run is not for us.
+    // A rank of our own launcher, which has checked the flags; it may have died since (ranks.cpp looks).
     const std::string launcher = v.text(launcher_variable);
-    if (!launcher.empty() && atoll(launcher.c_str()) == getppid()) {
+    const int launcher_pid = atoi(launcher.c_str());
+    if (launcher_pid > 0) {
         read_numbers(v, torchrun, id);
         id.launcher = strf("--gpus %lld", (long long)flags.gpus);
         if (!flags.node.empty()) id.launcher += " --node " + flags.node;
@@ -166,7 +166,7 @@ RankIdentity rank_identity(const RankFlags& flags, const Environment& environmen
         id.host = v.text("MASTER_ADDR");
         id.port = v.number("MASTER_PORT", 1, 65535);
         id.run = launcher.substr(std::min(launcher.find(' ') + 1, launcher.size()));
-        id.started_by_us = true;
+        id.launcher_pid = launcher_pid;
         return id;
     }
 

@@ -26,7 +26,7 @@ struct RankIdentity {
     int port = 0;
     std::string launcher = "one process"; // who was believed
     std::string run;                      // distinguishes this run from others that may come to the same port
-    bool started_by_us = false;           // by --gpus: the launcher is the server, else rank 0 is
+    int launcher_pid = 0;                 // of --gpus, which is the server, else rank 0 is
     int starts = 0;                       // > 0: this process is the launcher of so many ranks
     int node = 0, nodes = 1;              // of the launcher: its machine and how many there are
 };

@@ -38,6 +38,12 @@ bool asks_to_stop(int signal) { return signal == SIGINT || signal == SIGTERM || 
 
 } // namespace
 
+std::string what_it_does(int phase, int64_t step) {
+    if (Phase(phase) == Phase::starting) return "at the start";
+    if (Phase(phase) == Phase::ending) return "at the end";
+    return strf("in %s of step %lld", phase_names[phase], (long long)step);
+}
+
 Meeting::Meeting(int size, const std::string& run, double timeout, double now)
     : run(run), timeout(timeout), begin(now), last_tick(now), next_waiting_line(now + waiting_line_every),
       members(size_t(size)) {}
@@ -298,7 +304,7 @@ void Meeting::decide() {
         const int signal = WTERMSIG(*m.wait_status);
         if (asks_to_stop(signal)) return end(128 + signal, "");
         return end(1, strf("%s was killed by signal %d %s%s", name(int(rank)).c_str(), signal,
-                           doing(m).c_str(), how_to_go_on().c_str()));
+                           what_it_does(m.phase, m.step).c_str(), how_to_go_on().c_str()));
     }
     if (first_failed >= 0) {
         const Member& m = members[size_t(first_failed)];
@@ -310,11 +316,12 @@ void Meeting::decide() {
         const Member& m = members[rank];
         if (m.wait_status)
             return end(1, strf("%s ended with status %d %s%s", name(int(rank)).c_str(),
-                               WEXITSTATUS(*m.wait_status), doing(m).c_str(), how_to_go_on().c_str()));
+                               WEXITSTATUS(*m.wait_status), what_it_does(m.phase, m.step).c_str(),
+                               how_to_go_on().c_str()));
         if (m.lost && m.stop) return end(128 + m.stop, ""); // a second signal
         if (m.lost)
             return end(1, strf("%s is gone: its connection ended %s%s", name(int(rank)).c_str(),
-                               doing(m).c_str(), how_to_go_on().c_str()));
+                               what_it_does(m.phase, m.step).c_str(), how_to_go_on().c_str()));
     }
 }
 
@@ -380,7 +387,7 @@ void Meeting::look_for_silence(double now) {
     const std::string who =
         whole_machine ? strf("%s (ranks %s)", first.host.c_str(), list_of(silent).c_str()) : name(silent[0]);
     end(1, strf("%s has not been heard of for %.0f s, the last was %s%s", who.c_str(), patience,
-                doing(first).c_str(), how_to_go_on().c_str()));
+                what_it_does(first.phase, first.step).c_str(), how_to_go_on().c_str()));
 }
 
 // Nobody does anything new: whoever is furthest behind holds up the others.
@@ -397,7 +404,8 @@ void Meeting::look_for_hang(double now) {
     for (const Member& m : members)
         if (!m.done && std::pair(m.step, m.phase) != std::pair(behind->step, behind->phase))
             others.insert(m.phase);
-    std::string line = strf("has been %s for %.0f s", doing(*behind).c_str(), now - behind->moved);
+    std::string line = strf("has been %s for %.0f s", what_it_does(behind->phase, behind->step).c_str(),
+                            now - behind->moved);
     if (others.empty()) {
         line = "every rank " + line;
     } else {
@@ -424,13 +432,6 @@ void Meeting::say_end(int connection) {
 std::string Meeting::name(int rank) const {
     const Member& m = members[size_t(rank)];
     return m.joined ? strf("rank %d (%s, GPU %d)", rank, m.host.c_str(), m.local) : strf("rank %d", rank);
-}
-
-std::string Meeting::doing(const Member& m) const {
-    const Phase phase = Phase(m.phase);
-    return phase == Phase::starting ? "at the start"
-           : phase == Phase::ending ? "at the end"
-                                    : strf("in %s of step %lld", phase_names[m.phase], (long long)m.step);
 }
 
 std::string Meeting::how_to_go_on() const {

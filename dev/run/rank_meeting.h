@@ -7,6 +7,9 @@
 #include <optional>
 #include <set>
 
+// "in backward of step 7", "at the start"
+std::string what_it_does(int phase, int64_t step);
+
 struct Meeting {
     Meeting(int size, const std::string& run, double timeout, double now);
 
@@ -64,6 +67,5 @@ struct Meeting {
     void end(int with_status, const std::string& line);
     void say_end(int connection);
     std::string name(int rank) const;
-    std::string doing(const Member& member) const;
     std::string how_to_go_on() const;
 };

@@ -280,7 +280,6 @@ struct Server {
 struct Ranks::Connection {
     RankIdentity id;
     volatile std::sig_atomic_t* stop;
-    const pid_t parent = getppid();
     int fd = -1, wake = -1;
     Peer peer; // of the watching thread, once it runs
     std::thread watching, serving;
@@ -305,6 +304,7 @@ struct Ranks::Connection {
     ~Connection();
     void connect_to_server(double patience);
     void put(FrameKind kind, const Fields& fields);
+    void wake_up() const;
     std::string bye_frame(int status) const;
     void watch();
     bool take(const Frame& frame);
@@ -318,7 +318,7 @@ struct Ranks::Connection {
 Ranks::Connection::Connection(const RankIdentity& id, const RankFlags& flags,
                               volatile std::sig_atomic_t* stop)
     : id(id), stop(stop) {
-    if (id.rank == 0 && !id.started_by_us) {
+    if (id.rank == 0 && !id.launcher_pid) {
         server = std::make_unique<Server>(id, flags);
         server->listen_at(id.host, id.port);
         serving = quiet_thread([this] {
@@ -331,10 +331,10 @@ Ranks::Connection::Connection(const RankIdentity& id, const RankFlags& flags,
     }
     connect_to_server(flags.timeout > 0 ? std::min(connect_patience, double(flags.timeout))
                                         : connect_patience);
-    wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    watching = quiet_thread([this] { watch(); });
     // Only rank 0 has something to say: no print statement needs a condition.
     if (id.rank > 0 && !freopen("/dev/null", "w", stdout)) fail("/dev/null cannot be opened");
+    wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    watching = quiet_thread([this] { watch(); });
 }
 
 Ranks::Connection::~Connection() {
@@ -380,20 +380,26 @@ void Ranks::Connection::connect_to_server(double patience) {
             reason = "something answers there, but no run of moex, or another one";
             close(std::exchange(fd, -1));
         }
-        if (id.started_by_us && getppid() != parent) leave_at_once(1); // the launcher is gone
-        if (server_is_done()) leave_at_once(server->meeting.status);   // others could not agree
+        if (id.launcher_pid && getppid() != id.launcher_pid) leave_at_once(1); // it is gone
+        if (server_is_done()) leave_at_once(server->meeting.status);           // others could not agree
         if (now_seconds() - begin > patience) break;
         usleep(useconds_t(pause * 1e6));
     }
-    if (id.rank > 1) leave_at_once(1); // one line is enough
-    fail("rank %d cannot reach rank 0 at %s:%d in %.0f s: %s", id.rank, host.c_str(), id.port, patience,
-         reason.c_str());
+    // One line is enough, of rank 1. (Rank 0 has a server of its own, whose thread must not be left behind.)
+    if (id.rank <= 1)
+        fprintf(stderr, "moex: rank %d cannot reach rank 0 at %s:%d in %.0f s: %s\n", id.rank, host.c_str(),
+                id.port, patience, reason.c_str());
+    leave_at_once(1);
 }
 
 void Ranks::Connection::put(FrameKind kind, const Fields& fields) {
     const std::string bytes = encode({kind, id.rank, fields});
     const std::lock_guard lock(mutex);
     outbox += bytes;
+    wake_up();
+}
+
+void Ranks::Connection::wake_up() const {
     const uint64_t one = 1;
     if (write(wake, &one, sizeof one) < 0) return; // it is awake already
 }
@@ -491,15 +497,11 @@ void Ranks::Connection::lost() {
         leave_at_once(failure_status);
     }
     if (id.rank == 1) {
-        const int now_in = phase;
-        const std::string doing = Phase(now_in) == Phase::starting
-                                      ? "at the start"
-                                      : strf("in %s of step %lld", phase_names[now_in], (long long)step);
         const std::string go_on =
             checkpoint.empty() ? "" : "; the last checkpoint is " + checkpoint + "; to go on: " + command;
         fprintf(stderr, "moex: %s is gone: the connection of rank 1 to it ended %s%s\n",
-                id.started_by_us ? "the launcher" : strf("rank 0 (%s)", id.host.c_str()).c_str(),
-                doing.c_str(), go_on.c_str());
+                id.launcher_pid ? "the launcher" : strf("rank 0 (%s)", id.host.c_str()).c_str(),
+                what_it_does(phase, step).c_str(), go_on.c_str());
     }
     leave_at_once(1);
 }
@@ -535,6 +537,7 @@ int Ranks::Connection::leave(int status) {
     std::unique_lock lock(mutex);
     if (!bye) outbox += bye_frame(status);
     bye = true;
+    wake_up();
     changed.wait(lock, [&] { return ended; });
     lock.unlock();
     watching.join();
@@ -632,7 +635,7 @@ struct Launcher {
     int run();
     void take_signals();
     void reap();
-    void tell_server(FrameKind kind, int rank, const char* name, int value);
+    bool tell_server(FrameKind kind, int rank, const char* name, int value);
     void kill_all();
     bool all_ended() const;
 };
@@ -719,8 +722,8 @@ void Launcher::take_signals() {
         if (server) {
             server->meeting.stop_requested(signal);
         } else {
-            tell_server(FrameKind::stop, first, "signal", signal);
-            if (stop_signal) kill_all();
+            status = 128 + signal;
+            if (!tell_server(FrameKind::stop, first, "signal", signal) || stop_signal) kill_all();
         }
         stop_signal = signal;
     }
@@ -744,17 +747,18 @@ void Launcher::reap() {
 }
 
 // From a machine that is not the server's. Where the server is gone its ranks say so.
-void Launcher::tell_server(FrameKind kind, int rank, const char* name, int value) {
+bool Launcher::tell_server(FrameKind kind, int rank, const char* name, int value) {
     std::string reason;
     const int fd = try_to_connect(id.host, id.port, &reason);
-    if (fd < 0) return;
+    if (fd < 0) return false;
     Peer peer = {
         {},
         encode({kind,
                 rank,
                 {{"run", id.run}, {"size", std::to_string(id.size)}, {name, std::to_string(value)}}})};
-    send_some(fd, peer);
+    const bool sent = send_some(fd, peer) && peer.out.empty();
     close(fd);
+    return sent;
 }
 
 void Launcher::kill_all() {
