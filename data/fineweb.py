@@ -14,7 +14,6 @@ import argparse
 import array
 import collections
 import concurrent.futures
-import glob
 import gzip
 import itertools
 import json
@@ -245,11 +244,20 @@ def tokenised(source, processes):
 # Shards.
 
 
+def shards_in(folder, suffix=""):
+    """What a maker of shards has written there, and nothing else."""
+    names = sorted(name for name in os.listdir(folder) if re.fullmatch(r"(train|val)_\d{6}\.bin" + suffix, name))
+    return [f"{folder}/{name}" for name in names]
+
+
 class Shards:
-    """val_000000.bin with the first val_tokens tokens, then train_000000.bin and on. The val shard is put in
-    place only when there is a token for train."""
+    """val_000000.bin with the first val_tokens tokens, then train_000000.bin and on. They are written under
+    names of their own (val_000000.bin.part) and put in place together by publish(), when all are whole and on
+    the disk; only then those of an earlier run go. Without publish() the folder stays as it was."""
 
     def __init__(self, out, shard_tokens, val_tokens):
+        for path in shards_in(out, r"\.part.*"):  # left by a run that was killed
+            os.unlink(path)
         self.out, self.limits = out, {"val": val_tokens, "train": shard_tokens}
         self.tokens, self.files = {"val": 0, "train": 0}, {"val": 0, "train": 0}
         self.series, self.open, self.count = "val" if val_tokens else "train", None, 0
@@ -261,7 +269,7 @@ class Shards:
                 self.close()
                 self.series = "train"
             if not self.open:
-                self.open = AtomicFile(f"{self.out}/{self.series}_{self.files[self.series]:06d}.bin")
+                self.open = AtomicFile(f"{self.out}/{self.series}_{self.files[self.series]:06d}.bin.part")
                 self.open.write(bytes(1024))
                 self.count = 0
             part = data[:self.limits[self.series] - self.count]
@@ -278,9 +286,19 @@ class Shards:
         self.files[self.series] += 1
         self.open = None
 
+    def publish(self):
+        new = shards_in(self.out, r"\.part")
+        for path in shards_in(self.out):
+            os.unlink(path)
+        for path in new:
+            os.rename(path, path.removesuffix(".part"))
+
     def discard(self):
+        """The shard being written, and all that have not been published."""
         if self.open:
             self.open.discard()
+        for path in shards_in(self.out, r"\.part"):
+            os.unlink(path)
 
 
 class Progress:
@@ -331,6 +349,12 @@ def make_shards(source, options):
             raise Error(f"the text has only {tokens} tokens, and the first {options.val_tokens} are for validation: "
                         "expected more text, or a smaller --val-tokens")
         shards.close()
+        shards.publish()
+    except (KeyboardInterrupt, Error, OSError):  # hours of work may be there already: what is whole is kept
+        if shards.files["train"]:
+            shards.publish()
+            print(f"ended early: {shards.files['train']} shards for training are whole and kept", file=sys.stderr)
+        raise
     finally:
         results.close()
         shards.discard()
@@ -418,7 +442,7 @@ def main():
     add("--processes", metavar="N", type=count(1), default=os.cpu_count() or 1,
         help="that tokenise at the same time [all cores: %(default)s]")
     add("--tokenizer-file", metavar="FILE", help="for sampling [gpt2.tokenizer in --out]")
-    add("--overwrite", action="store_true", help="remove the shards that are in the folder already")
+    add("--overwrite", action="store_true", help="replace the shards that are in the folder already")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, temporary files removed
     if not options.out and not options.tokenizer_file:
@@ -436,15 +460,11 @@ def main():
         else:
             source = Hub(options.dataset, options.subset, options.split, options.text_field)
         os.makedirs(options.out, exist_ok=True)
-        folder = glob.escape(options.out)
-        old = sorted(glob.glob(f"{folder}/train_*.bin") + glob.glob(f"{folder}/val_*.bin"))
+        old = shards_in(options.out)
         if old and not options.overwrite:
-            raise Error(f"{old[0]}: there are shards in this folder already, expected none (or --overwrite, to "
-                        "remove them)")
+            raise Error(f"{old[0]}: there already, from an earlier run; give --overwrite to replace it, or another --out")
     write_tokenizer(options.tokenizer_file or f"{options.out}/gpt2.tokenizer")
     if options.out:
-        for path in old:
-            os.unlink(path)
         make_shards(source, options)
 
 
@@ -452,7 +472,7 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("moex: stopped; the shards that are there are whole")
+        sys.exit("moex: stopped")
     except Error as e:
         sys.exit(f"moex: {e}")
     except OSError as e:

@@ -10,7 +10,9 @@
 #include "../dev/lib/file.h"
 #include <algorithm>
 #include <bit>
+#include <cstring>
 #include <glob.h>
+#include <sys/stat.h>
 
 static_assert(std::endian::native == std::endian::little, "shards are mapped as they are: little-endian");
 
@@ -68,17 +70,93 @@ struct Shard {
     }
 };
 
+// ---------------------------------------------------------------------------------------------------------
+// Files by name or pattern
+
+// `a{b,c}d` -> abd, acd, also one in the other, as the shell has them (glob() of some C libraries does not).
+inline std::vector<std::string> expand_braces(const std::string& pattern) {
+    size_t depth = 0, open = 0;
+    std::vector<size_t> ends; // of the outermost alternatives: their commas, then the brace
+    for (size_t i = 0; i < pattern.size(); i++) {
+        if (pattern[i] == '\\') {
+            i++;
+        } else if (pattern[i] == '{') {
+            if (depth++ == 0) open = i;
+        } else if (depth == 1 && pattern[i] == ',') {
+            ends.push_back(i);
+        } else if (depth > 0 && pattern[i] == '}' && --depth == 0) {
+            if (ends.empty()) continue; // {x} and {} stand for themselves
+            ends.push_back(i);
+            std::vector<std::string> all;
+            for (size_t k = 0, begin = open + 1; k < ends.size(); begin = ends[k++] + 1)
+                for (const std::string& one :
+                     expand_braces(pattern.substr(0, open) + pattern.substr(begin, ends[k] - begin) +
+                                   pattern.substr(i + 1)))
+                    all.push_back(one);
+            return all;
+        }
+    }
+    return {pattern};
+}
+
+// The files that a name or pattern means, sorted. What exists under the name as it stands is meant, whatever
+// characters it has; so is a folder in front of a pattern.
+inline std::vector<std::string> matching_files(const std::string& pattern) {
+    struct stat st;
+    if (stat(pattern.c_str(), &st) == 0 && !S_ISDIR(st.st_mode)) return {pattern};
+    const size_t slash = pattern.rfind('/');
+    std::string folder = slash == std::string::npos ? "" : pattern.substr(0, slash + 1),
+                name = pattern.substr(folder.size());
+    if (!folder.empty() && stat(folder.c_str(), &st) == 0) {
+        std::string literal;
+        for (char c : folder) literal += strchr("*?[\\{", c) ? std::string("\\") + c : std::string(1, c);
+        folder = literal;
+    }
+#ifdef GLOB_TILDE
+    const int flags = GLOB_TILDE;
+#else
+    const int flags = 0;
+#endif
+    std::vector<std::string> paths;
+    for (const std::string& one : expand_braces(folder + name)) {
+        glob_t found = {};
+        const int status = glob(one.c_str(), flags, nullptr, &found);
+        if (status == 0) paths.insert(paths.end(), found.gl_pathv, found.gl_pathv + found.gl_pathc);
+        globfree(&found);
+        if (status == GLOB_NOSPACE) throw std::bad_alloc();
+    }
+    std::sort(paths.begin(), paths.end());
+    paths.erase(std::unique(paths.begin(), paths.end()), paths.end());
+    return paths;
+}
+
+// For a pattern that matches nothing, or a folder: what to type instead, "" if nothing comes to mind.
+inline std::string shards_hint(const std::string& pattern) {
+    struct stat st;
+    if (pattern.empty()) return "";
+    const bool is_folder = stat(pattern.c_str(), &st) == 0 && S_ISDIR(st.st_mode);
+    const std::string folder = is_folder ? pattern : parent_directory(pattern);
+    if (stat(folder.c_str(), &st) != 0 || !S_ISDIR(st.st_mode))
+        return folder.find_first_of("*?[{") == std::string::npos
+                   ? strf("; there is no folder %s", folder.c_str())
+                   : "";
+    const std::string prefix = !is_folder && pattern.find('/') == std::string::npos
+                                   ? ""
+                                   : folder + (folder.back() == '/' ? "" : "/");
+    for (const char* shards : {"train_*.bin", "val_*.bin", "*_train_*.bin", "*_val_*.bin", "*.bin"})
+        if (!matching_files(prefix + shards).empty())
+            return strf("; there are '%s%s'", prefix.c_str(), shards);
+    return "";
+}
+
 // Every shard that the glob matches, sorted by name. They must be of one kind: same tokenizer, same row.
 inline std::vector<Shard> open_shards(const std::string& pattern) {
-    glob_t found = {};
-    const int status = glob(pattern.c_str(), GLOB_TILDE | GLOB_BRACE, nullptr, &found);
-    std::vector<std::string> paths;
-    if (status == 0) paths.assign(found.gl_pathv, found.gl_pathv + found.gl_pathc);
-    globfree(&found);
-    if (status == GLOB_NOSPACE) throw std::bad_alloc();
+    struct stat st;
+    const bool is_folder = stat(pattern.c_str(), &st) == 0 && S_ISDIR(st.st_mode);
+    const std::vector<std::string> paths = is_folder ? std::vector<std::string>{} : matching_files(pattern);
     if (paths.empty())
-        fail("%s: matches no file, expected the name or glob of token shards", pattern.c_str());
-    std::sort(paths.begin(), paths.end());
+        fail("%s: %s, expected the name or glob of token shards%s", pattern.c_str(),
+             is_folder ? "a folder" : "matches no file", shards_hint(pattern).c_str());
     std::vector<Shard> shards;
     for (const std::string& path : paths) {
         shards.emplace_back(path);
@@ -90,6 +168,8 @@ inline std::vector<Shard> open_shards(const std::string& pattern) {
     }
     return shards;
 }
+
+// ---------------------------------------------------------------------------------------------------------
 
 // Writes one shard: write() as often as needed, then commit(). Without commit() nothing stays behind. The
 // count is known only at the end, so it is put into the header there.

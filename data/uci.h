@@ -1,5 +1,6 @@
 // A chess engine in a process of its own, spoken to by the UCI protocol through two pipes. Everything an
-// engine can do wrong (not start, not answer in time, die, play an illegal move) is one clear error.
+// engine can do wrong (not start, not answer in time, talk without end, die, play an illegal move) is one
+// clear error.
 #pragma once
 #include "../dev/lib/terminal.h"
 #include "chess.h"
@@ -14,28 +15,46 @@
 
 namespace chess {
 
+// A pipe that programs started later do not inherit; false, and errno, if there is none. (pipe2() would do
+// both in one step, but macOS lacks it.)
+inline bool make_pipe(int (&ends)[2]) {
+    if (pipe(ends) != 0) return false;
+    for (int end : ends) fcntl(end, F_SETFD, FD_CLOEXEC);
+    return true;
+}
+// In a child about to become another program: descriptor `fd` as its `number`.
+inline void hand_over(int fd, int number) {
+    if (fd == number)
+        fcntl(fd, F_SETFD, 0); // dup2 would leave it as it is, to be closed on exec
+    else
+        dup2(fd, number);
+}
+
 struct Engine {
     // Starts the program (found in PATH if the name has no slash) and waits until it is ready. patience:
-    // seconds that the answer to a command may take.
-    Engine(const std::string& path, double patience) : path(path), patience(patience) {
+    // seconds that the answer to a command may take. interrupted: a signal that has come ends every wait with
+    // an Error; nullptr for none.
+    Engine(const std::string& path, double patience, const volatile std::sig_atomic_t* interrupted = nullptr)
+        : path(path), patience(patience), interrupted(interrupted) {
         signal(SIGPIPE, SIG_IGN);       // writing to a dead engine is an error like any other
         int to[2], from[2], failure[2]; // failure: carries errno if exec fails, closes if it does not
-        if (pipe2(to, O_CLOEXEC) != 0) fail("%s: no pipe to it: %s", path.c_str(), strerror(errno));
+        if (!make_pipe(to)) fail("%s: no pipe to it: %s", path.c_str(), strerror(errno));
         in = to[1];
         fcntl(in, F_SETFL, O_NONBLOCK);
-        if (pipe2(from, O_CLOEXEC) != 0) {
+        if (!make_pipe(from)) {
             const int reason = errno;
-            close(to[0]), close(to[1]);
+            close(to[0]);
+            close(to[1]);
             fail("%s: no pipe from it: %s", path.c_str(), strerror(reason));
         }
         out = from[0];
-        const bool piped = pipe2(failure, O_CLOEXEC) == 0;
+        const bool piped = make_pipe(failure);
         pid = piped ? fork() : -1;
         if (pid == 0) {
             setpgid(0, 0); // a Ctrl-C at the terminal is ours to handle, not the engine's
             signal(SIGPIPE, SIG_DFL);
-            dup2(to[0], STDIN_FILENO);
-            dup2(from[1], STDOUT_FILENO);
+            hand_over(to[0], STDIN_FILENO);
+            hand_over(from[1], STDOUT_FILENO);
             execlp(path.c_str(), path.c_str(), (char*)nullptr);
             const int reason = errno;
             [[maybe_unused]] const ssize_t told = ::write(failure[1], &reason, sizeof reason);
@@ -43,7 +62,8 @@ struct Engine {
         }
         int reason = pid < 0 ? errno : 0;
         if (pid > 0) setpgid(pid, pid); // whichever of the two comes first
-        close(to[0]), close(from[1]);
+        close(to[0]);
+        close(from[1]);
         if (piped) {
             close(failure[1]);
             while (pid > 0 && ::read(failure[0], &reason, sizeof reason) < 0 && errno == EINTR) {
@@ -92,6 +112,7 @@ struct Engine {
   private:
     std::string path, received; // received: bytes after the last whole line
     double patience, deadline = 0;
+    const volatile std::sig_atomic_t* interrupted;
     int in = -1, out = -1; // our ends of its stdin and stdout
     pid_t pid = -1;
 
@@ -132,19 +153,23 @@ struct Engine {
         }
     }
 
+    // Until the descriptor is ready. The deadline holds however often it is: what keeps talking is late, too.
+    // (A signal may reach another thread than this one, so it is looked for five times a second.)
     void await(int fd, short what, const char* purpose) {
-        pollfd wait = {fd, what, 0};
-        int n;
-        do n = poll(&wait, 1, int(std::max(0.0, deadline - now_seconds()) * 1000));
-        while (n < 0 && errno == EINTR);
-        if (n == 0) fail("%s: took more than %g seconds %s", path.c_str(), patience, purpose);
+        for (;;) {
+            if (interrupted && *interrupted) fail("%s: interrupted", path.c_str());
+            const double left = deadline - now_seconds();
+            if (left <= 0) fail("%s: took more than %g seconds %s", path.c_str(), patience, purpose);
+            pollfd wait = {fd, what, 0};
+            if (poll(&wait, 1, int(std::ceil(std::min(left, 0.2) * 1000))) > 0) return;
+        }
     }
 
     [[noreturn]] void died(const char* during) {
         int status = 0;
         pid_t ended = 0;
-        for (int i = 0; i < 100 && pid > 0 && ended == 0;
-             i++) { // its pipes close a little before it can be waited for
+        // Its pipes close a little before it can be waited for.
+        for (int i = 0; i < 100 && pid > 0 && ended == 0; i++) {
             ended = waitpid(pid, &status, WNOHANG);
             if (ended == 0) usleep(10000);
         }

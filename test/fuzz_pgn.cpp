@@ -1,8 +1,9 @@
-// libFuzzer target for everything in the chess part that reads what others wrote: PGN, SAN, FEN, game text.
-// The first byte of the input chooses the size of the chunks that the PGN reader gets; the rest is read as
-// each of the four. Beside the sanitizers it checks what must hold for any input: good games are legal and
-// exact, the size of the chunks changes nothing, a FEN that is accepted comes back as it was written.
-#include "../data/pgn.h"
+// libFuzzer target for everything in the chess part that reads what others wrote: files of games (PGN, game
+// text, tables), SAN, FEN, game text. The first byte of the input chooses the size of the chunks that the
+// readers get; the rest is read as each of them. Beside the sanitizers it checks what must hold for any
+// input: good games are legal and exact, the size of the chunks changes nothing, a FEN that is accepted comes
+// back as it was written.
+#include "../data/game_file.h"
 
 using namespace chess;
 
@@ -12,18 +13,10 @@ static void require(bool ok, const char* what) {
     abort();
 }
 
-static std::string read_all(const std::string& pgn, size_t chunk) {
-    size_t at = 0;
-    PgnReader reader(
-        [&](char* to, size_t n) {
-            n = std::min(n, pgn.size() - at);
-            memcpy(to, pgn.data() + at, n);
-            at += n;
-            return n;
-        },
-        "fuzz", chunk);
+// The games that a reader gives, and what it has counted.
+template <class Reader> static std::string read_all(Reader& reader) {
     std::string all;
-    for (PgnGame game; reader.next(game);) {
+    for (GameRecord game; reader.next(game);) {
         require(!game.moves.empty() && to_game_text(game.moves) == game.text,
                 "a good game is not what its text says");
         const GameTextReader back = parse_game_text(game.text);
@@ -34,13 +27,48 @@ static std::string read_all(const std::string& pgn, size_t chunk) {
     try {
         reader.fail_if_none();
     } catch (const Error&) {
-        require(reader.counts.good == 0, "good games, but an error");
+        require(reader.counts.good() == 0, "good games, but an error");
     }
-    const PgnCounts& c = reader.counts;
-    require(c.bytes == pgn.size(), "the reader has not read everything");
-    for (uint64_t n : {c.good, c.empty, c.variant, c.illegal, c.cut, c.overlong, c.tags, c.stray})
-        all += strf(" %llu", (unsigned long long)n);
-    return all;
+    const GameCounts& c = reader.counts;
+    for (uint64_t n : c.of) all += strf(" %llu", (unsigned long long)n);
+    for (const std::string& reason : c.reasons()) all += reason;
+    return all + strf(" %llu %llu", (unsigned long long)c.tags, (unsigned long long)c.stray);
+}
+
+static std::string read_as_pgn_and_table(const std::string& text, size_t chunk) {
+    size_t at = 0;
+    const ByteSource source = [&](char* to, size_t n) {
+        n = std::min(n, text.size() - at);
+        memcpy(to, text.data() + at, n);
+        at += n;
+        return n;
+    };
+    PgnReader pgn(ByteReader(source, chunk), "fuzz");
+    std::string all = read_all(pgn);
+    require(pgn.bytes_read() == text.size(), "the reader has not read everything");
+    at = 0;
+    TableLayout layout;
+    if (!find_layout(text, layout)) layout.separator = ',';
+    TextGameReader table(ByteReader(source, chunk), "fuzz", layout);
+    return all + read_all(table);
+}
+
+// Whatever a file is, it is read or refused by name.
+static void read_any(const std::string& text) {
+    size_t at = 0;
+    const ByteSource source = [&](char* to, size_t n) {
+        n = std::min(n, text.size() - at);
+        memcpy(to, text.data() + at, n);
+        at += n;
+        return n;
+    };
+    try {
+        GameFile file(source, "fuzz", "", {}, true);
+        for (GameRecord game; file.next(game);) require(!game.text.empty(), "a game without text");
+        file.fail_if_none();
+    } catch (const Error& e) {
+        require(std::string(e.what()).find('\n') == std::string::npos, "an error of several lines");
+    }
 }
 
 static void try_moves(const Position& p, const std::string& text) {
@@ -71,8 +99,9 @@ static void try_moves(const Position& p, const std::string& text) {
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (size == 0) return 0;
     const std::string text((const char*)data + 1, size - 1);
-    require(read_all(text, 1 + data[0]) == read_all(text, 1 << 16),
+    require(read_as_pgn_and_table(text, 1 + data[0]) == read_as_pgn_and_table(text, 1 << 16),
             "the size of the chunks changes what is read");
+    read_any(text);
 
     const GameTextReader reader = parse_game_text(text);
     require(reader.ok() || reader.error.find('\n') == std::string::npos, "an error of several lines");

@@ -879,8 +879,8 @@ static void test_labels() {
     refused("bad.fen", fen + "1.e4 e5\n", "line 2", "FEN");
     refused("bad.fen", "8/8/8/x7/8/8/k7/2K5 b - - 0 1", "line 1", "not a piece");
     refused("bad.fen", std::string("8/8/8/8\0\1/8/8/k7/2K5 b - - 0 1", 31), "line 1");
-    refused("bad.pgn", "1.e4 e5 2.Nf3 *\n\n1.e4 e5 2.Ke3 *\n", "game 2", "Ke3", "not a legal move");
-    refused("bad.pgn", "1.e4 e5 2.Ke3 *\n\n1.e4 e5 2.Ke2 *\n", "game 1", "Ke3");
+    refused("bad.pgn", "1.e4 e5 2.Nf3 *\n\n1.e4 e5 2.Ke3 *\n", "line 3", "Ke3", "not a legal move");
+    refused("bad.pgn", "1.e4 e5 2.Ke3 *\n\n1.e4 e5 2.Ke2 *\n", "line 1", "Ke3");
     refused("bad.pgn", "[FEN \"8/8/8/8/8/8/k7/2K5 b - - 0 1\"]\n\n1... Ka3 *\n", "no usable game", "1 FEN");
     refused("bad.txt", ";1.e4 e5\n;1.e4 e5 2.Ke3 d5\n", "line 2", "game 2", "ply 3", "'2.Ke3'",
             "illegal move");
@@ -890,7 +890,7 @@ static void test_labels() {
     refused("empty.pgn", "", "empty");
     refused("blank.pgn", "\n  \n", "no game found");
     FILE* f = tmpfile(); // nothing is written behind an illegal game
-    check_error(write_labels(folder.file("c.pgn", "1.e4 *\n\n1.Ke2 *\n\n1.d4 *\n"), f), "game 2");
+    check_error(write_labels(folder.file("c.pgn", "1.e4 *\n\n1.Ke2 *\n\n1.d4 *\n"), f), "line 3");
     rewind(f);
     size_t lines = 0;
     for (int c; (c = fgetc(f)) != EOF;) lines += c == '\n';

@@ -124,7 +124,11 @@ static void test_bad_shards() {
 
     // Globs, and the shards of one glob against each other.
     unlink(path.c_str());
-    check_error(open_shards(path_of("nothing_*.bin")), "nothing_*.bin", "matches no file");
+    check_error(open_shards(path_of("nothing_*.bin")), "nothing_*.bin", "matches no file", "there are",
+                "/*.bin'");
+    check_error(open_shards(folder), "a folder", "there are", "/*.bin'");
+    check_error(open_shards(folder + "/absent/train_*.bin"), "matches no file", "there is no folder",
+                "/absent");
     check_error(open_shards(""), "matches no file");
     write_shard(path_of("good2.bin"), counting(0, 12), TOKENIZER_CHESS, 6);
     check_error(open_shards(path_of("good*.bin")), "good2.bin", "row length 6", "expected chess-32 and 4",
@@ -138,6 +142,23 @@ static void test_bad_shards() {
     const std::vector<Shard> shards = open_shards(path_of("s_*.bin"));
     check(shards.size() == 3 && shards[0].file.path == path_of("s_01.bin") &&
           shards[2].file.path == path_of("s_10.bin"));
+    check(open_shards(path_of("{s_0[12],s_10,s_0*}.bin")).size() == 3, "braces, each file once");
+    check(expand_braces("a{b,c{d,e}}f{,g}") ==
+          std::vector<std::string>({"abf", "abfg", "acdf", "acdfg", "acef", "acefg"}));
+    for (const char* plain : {"", "{x}", "{a", "a}", "\\{a,b\\}"})
+        check(expand_braces(plain) == std::vector<std::string>{plain});
+
+    // A name that exists is meant as it stands, and so is a folder in front of a pattern.
+    for (const char* name : {"d [v2]", "d{1,2}", "d*"}) {
+        make_directories(path_of(name));
+        for (const char* file : {"/t [a].bin", "/t_1.bin"})
+            write_shard(path_of(name) + file, counting(0, 12), TOKENIZER_CHESS, 4);
+        check(open_shards(path_of(name) + "/t [a].bin").size() == 1, "%s", name);
+        check(open_shards(path_of(name) + "/t_?.bin").size() == 1, "%s", name);
+        check(open_shards(path_of(name) + "/t*.bin").size() == 2, "%s", name);
+        check_error(open_shards(path_of(name)), name, "a folder");
+        std::filesystem::remove_all(path_of(name));
+    }
 }
 
 // ----------------------------------------------------------------------------------------------------------
@@ -616,11 +637,34 @@ static void test_make_text(const std::string& program) {
 
     // Refusals. What is there stays.
     const std::string before = read_bytes(out + "/train_000000.bin");
-    refuses("-o " + out + " " + b, 1, "train_000000.bin: there are shards");
+    refuses("-o " + out + " " + b, 1, "train_000000.bin: there already");
     refuses("-o " + out + " --overwrite " + path_of("none.txt"), 1,
             "none.txt: cannot be opened: No such file");
     refuses("-o " + out + " --overwrite " + folder, 1, "a folder, expected a text file");
+    refuses("-o " + out + " --overwrite " + empty, 1, "there is no text");
     check(read_bytes(out + "/train_000000.bin") == before);
+    write_bytes(out + "/train_mine.bin", "x"); // not a maker's
+    check(run(program + " --overwrite -o " + out + " " + b).second == 0);
+    check(read_bytes(out + "/train_mine.bin") == "x" && tokens_of(out + "/train_0*.bin").size() < 20);
+
+    // Any number of files, pipes among them; few descriptors are needed.
+    std::string many = " " + b;
+    for (int i = 0; i < 1100; i++) {
+        write_bytes(path_of(strf("empty_%d", i)), "");
+        many += " " + path_of(strf("empty_%d", i));
+    }
+    std::filesystem::remove_all(out);
+    const auto [several, several_status] = run("cat " + b + " | (ulimit -n 20; exec " + program +
+                                               " --val-fraction 0.5 -o " + out + many + " - " + b + ")");
+    check(several_status == 0 && several.starts_with("3 documents"), "%s",
+          several.c_str());                                            // one over the cut
+    check(tokens_of(out + "/{train,val}_*.bin").size() == 3 * 10 + 4); // the one over the cut begins twice
+    const auto [packed, packed_status] =
+        run("printf '\\037\\213\\010' > " + path_of("x.gz") + "; " + program +
+            " --overwrite --val-fraction 0 -o " + out + " " + path_of("x.gz"));
+    check(packed_status == 0 && packed.find("note: ") != std::string::npos &&
+              packed.find("zcat ") != std::string::npos,
+          "%s", packed.c_str());
     std::filesystem::remove_all(out);
     refuses("-o " + out + " " + empty, 1, "there is no text");
     check(std::filesystem::is_empty(out));
@@ -632,7 +676,7 @@ static void test_make_text(const std::string& program) {
     refuses("-o " + out + " --nonsense " + b, 2, "unknown option");
     // A full disk in the middle: nothing half-written stays.
     const auto [message, status] = run("trap '' XFSZ; ulimit -f 100; " + program + " -o " + out + " " + a);
-    check(status == 1 && message.find("train_000000.bin: cannot be written") != std::string::npos, "%s",
+    check(status == 1 && message.find("train_000000.bin.part: cannot be written") != std::string::npos, "%s",
           message.c_str());
     check(std::filesystem::is_empty(out));
     check(run(program + " --help").second == 0);

@@ -82,7 +82,7 @@ def test_shards(gpt2, folder):
     check(shard(f"{out}/val_000000.bin") + sum(parts, []) == expected, "tokens of all shards")
 
     code, stdout, stderr = fineweb("--out", out, *local)
-    check(code == 1 and "there are shards in this folder already" in stderr, stderr)
+    check(code == 1 and "there already" in stderr, stderr)
     code, stdout, stderr = fineweb("--out", out, *local, "--overwrite", "--val-tokens", "0", "--max-tokens", "500",
                                    "--processes", "1")
     check(code == 0 and shard(f"{out}/train_000000.bin") == expected[:500], stderr)

@@ -1,6 +1,7 @@
 // Tests of the program make_chess: shards checked token by token against the games they hold, the split,
-// equal bytes for any number of threads, PGN from files and pipes, a UCI engine (this program itself plays
-// it, well or badly), interrupts, and every message. Usage: test_make_chess [path of make_chess].
+// duplicates, filters, equal bytes for any number of threads, games from files and pipes, a UCI engine (this
+// program itself plays it, well or badly), interrupts and errors on the way, and every message.
+// Usage: test_make_chess [path of make_chess].
 #include "../data/chess.h"
 #include "../data/shard.h"
 #include "../data/tokenizer.h"
@@ -26,8 +27,11 @@ static int play_engine(const std::string& mode) {
         std::string word;
         words >> word;
         if (word == "uci" && mode == "mute") continue;
-        if (word == "uci" && mode == "chatter")
-            for (;;) std::cout << "info string still thinking" << std::endl;
+        if (word == "uci" && mode == "chatter") { // more than a reader can take in, so that bytes always wait
+            std::string lines;
+            while (lines.size() < 1 << 20) lines += "info string still thinking\n";
+            for (;;) std::cout << lines << std::flush;
+        }
         if (word == "uci" && mode == "endless") std::cout << std::string(100000, 'x') << std::flush;
         if (word == "uci") std::cout << "id name fake\r\noption name Hash type spin\nuciok" << std::endl;
         if (word == "isready") std::cout << "readyok" << std::endl;
@@ -42,6 +46,11 @@ static int play_engine(const std::string& mode) {
         if (mode == "dies" && searches == 3) return 7;
         if (mode == "crashes" && searches == 3) raise(SIGKILL);
         if (mode == "sleeps" && searches == 3) continue;
+        if (mode == "tires" && searches == 100) return 7;
+        if (mode == "interrupts" && searches == 100) { // as if the user did, while it thinks
+            kill(getppid(), SIGINT);
+            continue;
+        }
         const chess::MoveList legal = chess::legal_moves(p);
         const chess::Move m = legal.moves[mode == "last" ? legal.size - 1 : 0];
         std::cout << "info depth 1 score cp 3\nbestmove "
@@ -165,8 +174,7 @@ static void test_selfplay() {
     check(games == 150 && summary_number(r.out, "games      ") == "150", "%s", r.out.c_str());
     const size_t val = lines_of(read_file(dir + "_val.txt")).size();
     check(val > 12 && val < 50, "%zu of 150 in val", val);
-    check(r.out.find("distinct   100.00%") != std::string::npos &&
-          r.out.find("sample     ;1.") != std::string::npos);
+    check(r.out.find("repeated") == std::string::npos && r.out.find("sample     ;1.") != std::string::npos);
 
     // The same with another number of threads; another seed gives other games.
     for (const char* threads : {"2", "3"}) {
@@ -198,6 +206,109 @@ static void test_selfplay() {
               .out.find("val        0 games, 0 rows") != std::string::npos);
     check(run("--games 8 --max-plies 10 --temperature 0 --row 16 --out " + folder + "/short")
               .out.find("8 at the ply cap") != std::string::npos);
+
+    // Only shards are replaced, and two runs do not write into one folder.
+    std::ofstream(dir + "/train_other.bin") << "x";
+    std::ofstream(dir + "/train_000001.bin.part.tmp.12") << "left by a run that was killed";
+    check(run("--games 20 --row 257 --seed 6 --overwrite --out " + dir).status == 0);
+    check(system(("cd " + dir + " && test \"$(echo *)\" = 'train_000000.bin train_other.bin'").c_str()) == 0);
+    const std::string locked = "flock " + folder + "/other ";
+    if (system((locked + "true").c_str()) == 0) {
+        const Run second =
+            run("--games 20 --row 257 --seed 6 --overwrite --out " + folder + "/other", locked);
+        check(second.status == 1 && second.err.find("another make_chess") != std::string::npos, "%s",
+              second.err.c_str());
+    }
+}
+
+// A game is in train or in val by its text: in whatever order games come, and beside whatever others.
+static void test_split_by_text() {
+    std::vector<std::string> games;
+    for (int i = 0; i < 300; i++) {
+        chess::Game game;
+        std::vector<chess::Move> moves;
+        for (int ply = 0; ply < 8; ply++) {
+            const chess::MoveList legal = chess::legal_moves(game.position);
+            moves.push_back(legal.moves[random_u64(3, uint64_t(i), uint64_t(ply)) % legal.size]);
+            game.play(moves.back());
+        }
+        games.push_back(chess::to_game_text(moves));
+    }
+    const auto halves = [&](const std::string& name, const std::vector<std::string>& list,
+                            const std::string& flags) {
+        std::string text;
+        for (const std::string& game : list) text += game + "\n";
+        std::ofstream(folder + "/" + name + ".txt") << text;
+        const Run r = run("--pgn " + folder + "/" + name + ".txt --row 8 --val-fraction 0.25 --train-text " +
+                          folder + "/t --val-text " + folder + "/v --out " + folder + "/" + name + flags);
+        check(r.status == 0, "%s", r.err.c_str());
+        return std::pair{lines_of(read_file(folder + "/t")), lines_of(read_file(folder + "/v"))};
+    };
+    const auto [train, val] = halves("all", games, "");
+    check(train.size() + val.size() == 300 && val.size() > 45 && val.size() < 105, "%zu in val", val.size());
+    std::vector<std::string> other(games.rbegin(), games.rbegin() + 200);
+    for (int i = 0; i < 50; i++) other.push_back(games[size_t(i)]);
+    other.insert(other.end(), other.begin(), other.begin() + 30); // again
+    const auto [train_2, val_2] = halves("part", other, " --seed 9");
+    const std::set<std::string> in_val(val.begin(), val.end());
+    for (const std::string& game : train_2) check(!in_val.count(game));
+    for (const std::string& game : val_2) check(in_val.count(game));
+    check(train_2.size() + val_2.size() == 250);
+    const auto [train_3, val_3] = halves("again", other, " --keep-duplicates");
+    check(train_3.size() + val_3.size() == 280);
+    check(read_file(folder + "/out").find("repeated   30 games, kept") != std::string::npos);
+}
+
+static void test_filters() {
+    std::string pgn;
+    for (int i = 0; i < 20; i++)
+        pgn += strf("[Event \"Rated Blitz game\"]\n[WhiteElo \"%d\"]\n[BlackElo \"%s\"]\n[TimeControl "
+                    "\"%s\"]\n\n1. %s e5 2. Nf3 "
+                    "Nc6%s %s\n\n",
+                    1500 + 10 * i, i == 3 ? "?" : "1700", i % 2 ? "180+0" : "600+0", i % 4 < 2 ? "e4" : "d4",
+                    std::string(i % 5, '!').c_str(), i % 3 ? "1-0" : "0-1");
+    std::ofstream(folder + "/rated.pgn") << pgn;
+    const std::string common = "--pgn " + folder +
+                               "/rated.pgn --keep-duplicates --row 8 --val-fraction 0 --overwrite --out " +
+                               folder + "/rated ";
+    const auto kept = [&](const std::string& flags) {
+        const Run r = run(common + flags);
+        check(r.status == 0, "%s: %s", flags.c_str(), r.err.c_str());
+        return summary_number(r.out, "games      ");
+    };
+    check(kept("") == "20" && kept("--min-elo 1600") == "10" &&
+          kept("--max-elo 1700 --min-elo 1510") == "18");
+    check(kept("--time-control blitz") == "10" && kept("--result 0-1") == "7" &&
+          kept("--games 4 --result 0-1") == "4");
+    const Run r = run(common + "--min-elo 1600 --time-control rapid");
+    check(r.out.find("left out   15: 9 by --min-elo, 1 by --min-elo, without ratings, 5 by --time-control") !=
+                  std::string::npos ||
+              r.out.find("1 by --min-elo, without ratings") != std::string::npos,
+          "%s", r.out.c_str());
+    check_fails(1, "--pgn " + folder + "/rated.pgn --min-elo 2500",
+                {"no game is left of 20", "19 by --min-elo", "without ratings"});
+    check_fails(2, "--games 10 --min-elo 2500", {"--min-elo", "--pgn FILE"});
+    check_fails(2, "--pgn x --since 17", {"--since: '17' is not a date"});
+    check_fails(2, "--pgn x --result won", {"--result: 'won'"});
+}
+
+// Games from other files than PGN, and files that are none.
+static void test_other_files() {
+    const std::string games = ";1.e4 e5 2.Nf3 Nc6\n;1.d4 d5 2.c4 e6\n;1.c4\n";
+    std::ofstream(folder + "/text.txt") << games;
+    std::ofstream(folder + "/table.csv") << "transcript\n" << games;
+    for (const char* file : {"text.txt", "table.csv"}) {
+        const std::string dir = folder + "/from_" + file;
+        check(run("--pgn " + folder + "/" + file + " --row 8 --val-fraction 0 --train-text " + dir +
+                  ".txt --out " + dir)
+                  .status == 0);
+        check(read_file(dir + ".txt") == games, "%s", file);
+    }
+    std::ofstream(folder + "/x.pgn.zst") << "\x28\xB5\x2F\xFD....";
+    check_fails(1, "--pgn " + folder + "/x.pgn.zst",
+                {"compressed with zstd", "zstdcat " + folder + "/x.pgn.zst | make_chess --pgn -"});
+    check_fails(1, "--pgn - < " + folder + "/x.pgn.zst",
+                {"standard input: compressed with zstd", "zstdcat FILE"});
 }
 
 static void test_pgn() {
@@ -210,22 +321,22 @@ static void test_pgn() {
                      i, i % 2 ? "Nf3" : "Nc3", i % 3 ? "1-0" : "");
         expected.push_back(i % 2 ? ";1.e4 e5 2.Nf3 Nc6" : ";1.e4 e5 2.Nc3 Nc6");
     }
-    text += "[Event \"bad\"]\n1. e4 e4 *\n[Event \"x\"]\n[FEN \"?\"]\n*\n[Event \"none\"]\n*\n[Event "
+    text += "[Event \"bad\"]\n1. e4 e4 *\n[Event \"x\"]\n[FEN \"?x\"]\n*\n[Event \"none\"]\n*\n[Event "
             "\"cut\"]\n1. d4 d";
     std::ofstream(pgn) << text;
-    const Run r = run("--pgn " + pgn + " --row 40 --val-fraction 0 --out " + folder + "/pgn");
+    const std::string all = " --keep-duplicates --row 40 --val-fraction 0 --out ";
+    const Run r = run("--pgn " + pgn + all + folder + "/pgn");
     check(r.status == 0 && r.err.empty(), "%s", r.err.c_str());
     check(text_of(open_shards(folder + "/pgn/train_*.bin")) == rows_of(expected, 40));
     for (const char* part :
-         {"read       44 games",
-          "dropped    4: 1 illegal, 1 cut, 1 FEN or variant, 1 without moves, 0 too long",
-          "first illegal: game 41, 1... 'e4'", "games      40 in", "160 plies, 4.0 a game"})
+         {"read       44 games", "dropped    4\n", "1 without moves (line ", "1 FEN or variant (line ",
+          ", fen '?x')", "1 with an illegal move (line 162, 1... 'e4')", "1 cut (line ",
+          "repeated   38 games, kept", "games      40 in", "160 plies, 4.0 a game"})
         check(r.out.find(part) != std::string::npos, "%s lacks %s", r.out.c_str(), part);
 
-    check(run("--pgn - --row 40 --val-fraction 0 --out " + folder + "/piped", "cat " + pgn + " | ").status ==
-          0);
+    check(run("--pgn -" + all + folder + "/piped", "cat " + pgn + " | ").status == 0);
     check(read_file(folder + "/piped/train_000000.bin") == read_file(folder + "/pgn/train_000000.bin"));
-    check(run("--pgn " + pgn + " --games 10 --row 40 --val-fraction 0 --out " + folder + "/ten").status == 0);
+    check(run("--pgn " + pgn + " --games 10" + all + folder + "/ten").status == 0);
     expected.resize(10);
     check(text_of(open_shards(folder + "/ten/train_*.bin")) == rows_of(expected, 40));
 
@@ -236,9 +347,26 @@ static void test_pgn() {
     check_fails(1, "--pgn " + folder, {"cannot be read", "directory"});
     check_fails(1, "--pgn " + folder + "/prose.txt", {"prose.txt: not PGN: no game found"});
     check_fails(1, "--pgn " + folder + "/empty.pgn", {"empty.pgn: empty, expected games in PGN"});
-    check_fails(1, "--pgn " + folder + "/illegal.pgn", {"illegal.pgn: no usable game: 1 illegal"});
+    check_fails(1, "--pgn " + folder + "/illegal.pgn",
+                {"illegal.pgn: no usable game: 1 with an illegal move (line 2, 1... 'e4')"});
     check_fails(1, "--pgn -", {"standard input: not PGN"}, "head -c 100000 /dev/zero | ");
     check_fails(1, "--row 4096 --pgn " + pgn, {"do not fill one row of 4096"});
+}
+
+// Starts the program in the background, waits, sends the signal, returns how it ended.
+static int interrupt(const std::string& arguments, int number, double seconds) {
+    const pid_t child = fork();
+    if (child == 0) {
+        const std::string line =
+            "exec '" + program + "' " + arguments + " >" + folder + "/out 2>" + folder + "/err";
+        execl("/bin/sh", "sh", "-c", line.c_str(), (char*)nullptr);
+        _exit(127);
+    }
+    usleep(useconds_t(seconds * 1e6));
+    kill(child, number);
+    int status = 0;
+    waitpid(child, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
 }
 
 static void test_engine() {
@@ -267,7 +395,28 @@ static void test_engine() {
     check(run("--uci " + engine("stubborn") + common + "--games 2 --threads 1 --out " + folder + "/uci3")
               .status == 0);
 
-    const std::string few = common + "--games 3 --threads 2 --uci ";
+    // More threads than games.
+    check(run("--uci " + good + common + "--games 2 --threads 8 --val-fraction 0 --train-text " + dir +
+              "3.txt --out " + folder + "/uci4")
+              .status == 0);
+    check(lines_of(read_file(dir + "3.txt")) == std::vector<std::string>(games.begin(), games.begin() + 2));
+
+    // An engine that fails late, or a signal while it thinks: the games so far are kept.
+    const std::string late = " --patience 5 --max-plies 30 --random-plies 4 --row 64 --games 20 --threads 1 "
+                             "--val-fraction 0 --uci ";
+    const Run tired =
+        run(late + engine("tires") + " --train-text " + dir + "4.txt --out " + folder + "/uci5");
+    check(tired.status == 1 && tired.err.find("ended with status 7") != std::string::npos, "%s",
+          tired.err.c_str());
+    check(tired.out.find("an error ended it early: what was written by then is kept\n") == 0);
+    const std::vector<std::string> some = lines_of(read_file(dir + "4.txt"));
+    check(some.size() > 2 && some.size() < 20 && std::equal(some.begin(), some.end(), games.begin()));
+    check(text_of(open_shards(folder + "/uci5/train_*.bin")) == rows_of(some, 64));
+    check(run(late + engine("interrupts") + " --out " + folder + "/uci6").status == 128 + SIGINT);
+    check(text_of(open_shards(folder + "/uci6/train_*.bin")) == rows_of(some, 64));
+
+    const std::string few =
+        " --patience 5 --max-plies 30 --random-plies 4 --row 640 --games 3 --threads 2 --uci ";
     check_fails(1, few + folder + "/no_engine", {"no_engine: cannot be started: No such file"});
     check_fails(1, few + folder, {"cannot be started: Permission denied"});
     check_fails(1, few + "/bin/true", {"/bin/true: ended with status 0", "expected a UCI engine"});
@@ -282,29 +431,13 @@ static void test_engine() {
     check_fails(1, hasty + engine("sleeps"), {"took more than 0.3 seconds to answer with bestmove"});
 }
 
-// Starts the program in the background, waits, sends the signal, returns how it ended.
-static int interrupt(const std::string& arguments, int number, double seconds) {
-    const pid_t child = fork();
-    if (child == 0) {
-        const std::string line =
-            "exec '" + program + "' " + arguments + " >" + folder + "/out 2>" + folder + "/err";
-        execl("/bin/sh", "sh", "-c", line.c_str(), (char*)nullptr);
-        _exit(127);
-    }
-    usleep(useconds_t(seconds * 1e6));
-    kill(child, number);
-    int status = 0;
-    waitpid(child, &status, 0);
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-}
-
 // Interrupted, the program keeps the rows made so far, whole; killed, it leaves no shard at all.
 static void test_interrupt() {
-    for (const int number : {SIGINT, SIGTERM}) {
+    for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
         const std::string dir = folder + "/stopped" + std::to_string(number);
         check(interrupt("--games 100000000 --row 64 --out " + dir, number, 1.0) == 128 + number);
         const std::string out = read_file(folder + "/out"), text = text_of(open_shards(dir + "/train_*.bin"));
-        check(out.find("interrupted: the rows made so far are kept\n") == 0, "%s", out.c_str());
+        check(out.find("interrupted: the games so far are kept\n") == 0, "%s", out.c_str());
         bool whole = !text.empty();
         for (size_t i = 0; i < text.size(); i += 64) whole = whole && text.compare(i, 3, ";1.") == 0;
         check(whole);
@@ -353,6 +486,15 @@ static void test_messages() {
     const Run not_folder = run("--games 10 --out " + folder + "/file");
     check(not_folder.status == 1 && not_folder.err.find("/file: not a folder") != std::string::npos, "%s",
           not_folder.err.c_str());
+    // A write that fails later: the shards that were whole by then are kept.
+    const Run later = run("--games 400 --row 64 --shard-tokens 1600 --val-fraction 0 --train-text " + folder +
+                              "/long.txt --out " + folder + "/later",
+                          "ulimit -f 40; trap '' XFSZ; ");
+    check(later.status == 1 && later.err.find("long.txt: cannot be written") != std::string::npos, "%s",
+          later.err.c_str());
+    const std::string kept = text_of(open_shards(folder + "/later/train_*.bin"));
+    check(kept.size() % 64 == 0 && kept.size() >= 1600);
+
     // No room on the device: nothing half-written is left (a limit on the size of files stands for a full
     // disk).
     const Run full = run("--games 400 --row 64 --out " + folder + "/full", "ulimit -f 8; trap '' XFSZ; ");
@@ -369,6 +511,9 @@ int main(int argc, char** argv) {
     self = resolved;
     folder = name;
     test_selfplay();
+    test_split_by_text();
+    test_filters();
+    test_other_files();
     test_pgn();
     test_engine();
     test_interrupt();

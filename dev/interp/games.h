@@ -1,15 +1,14 @@
 // Games of chess as the tools of this folder measure on: as characters, from the first, one game each, cut to
-// the same length. They are read from PGN, from game text (`;1.e4 e5 2.Nf3`, one per line) or from the rows
-// of chess-32 shards. A game that is too short, or whose moves are not legal, is counted and left out; so is
-// one that has been seen before.
+// the same length. They are read from any file of games (data/game_file.h) or from the rows of chess-32
+// shards. A game that is too short, or whose moves are not legal, is counted and left out; so is one that has
+// been seen before.
 //
 // A dot stands between a move's number and the move, so at the dot of move n it is White's turn, and 2(n-1)
 // plies have been played. The board metrics look at a game's first 20 dots (the field's choice: Karvonen et
 // al., arXiv 2408.00113).
 #pragma once
-#include "../../data/pgn.h"
+#include "../../data/game_file.h"
 #include "../../data/tokenizer.h"
-#include "../lib/file.h"
 #include <unordered_set>
 
 struct GameSet {
@@ -40,7 +39,9 @@ inline bool legal_up_to_dots(const std::string& text, size_t dots) {
 // Up to `most` fit games of a file (or, for shards, of a glob).
 inline GameSet read_games(const std::string& path, size_t characters, size_t dots, size_t most) {
     GameSet set;
-    set.source = path, set.characters = characters, set.dots = dots;
+    set.source = path;
+    set.characters = characters;
+    set.dots = dots;
     std::unordered_set<std::string> seen;
     const auto add = [&](std::string text) { // false: enough
         set.read++;
@@ -56,13 +57,15 @@ inline GameSet read_games(const std::string& path, size_t characters, size_t dot
         return set.size() < most;
     };
 
+    // A name under which nothing stands is a pattern; so is what begins as a shard. (A pipe does not.)
     struct stat st;
+    const bool there = stat(path.c_str(), &st) == 0 && !S_ISDIR(st.st_mode);
     int32_t magic = 0;
-    FILE* file = stat(path.c_str(), &st) == 0 && S_ISREG(st.st_mode) ? fopen(path.c_str(), "rb") : nullptr;
-    const bool is_file = file != nullptr;
-    const size_t got = is_file ? fread(&magic, 1, sizeof magic, file) : 0;
-    if (file) fclose(file);
-    if (!is_file || (got == sizeof magic && magic == shard_magic)) {
+    if (FILE* file = there && S_ISREG(st.st_mode) ? fopen(path.c_str(), "rb") : nullptr) {
+        if (fread(&magic, sizeof magic, 1, file) != 1) magic = 0;
+        fclose(file);
+    }
+    if (!there || magic == shard_magic) {
         for (const Shard& shard : open_shards(path)) {
             const char* name = shard.file.path.c_str();
             if (shard.header.tokenizer != TOKENIZER_CHESS)
@@ -80,28 +83,12 @@ inline GameSet read_games(const std::string& path, size_t characters, size_t dot
                 if (!add(row)) return set;
             }
         }
-    } else if (char(magic) == ';') {
-        const MappedFile text(path);
-        const char *at = (const char*)text.data, *end = at + text.size;
-        while (at < end) {
-            const char* newline = std::find(at, end, '\n');
-            const char* last = newline > at && newline[-1] == '\r' ? newline - 1 : newline;
-            if (last > at && !add(std::string(at, last))) break;
-            at = newline + (newline < end);
-        }
     } else {
-        const MappedFile pgn(path);
-        size_t done = 0;
-        chess::PgnReader reader(
-            [&](char* to, size_t n) {
-                n = std::min(n, pgn.size - done);
-                std::copy(pgn.data + done, pgn.data + done + n, to);
-                return done += n, n;
-            },
-            path);
-        for (chess::PgnGame game; reader.next(game);)
+        const chess::InputFile input(path);
+        chess::GameFile games(input.source(), path, "", {}, true);
+        for (chess::GameRecord game; games.next(game);)
             if (!add(game.text)) return set;
-        reader.fail_if_none();
+        games.fail_if_none();
     }
     if (set.texts.empty())
         fail("%s: none of its %zu games has %zu characters with %zu legal moves of White (%zu are shorter, "

@@ -106,20 +106,20 @@ LabelCounts write_labels(const std::string& path, FILE* out) {
         });
     } else {
         size_t done = 0;
-        chess::PgnReader reader(
-            [&](char* to, size_t n) {
-                n = std::min(n, file.size - done);
-                std::copy_n(text.data() + done, n, to);
-                return done += n, n;
-            },
-            path);
-        for (chess::PgnGame game; reader.next(game);) {
-            if (reader.counts.illegal) break;
+        const ByteSource source = [&](char* to, size_t n) {
+            n = std::min(n, file.size - done);
+            std::copy_n(text.data() + done, n, to);
+            return done += n, n;
+        };
+        chess::PgnReader reader(ByteReader(source), path);
+        const uint64_t& illegal = reader.counts.of[chess::ILLEGAL];
+        for (chess::GameRecord game; reader.next(game);) {
+            if (illegal) break;
             write_game(reader.counts.games(), game.moves);
             progress.update(double(done));
         }
-        if (reader.counts.illegal)
-            fail("%s: %s: not a legal move", path.c_str(), reader.first_illegal.c_str());
+        if (illegal)
+            fail("%s: %s: not a legal move", path.c_str(), reader.counts.example[chess::ILLEGAL].c_str());
         reader.fail_if_none();
         counts.left_out = reader.counts.dropped();
     }
