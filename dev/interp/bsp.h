@@ -64,10 +64,9 @@ struct BspControl {
 struct TextRival {
     std::vector<Property> questions; // of the units; behind them the pairs
     std::vector<Rule> rules;         // (units)
-    UnitFires test;
-    Selection chosen;               // of the train games: the best rule of every column, at threshold 0
-    std::vector<HeldOut> held_out;  // by function
-    std::vector<BspControl> scores; // by function
+    Selection chosen;                // of the train games: the best rule of every column, at threshold 0
+    std::vector<HeldOut> held_out;   // by function
+    std::vector<BspControl> scores;  // by function
 
     std::string words(size_t column) const { // of a column's best rule
         return chosen.f1[column] > 0 ? rule_text(rules[chosen.unit[column]], questions) : "nothing";

@@ -63,19 +63,17 @@ void add_text_rival(Ruler& ruler, const Labels& train_labels) {
             text.chosen.unit[t * text.chosen.width + c] = uint32_t(kept.size() + c);
         }
     }
-    const Reconstruction r = reconstruct(layer.test, text.chosen, ruler.test, ruler.functions);
+    ruler.train.said = said_cells(layer.train, text.chosen, ruler.train.words);
+    ruler.test.said = said_cells(layer.test, text.chosen, ruler.test.words);
+    ruler.open[0] = open_positives(ruler.train, ruler.functions);
+    ruler.open[1] = open_positives(ruler.test, ruler.functions);
     for (size_t f = 0; f < ruler.functions.size(); f++) {
         const FunctionColumns& columns = ruler.functions[f];
         text.held_out.push_back(held_out(layer.test, text.chosen, 0, ruler.test, columns));
         text.scores.push_back({coverage(text.chosen, columns).value,
                                held_out_f1(text.held_out.back(), columns.cells()),
-                               class_f1(r, ruler.test, 0, f), undefined, undefined});
+                               said_f1(ruler.test, ruler.functions, f), undefined, undefined});
     }
-    ruler.train.said = said_cells(layer.train, text.chosen, ruler.train.words);
-    ruler.test.said = said_cells(layer.test, text.chosen, ruler.test.words);
-    ruler.open[0] = open_positives(ruler.train, ruler.functions);
-    ruler.open[1] = open_positives(ruler.test, ruler.functions);
-    text.test = std::move(layer.test);
 }
 
 Ruler make_ruler(GameSplit games, bool all_functions, uint64_t seed) {
@@ -165,6 +163,15 @@ LayerBsp measure_layer(const LayerFires& fires, const Ruler& ruler, uint64_t see
                                   same_move = control_scores(fires, ruler, ruler.same_move);
     const size_t games = ruler.test.games, F = ruler.functions.size();
     using Times = std::vector<uint32_t>;
+    struct Resample { // what has an interval, of one function
+        double held_out, beyond, rec, rec_beyond;
+    };
+    static constexpr std::pair<double Resample::*, Interval BspScore::*> intervals[] = {
+        {&Resample::held_out, &BspScore::held_out_interval},
+        {&Resample::beyond, &BspScore::beyond_interval},
+        {&Resample::rec, &BspScore::rec_interval},
+        {&Resample::rec_beyond, &BspScore::rec_beyond_interval}};
+    std::vector<std::vector<Resample>> resampled(F);
     std::vector<HeldOut> held(F);
     std::vector<Beyond> beyond(F);
     std::vector<size_t> t_rec(F), t_open(F); // of reconstruction, chosen on the train games
@@ -209,11 +216,15 @@ LayerBsp measure_layer(const LayerFires& fires, const Ruler& ruler, uint64_t see
         s.rec_threshold = int(t), s.rec_published = class_f1(r, ruler.test, t, f);
         s.rec_max_mask = class_f1(r, ruler.test, max_mask, f);
         s.rec = rec_f1(f, nullptr), s.rec_beyond = rec_beyond_f1(f, nullptr);
-        s.held_out_interval = bootstrap(games, seed, [&](const Times& times) { return held_f1(f, &times); });
-        s.beyond_interval = bootstrap(games, seed, [&](const Times& times) { return beyond_f1(f, &times); });
-        s.rec_interval = bootstrap(games, seed, [&](const Times& times) { return rec_f1(f, &times); });
-        s.rec_beyond_interval =
-            bootstrap(games, seed, [&](const Times& times) { return rec_beyond_f1(f, &times); });
+        resampled[f] = resample(games, seed, [&](const Times& times) {
+            return Resample{held_f1(f, &times), beyond_f1(f, &times), rec_f1(f, &times),
+                            rec_beyond_f1(f, &times)};
+        });
+        for (const auto& [number, interval] : intervals) {
+            std::vector<double> values;
+            for (const Resample& r : resampled[f]) values.push_back(r.*number);
+            s.*interval = interval_of(values);
+        }
         s.permuted = permuted[f], s.same_move = same_move[f], s.text = ruler.text.scores[f];
         out.functions.push_back(s);
     }
@@ -231,13 +242,12 @@ LayerBsp measure_layer(const LayerFires& fires, const Ruler& ruler, uint64_t see
     s.permuted = strategy_control(ruler, permuted);
     s.same_move = strategy_control(ruler, same_move);
     s.text = strategy_control(ruler, ruler.text.scores);
-    const auto interval = [&](auto number) {
-        return bootstrap(games, seed, [&](const Times& times) {
-            return strategy_mean(ruler, [&](size_t f) { return number(f, &times); });
-        });
-    };
-    s.held_out_interval = interval(held_f1), s.rec_interval = interval(rec_f1);
-    s.beyond_interval = interval(beyond_f1), s.rec_beyond_interval = interval(rec_beyond_f1);
+    for (const auto& [number, interval] : intervals) {
+        std::vector<double> means;
+        for (size_t i = 0; i < resampled[0].size(); i++)
+            means.push_back(strategy_mean(ruler, [&](size_t f) { return resampled[f][i].*number; }));
+        s.*interval = interval_of(means);
+    }
     return out;
 }
 

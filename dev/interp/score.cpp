@@ -131,6 +131,18 @@ TruthRows truth_rows(const Labels& labels, size_t dots, const LabelRows& columns
     return truth;
 }
 
+// By labelled unit the words of a row in which it says anything, at whatever threshold: a few of them.
+static std::vector<std::vector<uint32_t>> words_said(const Selection& said) {
+    std::vector<std::vector<uint32_t>> list(said.labelled.size());
+    for (size_t i = 0; i < list.size(); i++)
+        for (uint32_t w = 0; w < said.words(); w++) {
+            uint64_t any = 0;
+            for (size_t t = 0; t < n_thresholds; t++) any |= said.row(i, t)[w];
+            if (any) list[i].push_back(w);
+        }
+    return list;
+}
+
 Reconstruction reconstruct(const UnitFires& fires, const Selection& said, const TruthRows& truth,
                            const std::vector<FunctionColumns>& functions, const Order* order) {
     constexpr size_t n_rows = n_thresholds + 1, block = 16; // games
@@ -138,6 +150,8 @@ Reconstruction reconstruct(const UnitFires& fires, const Selection& said, const 
     Reconstruction out;
     out.functions = functions.size(), out.games = truth.games;
     out.counts.resize(n_rows * out.functions * out.games);
+
+    const std::vector<std::vector<uint32_t>> words_of = words_said(said);
 
     // What a unit predicts at each level under the max mask.
     std::vector<uint64_t> highest(said.labels.size()); // (labelled,11,words): at level t + 1
@@ -162,17 +176,17 @@ Reconstruction reconstruct(const UnitFires& fires, const Selection& said, const 
             const size_t begin = b * block * truth.dots,
                          end = std::min(truth.tokens(), begin + block * truth.dots);
             std::fill(predicted.begin(), predicted.end(), 0);
-            const auto predict = [&](size_t row, size_t n, const uint64_t* cells) {
+            const auto predict = [&](size_t row, size_t n, size_t i, const uint64_t* cells) {
                 uint64_t* to = &predicted[(row * block * truth.dots + n - begin) * words];
-                for (size_t w = 0; w < words; w++) to[w] |= cells[w];
+                for (const uint32_t w : words_of[i]) to[w] |= cells[w];
             };
             for (size_t i = 0; i < n_labelled; i++) {
                 const uint32_t* from = fires.first(said.labelled[i]);
                 for (size_t level = n_thresholds; level > 0; level--) {
                     const uint32_t* to = fires.last(said.labelled[i], level - 1);
                     for (const uint32_t* n = std::lower_bound(from, to, begin); n < to && *n < end; n++) {
-                        for (size_t t = 0; t < level; t++) predict(t, *n, said.row(i, t));
-                        predict(max_mask, *n, &highest[(i * n_thresholds + level - 1) * words]);
+                        for (size_t t = 0; t < level; t++) predict(t, *n, i, said.row(i, t));
+                        predict(max_mask, *n, i, &highest[(i * n_thresholds + level - 1) * words]);
                     }
                     from = to;
                 }
@@ -247,10 +261,15 @@ HeldOut held_out(const UnitFires& fires, const Selection& best, size_t t, const 
     const auto holds = [&](size_t n, size_t c) {
         return truth.row(order ? (*order)[n] : n)[c / 64] >> (c % 64) & 1;
     };
+    for (size_t n = 0; n < truth.tokens(); n++) {
+        if (skip && (*skip)[n]) continue;
+        const uint64_t* row = truth.row(order ? (*order)[n] : n) + f.first / 64;
+        uint8_t* game = &out.positives[n / truth.dots * n_columns];
+        for (size_t w = 0; w < f.mask.size(); w++)
+            for (uint64_t bits = row[w] & f.mask[w]; bits; bits &= bits - 1)
+                game[(f.first / 64 + w) * 64 + size_t(std::countr_zero(bits)) - f.first]++;
+    }
     for (size_t c = f.first; c < f.last; c++) {
-        for (size_t n = 0; n < truth.tokens(); n++)
-            if (!skip || !(*skip)[n])
-                out.positives[n / truth.dots * n_columns + c - f.first] += uint8_t(holds(n, c));
         if (best.f1[t * best.width + c] == 0) continue; // no unit
         const size_t unit = best.unit[t * best.width + c];
         for (const uint32_t* n = fires.first(unit); n < fires.last(unit, t); n++) {
@@ -262,18 +281,25 @@ HeldOut held_out(const UnitFires& fires, const Selection& best, size_t t, const 
     return out;
 }
 
-std::vector<double> column_f1(const HeldOut& h, const std::vector<uint32_t>* times) {
-    std::vector<uint32_t> tp(h.columns), on(h.columns), positives(h.columns);
+// The sum over games of each column; times: how often each game counts, null: once.
+static std::vector<uint32_t> column_sums(const HeldOut& h, const std::vector<uint8_t>& counts,
+                                         const std::vector<uint32_t>* times) {
+    const size_t columns = h.columns;
+    std::vector<uint32_t> sums(columns);
+    uint32_t* sum = sums.data();
     for (size_t g = 0; g < h.games; g++) {
         const uint32_t n = times ? (*times)[g] : 1;
-        const size_t row = g * h.columns;
+        const uint8_t* game = counts.data() + g * columns;
         if (n == 0) continue;
-        for (size_t c = 0; c < h.columns; c++) {
-            tp[c] += n * h.tp[row + c];
-            on[c] += n * h.on[row + c];
-            positives[c] += n * h.positives[row + c];
-        }
+#pragma omp simd
+        for (size_t c = 0; c < columns; c++) sum[c] += n * game[c];
     }
+    return sums;
+}
+
+std::vector<double> column_f1(const HeldOut& h, const std::vector<uint32_t>* times) {
+    const std::vector<uint32_t> tp = column_sums(h, h.tp, times), on = column_sums(h, h.on, times),
+                                positives = column_sums(h, h.positives, times);
     std::vector<double> f1(h.columns);
     for (size_t c = 0; c < h.columns; c++)
         f1[c] = double(f1_score(float(tp[c]), float(on[c]), float(positives[c])));
@@ -320,19 +346,34 @@ UnitFires rule_fires(const Labels& rules) {
     fires.begin.assign(fires.units * n_thresholds + 1, 0);
     for (size_t u = 0; u < fires.units; u++) {
         each_place(rules, u, [&](size_t n) { fires.token.push_back(uint32_t(n)); });
-        fires.begin[u * n_thresholds + 1] = u ? fires.begin[u * n_thresholds] : 0; // none above threshold 1
-        for (size_t level = 2; level <= n_thresholds; level++)
-            fires.begin[u * n_thresholds + level] = fires.token.size();
+        for (size_t i = 1; i < n_thresholds; i++) // on above none but the lowest
+            fires.begin[u * n_thresholds + i] = fires.begin[u * n_thresholds];
+        fires.begin[(u + 1) * n_thresholds] = fires.token.size();
     }
     return fires;
 }
 
 std::vector<uint64_t> said_cells(const UnitFires& fires, const Selection& said, size_t words) {
     std::vector<uint64_t> bits(fires.tokens * words);
+    const std::vector<std::vector<uint32_t>> words_of = words_said(said);
     for (size_t i = 0; i < said.labelled.size(); i++)
         for (const uint32_t* n = fires.first(said.labelled[i]); n < fires.last(said.labelled[i], 0); n++)
-            for (size_t w = 0; w < words; w++) bits[*n * words + w] |= said.row(i, 0)[w];
+            for (const uint32_t w : words_of[i]) bits[*n * words + w] |= said.row(i, 0)[w];
     return bits;
+}
+
+double said_f1(const TruthRows& truth, const std::vector<FunctionColumns>& functions, size_t f) {
+    const FunctionColumns& columns = functions[f];
+    uint64_t tp = 0, on = 0, all = 0;
+    for (size_t n = 0; n < truth.tokens(); n++)
+        for (size_t w = 0; w < columns.mask.size(); w++) {
+            const size_t at = n * truth.words + columns.first / 64 + w;
+            const uint64_t cells = truth.said[at] & columns.mask[w];
+            tp += uint64_t(std::popcount(cells & truth.bits[at]));
+            on += uint64_t(std::popcount(cells));
+        }
+    for (size_t g = 0; g < truth.games; g++) all += truth.positives[f * truth.games + g];
+    return double(f1_score(float(tp), float(on), float(all)));
 }
 
 Beyond beyond_text(const HeldOut& units, const Selection& chosen, size_t t, const HeldOut& text,

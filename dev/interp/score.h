@@ -2,18 +2,17 @@
 // Definitions: Karvonen et al., arXiv 2408.00113, and the code published with it.
 //
 // Beyond the text. Much of a board is said aloud: "Nf6" stands in the text, and so does the + of a check.
-// What the text's own rules come to (rules.h: chosen and measured like units) is taken off:
-//   coverage         of a cell, the F1 of its unit less that of its best text rule, both on the held-out
-//   games, if
-//                    on the train games the unit is the better one, else 0; averaged over all cells as the
-//                    published coverage is. It is what the best of both, chosen on the train games, has more
-//                    than the text alone. The floor at 0 is put where the choice is made: put on the held-out
-//                    games it would turn the noise of 768 cells into knowledge, and every null would have
-//                    some.
-//   reconstruction   the F1 over those cells that no text rule says which is 95% sure: of what the text
-//   leaves open,
-//                    how much do the units rebuild? (Taking off the text's own F1 would ask units to say
-//                    again what is said.)
+// What the text's own rules come to (rules.h: chosen and measured like units) is taken off.
+//
+// Coverage: of a cell, the F1 of its unit less that of its best text rule, both on the held-out games, if on
+// the train games the unit is the better one, else 0; averaged over all cells as the published coverage is.
+// It is what the best of both, chosen on the train games, has more than the text alone. The floor at 0 is put
+// where the choice is made: put on the held-out games it would turn the noise of 768 cells into knowledge,
+// and every null would have some. A cell that never holds in the train games has neither unit nor rule.
+//
+// Reconstruction: the F1 over those cells that no text rule says which is 95% sure: of what the text leaves
+// open, how much do the units rebuild? (Taking off the text's own F1 would ask units to say again what is
+// said.)
 //
 //   1 selection on the train games    2 reconstruction    3 held-out coverage    4 beyond the text
 #pragma once
@@ -161,11 +160,14 @@ double matched_f1(const UnitFires& fires, const Selection& best, size_t t, const
 // ---------------------------------------------------------------------------------------------------------
 // 4 Beyond the text
 
-// The text's rules as the units of a layer: on, at every threshold below 1, where a rule says yes.
+// The text's rules as the units of a layer: on at threshold 0 where a rule says yes, and at no other.
 UnitFires rule_fires(const Labels& rules);
 
 // The cells that units are sure of at threshold 0, (tokens,words).
 std::vector<uint64_t> said_cells(const UnitFires& fires, const Selection& said, size_t words);
+
+// The F1 over all tokens and cells of function f if what the text says is predicted (truth.said).
+double said_f1(const TruthRows& truth, const std::vector<FunctionColumns>& functions, size_t f);
 
 // Units and text on the columns where, on the train games, the unit is the better one.
 struct Beyond {

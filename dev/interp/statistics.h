@@ -146,28 +146,37 @@ struct Interval {
 };
 constexpr size_t bootstrap_resamples = 1000;
 
-// The 95% interval of a statistic of groups (games, rows) by the percentile bootstrap: the groups are drawn
-// with replacement, as many as there are, and the statistic computed again, 1000 times.
-// statistic(times): of a resample that holds group i times[i] times. Undefined results are left out.
-template <class Statistic> Interval bootstrap(size_t groups, uint64_t seed, Statistic statistic) {
-    std::vector<double> results(bootstrap_resamples, undefined);
-    if (groups > 1) {
+// Statistics of groups (games, rows) drawn with replacement, as many as there are, 1000 times; none of fewer
+// than two groups. statistic(times): of a resample that holds group i times[i] times; any type. The draws
+// depend on seed and number of groups alone: what is asked in separate calls can be put together by resample.
+template <class Statistic> auto resample(size_t groups, uint64_t seed, Statistic statistic) {
+    using Result = decltype(statistic(std::vector<uint32_t>()));
+    std::vector<Result> results(groups > 1 ? bootstrap_resamples : 0);
 #pragma omp parallel
-        {
-            std::vector<uint32_t> times(groups);
+    {
+        std::vector<uint32_t> times(groups);
 #pragma omp for schedule(static)
-            for (size_t r = 0; r < bootstrap_resamples; r++) {
-                Random random{seed, random_stream("bootstrap") + r};
-                std::fill(times.begin(), times.end(), 0);
-                for (size_t i = 0; i < groups; i++) times[random.below(groups)]++;
-                results[r] = statistic(times);
-            }
+        for (size_t r = 0; r < results.size(); r++) {
+            Random random{seed, random_stream("bootstrap") + r};
+            std::fill(times.begin(), times.end(), 0);
+            for (size_t i = 0; i < groups; i++) times[random.below(groups)]++;
+            results[r] = statistic(times);
         }
     }
+    return results;
+}
+
+// Where the middle 95% of them lie. Undefined results are left out.
+inline Interval interval_of(std::vector<double> results) {
     results.erase(std::remove_if(results.begin(), results.end(), [](double x) { return std::isnan(x); }),
                   results.end());
     std::sort(results.begin(), results.end());
     return {quantile(results, 0.025), quantile(results, 0.975)};
+}
+
+// The 95% interval of a statistic by the percentile bootstrap.
+template <class Statistic> Interval bootstrap(size_t groups, uint64_t seed, Statistic statistic) {
+    return interval_of(resample(groups, seed, statistic));
 }
 
 // A number and its 95% interval over groups.
