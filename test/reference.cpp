@@ -41,9 +41,7 @@ decltype(classifier) classifier = cpu::classifier;
 decltype(attention_forward) attention_forward = cpu::attention_forward;
 decltype(attention_backward) attention_backward = cpu::attention_backward;
 decltype(expert_statistics_forward) expert_statistics_forward = cpu::expert_statistics_forward;
-decltype(expert_statistics_backward) expert_statistics_backward = cpu::expert_statistics_backward;
 decltype(router_forward) router_forward = cpu::router_forward;
-decltype(router_backward) router_backward = cpu::router_backward;
 decltype(choice_forward) choice_forward = cpu::choice_forward;
 decltype(choice_backward) choice_backward = cpu::choice_backward;
 decltype(balance_forward) balance_forward = cpu::balance_forward;
@@ -53,6 +51,27 @@ decltype(gather) gather = cpu::gather;
 decltype(gather_backward) gather_backward = cpu::gather_backward;
 decltype(combine_forward) combine_forward = cpu::combine_forward;
 decltype(combine_backward) combine_backward = cpu::combine_backward;
+
+void expert_statistics_backward(double* dw_enc, double* db_enc, const double* dm, const double* dv,
+                                const double* dmb, const double* dvb, const double* w_enc,
+                                const double* b_enc, const double* m, const double* mb, size_t E, size_t D,
+                                size_t C) {
+    const auto written_by_others = [](const double* p) { return const_cast<double*>(p); };
+    const cpu::RouterGradients d = {written_by_others(dm),
+                                    written_by_others(dv),
+                                    written_by_others(dmb),
+                                    written_by_others(dvb),
+                                    nullptr,
+                                    nullptr};
+    cpu::expert_statistics_backward(dw_enc, db_enc, d, w_enc, b_enc,
+                                    {m, nullptr, mb, nullptr, nullptr, nullptr}, E, D, C);
+}
+void router_backward(double* dx, double* dm, double* dv, double* dmb, double* dvb, double* dmu, double* dvar,
+                     double* scratch, const double* dg, const double* x, const double* mu, const double* sd,
+                     const double* m, const double* v, size_t N, size_t E, size_t C) {
+    cpu::router_backward(dx, {dm, dv, dmb, dvb, dmu, dvar}, dg, x, {m, v, nullptr, nullptr, mu, sd}, scratch,
+                         N, E, C);
+}
 
 // The same experts with the scratch they need.
 struct Scratch {
@@ -70,7 +89,7 @@ void experts_forward(double* y, double* z, double* h, const double* x, const Exp
 void experts_backward(double* dx, double* dw_enc, double* db_enc, double* dw_dec, double* db_dec, double* dh,
                       const double* dy, const double* x, const double* z, const double* h, const Experts& e) {
     const size_t all = size_t(e.begin[e.E]) * e.D; // as if every unit had fired: nothing to skip
-    cpu::experts_backward(dx, dw_enc, db_enc, dw_dec, db_dec, dh, dy, x, z, h, all, Scratch(e).experts);
+    cpu::experts_backward(dx, {dw_enc, db_enc, dw_dec, db_dec, dh}, dy, x, z, h, all, Scratch(e).experts);
 }
 
 void multiply(double* out, const double* a, const double* b, size_t M, size_t N, size_t K, bool a_transposed,

@@ -11,7 +11,8 @@
 
 namespace reference {
 
-// Pointers to the functions of dev/cpu: declared so, no function has to be written a second time.
+// Pointers to the functions of dev/cpu: declared so, no function has to be written a second time. Those that
+// take views of a layer there take their pointers here.
 
 // layers.h
 extern void (*const add_column_sums)(double* sums, const double* x, const int32_t* begin, size_t G, size_t M);
@@ -45,17 +46,16 @@ extern void (*const attention_backward)(double* dqkv, const double* dout, const 
 extern void (*const expert_statistics_forward)(double* m, double* v, double* mb, double* vb,
                                                const double* w_enc, const double* b_enc, size_t E, size_t D,
                                                size_t C);
-extern void (*const expert_statistics_backward)(double* dw_enc, double* db_enc, const double* dm,
-                                                const double* dv, const double* dmb, const double* dvb,
-                                                const double* w_enc, const double* b_enc, const double* m,
-                                                const double* mb, size_t E, size_t D, size_t C);
+void expert_statistics_backward(double* dw_enc, double* db_enc, const double* dm, const double* dv,
+                                const double* dmb, const double* dvb, const double* w_enc,
+                                const double* b_enc, const double* m, const double* mb, size_t E, size_t D,
+                                size_t C);
 extern void (*const router_forward)(double* g, double* mu, double* sd, const double* x, const double* m,
                                     const double* v, const double* mb, const double* vb, size_t N, size_t E,
                                     size_t C);
-extern void (*const router_backward)(double* dx, double* dm, double* dv, double* dmb, double* dvb,
-                                     double* dmu, double* dvar, double* xx, const double* dg, const double* x,
-                                     const double* mu, const double* sd, const double* m, const double* v,
-                                     size_t N, size_t E, size_t C);
+void router_backward(double* dx, double* dm, double* dv, double* dmb, double* dvb, double* dmu, double* dvar,
+                     double* scratch, const double* dg, const double* x, const double* mu, const double* sd,
+                     const double* m, const double* v, size_t N, size_t E, size_t C);
 extern void (*const choice_forward)(int32_t* choice, double* weight, const double* g, size_t N, size_t E,
                                     size_t K);
 extern void (*const choice_backward)(double* dg, const double* dweight, const double* weight,
