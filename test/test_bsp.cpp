@@ -236,8 +236,9 @@ static void test_fires() {
                                {-1, 0, 5, -2}, {-1, 0, 0, -2}, {-1, 0, 0, 0},  {-2, 0, 1, -2}};
     FireCollector collector(4);
     const size_t bad = collector.add(B, T, {{1, 3}, {0, 3}}, [&](size_t n, auto f) {
-        for (size_t u = 0; u < 4; u++)
-            if (x[n][u] != 0) f(u, x[n][u]);
+        f(0, x[n], 1, 1.0f); // of two experts, the second with a gate weight
+        const float half[3] = {2 * x[n][1], 2 * x[n][2], 2 * x[n][3]};
+        f(1, half, 3, 0.5f);
     });
     check(bad == B * T && collector.characters == 8 && collector.values.size() == 4);
     const LayerFires layer = train_fires(collector);
@@ -248,9 +249,14 @@ static void test_fires() {
     check(layer.train.on(2, 10) == 0 && layer.train.on(2, 9) == 1 && *layer.train.first(2) == 2);
 
     FireCollector broken(4);
-    check(broken.add(B, T, {{0}, {0}}, [&](size_t n, auto f) { f(0, n == 5 || n == 6 ? NAN : 1.0f); }) == 5);
-    check(FireCollector(4).add(B, T, {{0}, {0}}, [&](size_t n, auto f) { f(0, n == 7 ? INFINITY : 1.0f); }) ==
-          7);
+    const auto with = [&](size_t first, size_t last, float value) { // at these characters, else 1
+        return [=](size_t n, auto f) {
+            const float z[2] = {1, n >= first && n <= last ? value : 1};
+            f(2, z, 2, 1.0f);
+        };
+    };
+    check(broken.add(B, T, {{0}, {0}}, with(5, 6, NAN)) == 5);
+    check(FireCollector(4).add(B, T, {{0}, {0}}, with(7, 7, INFINITY)) == 7);
 }
 
 // Facts of the published code's tests and arithmetic.

@@ -254,18 +254,19 @@ Labels label_chess_text(const GameSet& games, const ChessQuestions& q) {
 std::vector<uint32_t> natural_questions(const ChessQuestions& q, size_t side, size_t kind, size_t square) {
     static constexpr MoveSlot last[] = {WHITE_LAST, BLACK_LAST, OWN_LAST, OTHER_LAST};
     const bool absolute = side < 2;
-    std::vector<size_t> list = {q.square + (2 * n_kinds + 2) * 64 + square,
-                                q.so_far[side] + slot_square + square,
-                                q.slot[last[side]] + slot_square + square};
-    if (absolute) list.push_back(q.square + (2 * n_kinds + side) * 64 + square);
+    std::vector<size_t> list;
     if (kind < n_kinds) {
+        const size_t both = slot_both + kind * 64 + square;
         list.push_back((absolute ? q.square + (side * n_kinds + kind) * 64
                                  : q.own_square + ((side - 2) * n_kinds + kind) * 64) +
                        square);
-        list.push_back(q.so_far[side] + slot_both + kind * 64 + square);
-        list.push_back(q.slot[last[side]] + slot_both + kind * 64 + square);
-        if (absolute)
-            list.push_back(q.slot[side ? BLACK_BEFORE : WHITE_BEFORE] + slot_both + kind * 64 + square);
+        list.push_back(q.slot[last[side]] + both);
+        list.push_back(q.so_far[side] + both);
+        if (absolute) list.push_back(q.slot[side ? BLACK_BEFORE : WHITE_BEFORE] + both);
     }
+    if (absolute) list.push_back(q.square + (2 * n_kinds + side) * 64 + square);
+    list.push_back(q.slot[last[side]] + slot_square + square);
+    list.push_back(q.so_far[side] + slot_square + square);
+    list.push_back(q.square + (2 * n_kinds + 2) * 64 + square);
     return {list.begin(), list.end()};
 }

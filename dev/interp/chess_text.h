@@ -82,5 +82,5 @@ ChessQuestions chess_questions(const GameSet& games, const Boundaries& where);
 Labels label_chess_text(const GameSet& games, const ChessQuestions& q);
 
 // The questions about a piece of a side and a square: who moved there last, whether such a move was written,
-// and lately. side: White, Black, the side to move, the other; kind n_kinds: any piece.
+// and lately; the plainest first. side: White, Black, the side to move, the other; kind n_kinds: any piece.
 std::vector<uint32_t> natural_questions(const ChessQuestions& q, size_t side, size_t kind, size_t square);

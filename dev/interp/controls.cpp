@@ -88,6 +88,7 @@ Excess matched_excess(const std::vector<uint8_t>& on, const std::vector<uint8_t>
     double tp = 0;
     for (size_t n = 0; n < on.size(); n++) {
         const Sums& s = sums[key(n)];
+        if (s.on == 0 || s.positives == 0) continue; // adds nothing
         games[n / per_game] += (on[n] - double(s.on) / s.n) * (holds[n] - double(s.positives) / s.n);
         tp += on[n] & holds[n];
     }

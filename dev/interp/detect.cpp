@@ -38,13 +38,13 @@ Evidence make_evidence(const std::vector<Property>& properties, const std::vecto
 Firing firing_of(const UnitFires& fires, size_t unit, size_t threshold, const Places& places) {
     Firing f;
     f.on.assign(places.size(), 0);
-    f.list.assign(fires.first(unit), fires.last(unit, threshold));
-    std::sort(f.list.begin(), f.list.end());
-    size_t last = SIZE_MAX;
-    for (const uint32_t n : f.list) {
-        f.on[n] = 1;
-        f.games += n / places.per_game != last;
-        last = n / places.per_game;
+    f.list.reserve(fires.on(unit, threshold));
+    for (const uint32_t* n = fires.first(unit); n < fires.last(unit, threshold); n++) f.on[*n] = 1;
+    for (size_t game = 0; game < places.games; game++) {
+        const size_t before = f.list.size();
+        for (size_t n = game * places.per_game; n < (game + 1) * places.per_game; n++)
+            if (f.on[n]) f.list.push_back(uint32_t(n));
+        f.games += f.list.size() > before;
     }
     return f;
 }
@@ -61,6 +61,13 @@ Truth::Truth(const Places& places, const Order* order) : places(places), order(o
             positives[p]++;
             in_game[p * places.games + (order ? place_of[n] : n) / places.per_game]++;
         });
+}
+
+std::vector<uint8_t> Truth::holds(const Choice& c) const {
+    const std::vector<uint8_t> own = answers_of(places.properties, c.property);
+    std::vector<uint8_t> list(places.size());
+    for (size_t n = 0; n < list.size(); n++) list[n] = own[order ? (*order)[n] : n] ^ uint8_t(c.negated);
+    return list;
 }
 
 Counts count(const Firing& firing, const Choice& c, const Truth& truth) {
@@ -122,12 +129,14 @@ Candidates choose(const UnitFires& fires, size_t unit, const Evidence& e, const 
 Excess excess_beyond(const Firing& firing, const Choice& c, const Truth& truth, const Rule& text,
                      bool rules) {
     const Places& places = truth.places;
-    std::vector<uint8_t> holds(places.size()), finer(places.size());
-    for (size_t n = 0; n < places.size(); n++) {
-        holds[n] = truth.holds(c, n);
-        if (rules) finer[n] = uint8_t(2 * places.rules.at(c.property, n) + text.says(places.questions, n));
+    std::vector<uint8_t> finer;
+    if (rules) {
+        finer = answers_of(places.rules, c.property);
+        const std::vector<uint8_t> says = text.answers(places.questions);
+        for (size_t n = 0; n < finer.size(); n++) finer[n] = uint8_t(2 * finer[n] + says[n]);
     }
-    return matched_excess(firing.on, holds, places.strata, finer.data(), places.per_game);
+    return matched_excess(firing.on, truth.holds(c), places.strata, rules ? finer.data() : nullptr,
+                          places.per_game);
 }
 
 void settle(Finding& f, const Candidates& candidates, const Firing& firing, const Truth& train) {
@@ -162,20 +171,19 @@ void settle(Finding& f, const Candidates& candidates, const Firing& firing, cons
 // correlations in standard errors over games.
 static double errors_over_rule(Finding& f, const Firing& firing, const Truth& test) {
     const Places& places = test.places;
-    const auto says = [&](size_t n) { return places.rules.at(f.choice.property, n) != f.choice.negated; };
+    const std::vector<uint8_t> holds = test.holds(f.choice);
+    std::vector<uint8_t> says = answers_of(places.rules, f.choice.property);
     f.rule = {f.counts.n, 0, f.counts.positives, 0};
-    for (size_t n = 0; n < places.size(); n++)
-        if (says(n)) {
-            f.rule.on++;
-            f.rule.tp += test.holds(f.choice, n);
-        }
+    for (size_t n = 0; n < places.size(); n++) {
+        says[n] ^= uint8_t(f.choice.negated);
+        f.rule.on += says[n];
+        f.rule.tp += says[n] & holds[n];
+    }
     const MccSlopes d = mcc_slopes(f.counts), r = mcc_slopes(f.rule);
     std::vector<double> games(places.games);
-    for (size_t n = 0; n < places.size(); n++) {
-        const bool holds = test.holds(f.choice, n);
-        games[n / places.per_game] += firing.on[n] * (d.on + holds * d.tp) + holds * d.positives -
-                                      says(n) * (r.on + holds * r.tp) - holds * r.positives;
-    }
+    for (size_t n = 0; n < places.size(); n++)
+        games[n / places.per_game] += firing.on[n] * (d.on + holds[n] * d.tp) + holds[n] * d.positives -
+                                      says[n] * (r.on + holds[n] * r.tp) - holds[n] * r.positives;
     return (f.counts.mcc() - f.rule.mcc()) / error_of_sum(games);
 }
 
@@ -184,12 +192,11 @@ void measure(Finding& f, const UnitFires& fires, size_t unit, const Truth& test)
     const Firing firing = firing_of(fires, unit, f.choice.threshold, places);
     f.games = firing.games;
     f.counts = count(firing, f.choice, test);
-    std::vector<uint8_t> says(places.size());
+    const std::vector<uint8_t> says = f.text.answers(places.questions);
     f.text_counts = {f.counts.n, f.counts.on, 0, 0};
     for (size_t n = 0; n < places.size(); n++) {
-        says[n] = f.text.says(places.questions, n);
         f.text_counts.positives += says[n];
-        f.text_counts.tp += firing.on[n] && says[n];
+        f.text_counts.tp += firing.on[n] & says[n];
     }
     const bool often = firing.list.size() >= least_places && firing.games >= least_games;
     if (f.verdict == KNOWS && often && f.counts.mcc() > 0) {

@@ -73,6 +73,7 @@ struct Truth {
     bool holds(const Choice& c, size_t n) const {
         return places.properties.at(c.property, order ? (*order)[n] : n) != c.negated;
     }
+    std::vector<uint8_t> holds(const Choice& c) const; // (places)
 };
 
 // Where a unit is on: (places) 0 or 1, and the list.

@@ -74,8 +74,8 @@ std::vector<LayerFires> model_fires(Reader& reader, const GameSplit& games, cons
             const auto dots = boundaries_of_games(set, where, first, B);
             for (size_t i = 0; i < which.size(); i++) {
                 const LayerUnits layer = reader.layer(which[i]);
-                const size_t bad = collectors[i].add(B, set.characters, dots,
-                                                     [&](size_t n, auto f) { layer.each(n, gated, f); });
+                const size_t bad = collectors[i].add(
+                    B, set.characters, dots, [&](size_t n, auto f) { layer.each_expert(n, gated, f); });
                 if (bad < B * set.characters)
                     fail(
                         "%s: layer %zu has a value that is not finite at character %zu of fit game %zu of %s",
@@ -108,7 +108,7 @@ std::vector<LayerFires> text_fires(Reader& reader, const TokenRows& train, const
                       for (size_t l = 0; l < collectors.size(); l++) {
                           const LayerUnits layer = reader.layer(l);
                           const size_t bad = collectors[l].add(
-                              B, rows.T, chosen, [&](size_t n, auto f) { layer.each(n, gated, f); });
+                              B, rows.T, chosen, [&](size_t n, auto f) { layer.each_expert(n, gated, f); });
                           if (bad < B * rows.T)
                               fail("%s: layer %zu has a value that is not finite at token %zu of row %zu",
                                    rows.source.c_str(), l, bad % rows.T, first + bad / rows.T + 1);
@@ -135,11 +135,9 @@ LayerFires array_fires(const float* train, const float* test, size_t features, c
         for (size_t first = 0; first < set.size(); first += batch) {
             const size_t B = std::min(batch, set.size() - first);
             const float* here = values + first * T * features;
-            const size_t bad = collector.add(
-                B, T, boundaries_of_games(set, {set.dots, false}, first, B), [&](size_t n, auto f) {
-                    for (size_t i = 0; i < features; i++)
-                        if (const float value = here[n * features + i]; value != 0) f(i, value);
-                });
+            const size_t bad =
+                collector.add(B, T, boundaries_of_games(set, {set.dots, false}, first, B),
+                              [&](size_t n, auto f) { f(0, here + n * features, features, 1.0f); });
             if (bad < B * T) {
                 size_t i = 0;
                 while (std::isfinite(here[bad * features + i])) i++;

@@ -77,10 +77,10 @@ struct FireCollector {
             fail("a layer of %zu units, expected %zu or fewer", units, size_t(UINT32_MAX / n_thresholds));
     }
 
-    // A batch of B games of T characters; each(n, f) calls f(unit, value) for every value of character n =
-    // game*T + character that is not zero, units in rising order within an expert. chosen[game]: the
-    // characters whose values are kept, the same number for every game. Returns the first character of the
-    // batch with a value that is not finite, B*T if there is none.
+    // A batch of B games of T characters; each(n, f) calls f(unit, z, D, w) for all units of character n =
+    // game*T + character that may not be zero, D at a time: the values w z, of those from that unit on.
+    // chosen[game]: the characters whose values are kept, the same number for every game. Returns the first
+    // character of the batch with a value that is not finite, B*T if there is none.
     template <class Each>
     size_t add(size_t B, size_t T, const std::vector<std::vector<size_t>>& chosen, Each each) {
         const size_t first = values.size(), dots = chosen[0].size();
@@ -89,7 +89,7 @@ struct FireCollector {
 #pragma omp parallel
         {
             std::vector<float> top(max.size(), -INFINITY);
-            std::vector<size_t> count(max.size()), positive(max.size());
+            std::vector<uint32_t> count(max.size()), positive(max.size());
             std::vector<UnitValue> here;
             size_t broken = B * T;
 #pragma omp for schedule(dynamic, 1) nowait
@@ -99,12 +99,22 @@ struct FireCollector {
                     const bool keep = dot < dots && chosen[b][dot] == n - b * T;
                     bool finite = true;
                     here.clear();
-                    each(n, [&](size_t unit, float value) {
-                        finite &= std::isfinite(value);
-                        top[unit] = value > top[unit] ? value : top[unit];
-                        count[unit]++;
-                        positive[unit] += value > 0;
-                        if (keep && value > 0) here.push_back({uint32_t(unit), value});
+                    each(n, [&](size_t unit, const float* z, size_t D, float w) {
+                        float* most = &top[unit];
+                        uint32_t *times = &count[unit], *above_zero = &positive[unit];
+                        int bad_values = 0;
+#pragma omp simd reduction(+ : bad_values)
+                        for (size_t i = 0; i < D; i++) {
+                            const float value = w * z[i];
+                            most[i] = z[i] != 0 && value > most[i] ? value : most[i];
+                            times[i] += z[i] != 0;
+                            above_zero[i] += value > 0;
+                            bad_values += !std::isfinite(value);
+                        }
+                        finite &= bad_values == 0;
+                        for (size_t i = 0; keep && i < D; i++)
+                            if (const float value = w * z[i]; value > 0)
+                                here.push_back({uint32_t(unit + i), value});
                     });
                     if (!finite) broken = std::min(broken, n);
                     if (keep) values[first + b * dots + dot++] = here; // a copy has no room to spare

@@ -1,6 +1,16 @@
 // Answers and how they are counted: see labels.h.
 #include "labels.h"
 
+std::vector<uint8_t> answers_of(const Labels& labels, size_t cell) {
+    std::vector<uint8_t> answers(labels.words * 64);
+    for (size_t w = 0; w < labels.words; w++) {
+        const uint64_t word = labels.cell(cell)[w];
+        for (size_t b = 0; b < 64; b++) answers[w * 64 + b] = uint8_t(word >> b & 1);
+    }
+    answers.resize(labels.tokens);
+    return answers;
+}
+
 Labels chosen_cells(const Labels& labels, const std::vector<uint32_t>& cells) {
     Labels out;
     out.tokens = labels.tokens, out.words = labels.words;

@@ -59,6 +59,9 @@ template <class F> void each_place(const Labels& labels, size_t cell, F f) {
             f(w * 64 + size_t(std::countr_zero(bits)));
 }
 
+// The answers of a cell by place, (places) 0 or 1.
+std::vector<uint8_t> answers_of(const Labels& labels, size_t cell);
+
 // Some cells of the labels, in the order of the list.
 Labels chosen_cells(const Labels& labels, const std::vector<uint32_t>& cells);
 

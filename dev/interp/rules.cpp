@@ -25,6 +25,12 @@ void add_rule(const Rule& r, const Labels& questions, Labels& out, size_t row) {
     if (out.tokens % 64) to[out.words - 1] &= (uint64_t(1) << out.tokens % 64) - 1;
 }
 
+std::vector<uint8_t> Rule::answers(const Labels& questions) const {
+    Labels own = empty_labels(1, questions.tokens);
+    add_rule(*this, questions, own, 0);
+    return answers_of(own, 0);
+}
+
 Labels rule_labels(const std::vector<Rule>& rules, const Labels& questions) {
     Labels out = empty_labels(rules.size(), questions.tokens);
     for (size_t i = 0; i < rules.size(); i++) add_rule(rules[i], questions, out, i);
@@ -162,13 +168,12 @@ static std::vector<Rule> best_rules_of_block(const Labels& questions, const Ques
             top[k] = higher;
             best[i * n_first + k] = q;
         }
-        if (!natural.empty())
-            for (const uint32_t q : natural[i])
-                if (const double higher = single(q, rule_charge(2 * natural[i].size(), N, T));
-                    higher > top_natural) {
-                    top_natural = higher;
-                    best[i * n_first + 2] = q;
-                }
+        for (size_t k = 0; !natural.empty() && k < natural[i].size(); k++)
+            if (const double higher = single(natural[i][k], rule_charge(2 * (k + 1), N, T));
+                higher > top_natural) {
+                top_natural = higher;
+                best[i * n_first + 2] = natural[i][k];
+            }
     }
 
     // Pairs. both (firsts,Q): places where two questions hold; both_target (targets*3,Q): .. of a target.

@@ -9,7 +9,8 @@
 // Of thousands of rules some fit the few places of a rare property by chance, and tell nothing of it
 // elsewhere. So a rule is charged for the number of those it was picked from, log(number) / (3 places), as if
 // every place put right were worth three nats: least where the question is a natural one (what was written
-// about this piece and this square), more for any question, most for a pair.
+// about this piece and this square; of those by its place in their list, the plainest first), more for any
+// question, most for a pair.
 #pragma once
 #include "controls.h"
 
@@ -23,6 +24,7 @@ struct Rule {
     bool says(const Labels& questions, size_t n) const {
         return any() && (yes >> (2 * questions.at(a, n) + questions.at(b, n)) & 1);
     }
+    std::vector<uint8_t> answers(const Labels& questions) const; // (places) 0 or 1
 };
 
 // "White's last move gave check", "it is move 5 or later or White has castled".
@@ -39,7 +41,8 @@ inline double rule_charge(size_t picked_from, double n, double positives) {
 
 // The best rule for every target, a list of places in rising order (where a property holds, where a unit is
 // on). score: of a rule's counts, higher is better, 0 says nothing (mcc_of, f1_of). natural: by target its
-// natural questions; may be empty. Of equal scores the earlier questions, and the single one.
+// natural questions, the plainest first; may be empty. Of equal scores the earlier questions, and the single
+// one.
 std::vector<Rule> best_rules(const Labels& questions, const std::vector<std::vector<uint32_t>>& targets,
                              double (*score)(const Counts&),
                              const std::vector<std::vector<uint32_t>>& natural = {});

@@ -17,15 +17,21 @@ struct LayerUnits {
     const int32_t *choice, *slot; // (N,K) experts in falling order of score, and the row of z; dense: null
     const float *g, *mu, *sd;     // (N,E) router; mu and sd null for topk, all three for dense
 
-    // f(unit, value) for every unit of token n that is not zero: w_j z_j, or z_j if not gated.
-    template <class F> void each(size_t n, bool gated, F f) const {
+    // f(unit, z, D, w) for every expert of token n: z_j (D) of the units from that one on, and the gate
+    // weight w_j, 1 if not gated.
+    template <class F> void each_expert(size_t n, bool gated, F f) const {
         for (size_t k = 0; k < K; k++) {
             const size_t first = choice ? choice[n * K + k] * D : 0;
-            const float* row = z + (slot ? size_t(slot[n * K + k]) : n) * D;
-            const float w = gated && weight ? weight[n * K + k] : 1.0f;
+            f(first, z + (slot ? size_t(slot[n * K + k]) : n) * D, D,
+              gated && weight ? weight[n * K + k] : 1.0f);
+        }
+    }
+    // f(unit, value) for every unit of token n that is not zero: w_j z_j, or z_j if not gated.
+    template <class F> void each(size_t n, bool gated, F f) const {
+        each_expert(n, gated, [&](size_t first, const float* row, size_t, float w) {
             for (size_t i = 0; i < D; i++)
                 if (row[i] != 0) f(first + i, w * row[i]);
-        }
+        });
     }
 };
 
