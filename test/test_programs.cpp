@@ -1044,7 +1044,7 @@ static void test_bad_shards() {
                  {"tokenizer.bin", "unknown tokenizer 9"},
                  {"row.bin", "whole rows of 32"},
                  {"none.bin", "no tokens"},
-                 {"folder.bin", "not a regular file"}};
+                 {"folder.bin", "a folder"}};
     for (const auto& c : cases) {
         refuses(train + tiny + " --steps 3 --out bad --train '" + c.path + "'", 1, c.path, c.what);
         refuses(train + tiny + " --steps 3 --out bad --train few.bin --val '" + c.path + "'", 1, c.path,
