@@ -243,9 +243,10 @@ LayerBsp measure_layer(const LayerFires& fires, const Ruler& ruler, uint64_t see
     s.same_move = strategy_control(ruler, same_move);
     s.text = strategy_control(ruler, ruler.text.scores);
     for (const auto& [number, interval] : intervals) {
+        double Resample::*const value = number; // clang 14 captures no structured bindings
         std::vector<double> means;
         for (size_t i = 0; i < resampled[0].size(); i++)
-            means.push_back(strategy_mean(ruler, [&](size_t f) { return resampled[f][i].*number; }));
+            means.push_back(strategy_mean(ruler, [&](size_t f) { return resampled[f][i].*value; }));
         s.*interval = interval_of(means);
     }
     return out;
