@@ -546,9 +546,8 @@ struct Decoder {
         y = Block<float>(parts() * S * K * C);
     }
 
-    static size_t cache_elements(const Config& c) {
-        return c.n_layer * c.block_size * c.n_embd;
-    } // of one place
+    // Keys, or values, of one place.
+    static size_t cache_elements(const Config& c) { return c.n_layer * c.block_size * c.n_embd; }
     size_t parts() const { return blocks_for(model.config.d_expert, part_units); }
 
     // The place forgets what it has read and reads these n < block_size tokens instead, all in one forward
@@ -711,7 +710,8 @@ inline size_t fitting_places(const Config& config, size_t prompts, size_t free, 
     const double weights = double(block_elements(gpu_tensor_table(config))) * (sizeof(floatX) < 4 ? 6 : 4);
     const Shape shape = {config, 1, config.block_size, 2, true, false};
     const double cache = 2.0 * double(Decoder::cache_elements(config)) * sizeof(floatX);
-    const double rest = weights + double(activation_bytes(shape)) + double(256 << 20); // and what is small
+    const double rest = weights + double(activation_bytes(shape)) +
+                        double(Gpu::most_lanes * Gpu::workspace_bytes) + unaccounted_bytes;
     if (rest + cache > double(free))
         fail("%s: sampling from this model needs %s of GPU memory, %s are free", where.c_str(),
              human_bytes(rest + cache).c_str(), human_bytes(double(free)).c_str());

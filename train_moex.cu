@@ -68,6 +68,7 @@ constexpr int warp_size = 32;
 // Grids and chunks are sized for the 132 multiprocessors of an H100, and by the model and the batch, never by
 // the card that is there: the order of every sum, and so its bits, are then those of any card.
 constexpr size_t multiprocessors = 132;
+constexpr size_t cache_bytes = 16 << 20; // of the L2 cache, what a kernel counts on
 constexpr size_t layernorm_blocks = 3 * multiprocessors, count_blocks = 8 * multiprocessors,
                  norm_blocks = 8 * multiprocessors;
 // Parts that a sum over N tokens is cut into: more tokens make more parts, so that no part grows long.
@@ -893,8 +894,8 @@ __device__ __forceinline__ AttentionPlace attention_place(unsigned blocks, unsig
 }
 
 inline unsigned attention_group(size_t T, size_t HS) {
-    const size_t cache = 16 << 20, streamed = 2 * T * HS * sizeof(floatX); // two matrices of a head
-    return unsigned(std::max<size_t>(1, cache / streamed));
+    const size_t streamed = 2 * T * HS * sizeof(floatX); // two matrices of a head
+    return unsigned(std::max<size_t>(1, cache_bytes / streamed));
 }
 
 // Attention forward: each block 128 queries, each warp 32, keys and values streamed from the first to the
@@ -913,11 +914,11 @@ template <int HS> __global__ void __launch_bounds__(attention_threads)
     constexpr int M = Shape::M, QUERIES = Shape::QUERIES, TILE = Shape::TILE, STAGES = Shape::STAGES;
     constexpr int stride = tile_stride<HS>;
     const AttentionPlace place = attention_place(blocks, heads, group);
-    const HeadView head(qkv, place.head, T, NH, HS);
-    const size_t C = head.C, C3 = head.C3;
+    // A HeadView written out: it would take registers that this kernel does not have.
+    const size_t b = place.head / NH, h = place.head % NH, C = size_t(NH) * HS, C3 = 3 * C;
     const int i0 = (blocks - 1 - place.block) * QUERIES; // the last queries see the most keys
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16 * M, first = i0 + warp_row;
-    const floatX *q = head.q, *k = head.k, *v = head.v;
+    const floatX *q = qkv + b * T * C3 + h * HS, *k = q + C, *v = k + C;
 
     extern __shared__ __align__(16) floatX attention_shared[];
     floatX* const q_tile = attention_shared;                  // (QUERIES, HS)
@@ -1002,9 +1003,9 @@ template <int HS> __global__ void __launch_bounds__(attention_threads)
                 for (int e = 2 * half; e < 2 * half + 2; e++) o[m][n][e] *= 1 / total;
             const int i = first + 16 * m + 8 * half + lane / 4;
             if (lane % 4 == 0 && i < T)
-                lse[head.statistic + i] = ln_2 * fmaf(scale, most[m][half], log2f(total));
+                lse[size_t(place.head) * T + i] = ln_2 * fmaf(scale, most[m][half], log2f(total));
         }
-    store_rows<HS, M>(out + head.out + first * C, C, T - first, q_tile + warp_row * stride, o);
+    store_rows<HS, M>(out + (b * T + first) * C + h * HS, C, T - first, q_tile + warp_row * stride, o);
 }
 
 // delta_i = dO_i . O_i: a thread takes a pack of channels, HS / pack neighbours a head.
@@ -1150,7 +1151,7 @@ template <int HS> __global__ void __launch_bounds__(attention_threads, HS <= 64 
     constexpr int M = Shape::M, QUERIES = Shape::ROWS, TILE = Shape::TILE, STAGES = Shape::STAGES;
     constexpr int stride = tile_stride<HS>;
     const AttentionPlace place = attention_place(blocks, heads, group);
-    // A HeadView written out: it would take registers that this kernel does not have.
+    // As in the forward pass, a HeadView written out.
     const size_t b = place.head / NH, h = place.head % NH, C = size_t(NH) * HS, C3 = 3 * C;
     const int i0 = (blocks - 1 - place.block) * QUERIES;
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16 * M, first = i0 + warp_row;
@@ -2940,13 +2941,13 @@ struct Model {
         token_end.resize(config.vocab_size + 1);
         for (BatchBuffer& b : buffers) {
             cuda_check(cudaMallocHost(&b.host, batch.count * sizeof(int)));
-            cuda_check(cudaEventCreate(&b.copied));
+            cuda_check(cudaEventCreateWithFlags(&b.copied, cudaEventDisableTiming));
         }
         cuda_check(cudaMallocHost(&host_begin, config.n_layer * (E + 1) * sizeof(int)));
         own_activation = std::make_unique<uint8_t[]>(config.n_layer * E);
         cuda_check(cudaMallocHost(&host_totals, sizeof(Totals)));
-        cuda_check(cudaEventCreate(&begin_copied));
-        cuda_check(cudaEventCreateWithFlags(&dispatched, cudaEventDisableTiming));
+        for (cudaEvent_t* event : {&dispatched, &begin_copied})
+            cuda_check(cudaEventCreateWithFlags(event, cudaEventDisableTiming));
     }
     Model(const Model&) = delete;
     ~Model() {
@@ -3379,8 +3380,8 @@ inline void load_weights(Model& model, const float* weights, uint64_t t, uint64_
     const Block<float> temporary(model.master.count || sizeof(floatX) == 4 ? 0 : count);
     float* fp32 = temporary.count ? temporary.data : model.master_weights();
     cuda_check(cudaMemcpy(fp32, weights, count * sizeof(float), cudaMemcpyHostToDevice));
-    const size_t V = model.table[0].count, behind = model.table[1].offset; // of the tokens' rows
-    if (behind > V) cuda_check(cudaMemset(fp32 + V, 0, (behind - V) * sizeof(float)));
+    const size_t end = model.table[0].count, behind = model.table[1].offset; // of the tokens' rows
+    if (behind > end) cuda_check(cudaMemset(fp32 + end, 0, (behind - end) * sizeof(float)));
     if (sizeof(floatX) < 4)
         round_weights(model.weights.data, fp32, rounding_key(seed, t), count, model.gpu.stream);
     cuda_check(cudaStreamSynchronize(model.gpu.stream));
@@ -3534,49 +3535,54 @@ inline const float* last_logits(Model& model, const std::vector<int32_t>& text, 
     return logits.data();
 }
 
-// Memory by family, for micro-batches of B rows.
-inline std::vector<std::pair<const char*, double>> memory_families(const Run& run, size_t B) {
-    const double count = double(block_elements(gpu_tensor_table(run.config))), bytes = sizeof(floatX);
-    const Shape shape = {run.config, B, run.T, int(run.flags.recompute), true, true};
+// Memory that training takes, by family, with micro-batches of B rows of T.
+inline std::vector<std::pair<const char*, double>> memory_families(const Config& config, size_t B, size_t T,
+                                                                   int recompute) {
+    const double count = double(block_elements(gpu_tensor_table(config))), bytes = sizeof(floatX);
+    const Shape shape = {config, B, T, recompute, true, true};
     std::vector<std::pair<const char*, double>> families = {{"weights", count * bytes}};
     if (bytes < 4) families.push_back({"fp32 weights", count * 4});
     families.push_back({"gradients", count * 4});
     families.push_back({"optimizer moments", count * 8});
     families.push_back({"activations", double(activation_bytes(shape))});
-    families.push_back(
-        {"batches, workspaces", double(Model::batch_ints(B * run.T)) * 4 +
-                                    double(run.config.n_layer * statistics_elements(run.config)) * 4 +
-                                    double(Gpu::most_lanes * Gpu::workspace_bytes)});
+    families.push_back({"batches, workspaces", double(Model::batch_ints(B * T)) * 4 +
+                                                   double(config.n_layer * statistics_elements(config)) * 4 +
+                                                   double(Gpu::most_lanes * Gpu::workspace_bytes)});
     families.push_back({"CUDA and cuBLASLt", unaccounted_bytes});
     return families;
 }
-inline double memory_needed(const Run& run, size_t B) {
+inline double memory_needed(const Config& config, size_t B, size_t T, int recompute) {
     double needed = 0;
-    for (const auto& family : memory_families(run, B)) needed += family.second;
+    for (const auto& family : memory_families(config, B, T, recompute)) needed += family.second;
     return needed;
 }
 
 // --batch auto: small micro-batches leave a large card idle, so of the step's rows the largest divisor is
 // taken that makes at most 64K tokens and leaves a twentieth of the memory free.
-inline size_t choose_batch(Run& run, size_t rows, size_t free) {
+inline size_t largest_batch(const Config& config, size_t T, int recompute, size_t rows, size_t free) {
     constexpr size_t most_tokens = 64 << 10;
     size_t best = 1;
-    for (size_t B = 1; B <= rows && B * run.T <= most_tokens; B++)
-        if (rows % B == 0 && memory_needed(run, B) <= 0.95 * double(free)) best = B;
+    for (size_t B = 1; B <= rows && B * T <= most_tokens; B++)
+        if (rows % B == 0 && memory_needed(config, B, T, recompute) <= 0.95 * double(free)) best = B;
+    return best;
+}
+inline size_t choose_batch(Run& run, size_t rows, size_t free) {
+    const size_t best = largest_batch(run.config, run.T, int(run.flags.recompute), rows, free);
     run.batch_note = strf("%zu rows: the most of the step's %zu that fit, up to 64K tokens", best, rows);
     return best;
 }
 
 // Refuses a run that needs more memory than the GPU has left.
 inline std::vector<std::pair<const char*, double>> memory_of(const Run& run, size_t free) {
-    const double needed = memory_needed(run, run.B);
+    const int recompute = int(run.flags.recompute);
+    const double needed = memory_needed(run.config, run.B, run.T, recompute);
     if (needed > double(free)) {
-        const Shape shape = {run.config, run.B, run.T, int(run.flags.recompute), true, true};
+        const Shape shape = {run.config, run.B, run.T, recompute, true, true};
         fail("this run needs %s of GPU memory (activations %s), %s are free: a smaller --batch%s would help",
              human_bytes(needed).c_str(), human_bytes(double(activation_bytes(shape))).c_str(),
-             human_bytes(double(free)).c_str(), run.flags.recompute < 2 ? ", or --recompute 1 or 2," : "");
+             human_bytes(double(free)).c_str(), recompute < 2 ? ", or --recompute 1 or 2," : "");
     }
-    return memory_families(run, run.B);
+    return memory_families(run.config, run.B, run.T, recompute);
 }
 
 // What cudaGetDeviceCount() answered; a driver that is too old is another matter than no GPU.
@@ -3622,14 +3628,16 @@ inline int train(int argc, char** argv) {
     print_settings(run, table, machine, memory_of(run, free));
 
     Model model(run.config, run.B, run.T, int(run.flags.recompute), true, run.flags.epilogues);
-    std::vector<float> host(block_elements(table));
-    initial_weights(run, table, host.data());
-    load_weights(model, host.data(), uint64_t(run.step), uint64_t(run.flags.seed));
-    if (run.state_file) {
-        read_block(*run.state_file, table, "m.", host.data());
-        model.moment_1.upload(host.data(), host.size());
-        read_block(*run.state_file, table, "v.", host.data());
-        model.moment_2.upload(host.data(), host.size());
+    {
+        std::vector<float> host(block_elements(table));
+        initial_weights(run, table, host.data());
+        load_weights(model, host.data(), uint64_t(run.step), uint64_t(run.flags.seed));
+        if (run.state_file) {
+            read_block(*run.state_file, table, "m.", host.data());
+            model.moment_1.upload(host.data(), host.size());
+            read_block(*run.state_file, table, "v.", host.data());
+            model.moment_2.upload(host.data(), host.size());
+        }
     }
     printf("%s\n", measure_choices(model, flags).c_str());
     run.flags = flags;
@@ -3652,7 +3660,7 @@ inline int train(int argc, char** argv) {
     };
     engine.block = [&](Family family) -> const float* {
         std::vector<float>& copy = blocks[size_t(family)];
-        copy.resize(host.size());
+        copy.resize(model.weights.count);
         const float* from = family == Family::weights     ? model.master_weights()
                             : family == Family::gradients ? model.gradients.data
                             : family == Family::moment_1  ? model.moment_1.data

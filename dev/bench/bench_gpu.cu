@@ -83,7 +83,10 @@ struct Clock {
         for (size_t i = 0; i < 3; i++) run(i);
         keep_busy(stream);
         mark(0, stream);
-        for (size_t i = 0; i < repeats; i++) run(i), mark(i + 1, stream);
+        for (size_t i = 0; i < repeats; i++) {
+            run(i);
+            mark(i + 1, stream);
+        }
         cuda_check(cudaStreamSynchronize(stream));
         std::vector<double> times;
         for (size_t i = 0; i < repeats; i++) times.push_back(std::max(seconds(i, i + 1), 1e-9));
@@ -361,8 +364,7 @@ static Measured measure(const std::string& preset, const Config& config, size_t 
 // ---------------------------------------------------------------------------------------------------------
 // The tables
 
-// Whole steps: of one micro-batch, and what follows for the preset's steps. Returns the fastest step of each
-// kind.
+// Whole steps: of one micro-batch, and what follows for the preset's steps.
 static void print_steps(const std::vector<Measured>& all, const Preset& preset, const Card& card,
                         const Settings& settings, JsonLines& json) {
     const size_t B = all[0].B, preset_micros = std::max<size_t>(1, preset.rows / B);
@@ -485,9 +487,15 @@ static void print_parts(const std::vector<Measured>& all, JsonLines& json) {
 
 static Preset tiny_preset() {
     Preset p = presets()[0];
-    p.name = "tiny", p.batch = 2;
+    p.name = "tiny";
+    p.batch = 2;
     Config& c = p.config;
-    c.n_layer = 2, c.n_head = 1, c.n_embd = 64, c.d_expert = 128, c.block_size = 65, c.vocab_size = 61;
+    c.n_layer = 2;
+    c.n_head = 1;
+    c.n_embd = 64;
+    c.d_expert = 128;
+    c.block_size = 65;
+    c.vocab_size = 61;
     c.tokenizer = "";
     return p;
 }
@@ -541,24 +549,6 @@ static void print_counts(const Preset& p, size_t batch) {
            steps[0][0] / steps[0][1], steps[1][0] / steps[1][1], micros);
 }
 
-// Bytes of the GPU that training takes, as memory_needed() counts them.
-static double training_bytes(const Config& c, size_t B) {
-    const double n = double(block_elements(gpu_tensor_table(c)));
-    const double weights = n * (sizeof(floatX) + (sizeof(floatX) < 4 ? 4 : 0) + 3 * sizeof(float));
-    return weights + double(activation_bytes({c, B, c.block_size, 0, true, true})) +
-           double(Gpu::most_lanes * Gpu::workspace_bytes) + unaccounted_bytes;
-}
-
-// What --batch auto takes: the largest divisor of the step's rows that leaves a twentieth of the memory free
-// and has at most 64K tokens.
-static size_t large_batch(const Preset& p, double memory) {
-    for (size_t B = p.rows; B > 1; B--)
-        if (p.rows % B == 0 && B * p.config.block_size <= 65536 &&
-            training_bytes(with_ffn(p.config, "moe"), B) <= 0.95 * memory)
-            return B;
-    return 1;
-}
-
 static void bench(const Preset& p, size_t batch, const Card& card, Clock& clock, const Settings& settings,
                   JsonLines& json) {
     std::vector<Measured> all;
@@ -591,11 +581,12 @@ int main(int argc, char** argv) {
                 if (settings.preset == name ||
                     (settings.preset == "both" && (!strcmp(name, "chess") || !strcmp(name, "small"))))
                     chosen.push_back(*find_preset(name));
-        double memory = 80e9; // of an H100, unless there is a card to ask
+        size_t memory = 80'000'000'000; // of an H100, unless there is a card to ask
         const auto batches = [&](const Preset& p) {
             if (settings.batch > 0) return std::vector<size_t>{size_t(settings.batch)};
             std::vector<size_t> both = {p.batch};
-            const size_t large = settings.tiny ? 0 : large_batch(p, memory);
+            const size_t large =
+                settings.tiny ? 0 : largest_batch(p.config, p.config.block_size, 0, p.rows, memory);
             if (large > p.batch) both.push_back(large);
             return both;
         };
@@ -607,9 +598,7 @@ int main(int argc, char** argv) {
         }
         JsonLines json;
         if (!settings.json.empty()) json.open(settings.json);
-        size_t free = 0;
-        printf("%s\n", use_gpu(&free).c_str());
-        memory = double(free);
+        printf("%s\n", use_gpu(&memory).c_str());
         Clock clock(settings.tiny ? 1 << 10 : size_t(1) << 30);
         const Card card = measure_card(clock, settings, json);
         for (const Preset& p : chosen)

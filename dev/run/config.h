@@ -36,10 +36,13 @@ inline const std::vector<std::string> ffn_words = {"moe", "dense"}, act_words = 
 // first release is optional: it is written to a checkpoint only where it differs from its default, and read
 // as the default where it is absent. So older files stay readable, and files that use nothing new stay as
 // they were, byte for byte.
+// (Types with names: nvcc would put the members in parentheses, and the compiler behind it warn of them.)
+using SizeField = size_t Config::*;
+using WordField = std::string Config::*;
 struct ConfigField {
     const char* name;
-    size_t Config::*size; // null: a word
-    std::string Config::*word;
+    SizeField size; // null: a word
+    WordField word;
     std::vector<std::string> words;
     bool optional;
 

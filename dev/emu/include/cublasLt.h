@@ -5,8 +5,7 @@
 // claims is overwritten, as it would be. An algorithm serves the product it was asked for; of others only
 // those that differ in the number of rows of a batch (n, or k where op(B) is a transpose: sums over rows).
 //
-// Environment:  EMU_CUBLASLT_EPILOGUES=0     the heuristic knows the default epilogue only; =bias: and the
-// bias
+// Environment:  EMU_CUBLASLT_EPILOGUES=0     the heuristic knows the default epilogue only; =bias: and bias
 //               EMU_CUBLASLT_MISSING=LIST    it does not know these: name[/type of D[/up to this n]], e.g.
 //                                            relu_aux_bias,dgelu_bgrad/fp32,gelu_aux_bias/bf16/4
 //               EMU_CUBLASLT_REFUSE=n        every n-th reuse of an algorithm is refused: a call that is not
