@@ -15,7 +15,7 @@
 
 namespace chess {
 
-// A pipe that programs started later do not inherit; false, and errno, if there is none. (pipe2() would do
+// A pipe that programs started later do not inherit; false, and errno, if there is none. (pipe2 would do
 // both in one step, but macOS lacks it.)
 inline bool make_pipe(int (&ends)[2]) {
     if (pipe(ends) != 0) return false;

@@ -1,10 +1,14 @@
 // The loops that threads share (dev/lib/threads.h): every part once, whatever the number of threads, nested,
-// from several threads at once, and when a part throws.
+// from several threads at once, when a part throws, and when there are too few threads.
 #include "../dev/lib/threads.h"
 #include "check.h"
 #include <chrono>
+#include <fstream>
 #include <numeric>
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <thread>
+#include <unistd.h>
 #include <vector>
 
 static void test_every_index_once() {
@@ -120,8 +124,31 @@ static void test_exceptions() {
     check(cells == std::vector<int>(100, 1), "a loop after one that failed");
 }
 
+// Where the system gives no more threads those that are there do the work.
+static void test_no_more_threads() {
+#ifndef __SANITIZE_ADDRESS__ // its own memory is beyond any limit
+    const pid_t child = fork();
+    if (child == 0) {
+        size_t pages = 0;
+        std::ifstream("/proc/self/statm") >> pages;
+        const rlim_t most = pages * size_t(sysconf(_SC_PAGESIZE)) + (size_t(64) << 20); // some of 256 stacks
+        const rlimit limit = {most, most};
+        if (pages > 0) setrlimit(RLIMIT_AS, &limit);
+        set_thread_count(256);
+        std::vector<std::atomic<int>> seen(1000);
+        for (int loop = 0; loop < 2; loop++) parallel_items(1000, [&](size_t i) { seen[i]++; });
+        _exit(std::all_of(seen.begin(), seen.end(), [](const std::atomic<int>& n) { return n == 2; }) ? 0
+                                                                                                      : 1);
+    }
+    int status = -1;
+    waitpid(child, &status, 0);
+    check(status == 0, "status %d", status);
+#endif
+}
+
 int main() {
     return run_main([] {
+        test_no_more_threads();
         test_every_index_once();
         test_many_loops();
         test_nested();

@@ -6,6 +6,7 @@
 #include <exception>
 #include <fstream>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -192,10 +193,16 @@ struct Team {
 
     void member(size_t thread);
 
-    // The threads are never ended: they sleep when the program exits.
+    // The threads are never ended: they sleep when the program exits. Where the system gives no more of them
+    // (a limit on processes) those that are there do all parts.
     void grow(size_t count) {
-        if (count > begun.size()) begun = std::vector<std::atomic<bool>>(count);
-        for (; members < count; members++) std::thread([this, thread = members] { member(thread); }).detach();
+        if (count <= begun.size()) return;
+        begun = std::vector<std::atomic<bool>>(count);
+        try {
+            for (; members < count; members++)
+                std::thread([this, thread = members] { member(thread); }).detach();
+        } catch (const std::system_error&) {
+        }
         may_spin = members <= size_t(allowed_cores());
     }
 
