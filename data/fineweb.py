@@ -258,6 +258,7 @@ class Shards:
     def __init__(self, out, shard_tokens, val_tokens):
         for path in shards_in(out, r"\.part.*"):  # left by a run that was killed
             os.unlink(path)
+        self.publishing = False
         self.out, self.limits = out, {"val": val_tokens, "train": shard_tokens}
         self.tokens, self.files = {"val": 0, "train": 0}, {"val": 0, "train": 0}
         self.series, self.open, self.count = "val" if val_tokens else "train", None, 0
@@ -287,6 +288,7 @@ class Shards:
         self.open = None
 
     def publish(self):
+        self.publishing = True  # from here on what was written stays, whatever goes wrong
         new = shards_in(self.out, r"\.part")
         for path in shards_in(self.out):
             os.unlink(path)
@@ -297,7 +299,7 @@ class Shards:
         """The shard being written, and all that have not been published."""
         if self.open:
             self.open.discard()
-        for path in shards_in(self.out, r"\.part"):
+        for path in [] if self.publishing else shards_in(self.out, r"\.part"):
             os.unlink(path)
 
 
@@ -349,12 +351,13 @@ def make_shards(source, options):
             raise Error(f"the text has only {tokens} tokens, and the first {options.val_tokens} are for validation: "
                         "expected more text, or a smaller --val-tokens")
         shards.close()
-        shards.publish()
     except (KeyboardInterrupt, Error, OSError):  # hours of work may be there already: what is whole is kept
         if shards.files["train"]:
             shards.publish()
             print(f"ended early: {shards.files['train']} shards for training are whole and kept", file=sys.stderr)
         raise
+    else:
+        shards.publish()
     finally:
         results.close()
         shards.discard()

@@ -264,22 +264,26 @@ static Lines from_file(const Settings& s, chess::GameFilter filter, DataSet& dat
     const std::function<bool(const chess::Tags&)> wanted = [&](const chess::Tags& tags) {
         return filter.wanted(tags);
     };
-    chess::GameFile games(file.source(&interrupted), file.name, "make_chess --pgn - ..",
-                          filter.any() ? wanted : nullptr);
-    const bool by_bytes = file.size() > 0;
-    Progress progress("reading", by_bytes ? "bytes" : "games", file.size());
-    const auto done = [&] { return double(by_bytes ? games.bytes_read() : games.counts().games()); };
+    Progress progress("reading", "bytes", file.size());
+    // Counted as it is read: it may be long until a game comes that is wanted.
+    size_t bytes = 0;
+    const ByteSource counted = [&, source = file.source(&interrupted)](char* to, size_t n) {
+        const size_t got = source(to, n);
+        bytes += got;
+        progress.update(double(bytes));
+        return got;
+    };
+    chess::GameFile games(counted, file.name, "make_chess --pgn - ..", filter.any() ? wanted : nullptr);
     try {
         for (chess::GameRecord game; s.games == 0 || data.games() < size_t(s.games);) {
             // (A game that an interrupt has ended may be half read.)
             if (!games.next(game) || interrupted) break;
             if (filter.keeps(game)) data.add_read(game.text, game.moves.size());
-            if (games.counts().good() % 64 == 0) progress.update(done());
         }
     } catch (const Error&) {
         data.failure = std::current_exception();
     }
-    progress.finish(done());
+    progress.finish(double(bytes));
     const chess::GameCounts& c = games.counts();
     if (data.games() == 0 && !interrupted && !data.failure) {
         if (filter.left_out())

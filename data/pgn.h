@@ -146,7 +146,7 @@ struct PgnReader {
             }
             if (skip_invisible()) continue;
             const bool first = line_start;
-            if (c == '[' && (first || !in_moves)) {
+            if (c == '[' && (!in_moves || (first && tag_ahead()))) {
                 // Tags behind moves are the next game's, so this one has no result. Inside a variation they
                 // mean that the rest of this game is missing.
                 if (in_moves) {
@@ -243,6 +243,21 @@ struct PgnReader {
         while (!at_line_end() && !(inner_braces && peek() == '}')) take();
     }
 
+    // `[Name "`, or a name that counts without quotes? (A variation in brackets may begin a line, too.)
+    bool tag_ahead() {
+        const std::string_view text = bytes.ahead(2 * longest_word);
+        const size_t begin = std::min(text.find_first_not_of(" \t", 1), text.size());
+        size_t end = begin;
+        while (end < text.size() && (isalnum((unsigned char)text[end]) || text[end] == '_')) end++;
+        const size_t value = std::min(text.find_first_not_of(" \t", end), text.size());
+        return end > begin && (value == text.size() || text[value] == '"' ||
+                               says_start(lower(std::string(text.substr(begin, end - begin)))));
+    }
+    // Tags that decide where a game starts.
+    static bool says_start(const std::string& tag) {
+        return tag == "fen" || tag == "setup" || tag == "variant";
+    }
+
     // [Name "value"], also with blanks inside the bracket. Anything else in brackets is skipped to the
     // bracket or the end of the line; but what decides where a game starts counts without quotes, too.
     void read_tag() {
@@ -254,8 +269,8 @@ struct PgnReader {
             if (tag.size() < longest_word) tag += char(tolower(c));
         }
         skip_blanks();
-        const bool quoted = peek() == '"', start = tag == "fen" || tag == "setup" || tag == "variant";
-        if (tag.empty() || (!quoted && !start)) {
+        const bool quoted = peek() == '"';
+        if (tag.empty() || (!quoted && !says_start(tag))) {
             counts.stray++;
             while (!at_line_end() && take() != ']') {
             }

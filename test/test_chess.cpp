@@ -636,6 +636,7 @@ static void test_pgn() {
         "1. e4 ± e5 ⩲ 2. Nf3 N Nc6 D (N) unclear 1:0",
         "1. e4 e5 2. Nf3 [2. d4 exd4 [2... d6]] Nc6 *",
         "1. e4 [%clk 0:10] e5 2. Nf3 Nc6 *",
+        "1. e4 e5\n[1... c5 2. Nf3\n[Nc3 Nc6] d6]\n2. Nf3 Nc6 *",
         "1. e4 e5; 2. Nf3 Nc6 *",
         // Braces in comments: closed by their own, or not closed at all
         "1. e4 { a { b } c } e5 2. Nf3 Nc6 *",

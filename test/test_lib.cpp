@@ -826,6 +826,7 @@ static void test_run_main() {
     ends([]() -> int { fail("%s: line %d: wrong", "file", 3); }, 1, "moex: file: line 3: wrong\n");
     ends([]() -> int { fail_usage("--x: wrong"); }, 2, "moex: --x: wrong (see --help)\n");
     ends([]() -> int { throw std::bad_alloc(); }, 1, "moex: out of memory\n");
+    ends([]() -> int { throw std::runtime_error("no more threads"); }, 1, "moex: no more threads\n");
     // Streams that are closed or full; each in a process of its own.
     auto in_child = [](std::function<int()> body) {
         fflush(nullptr);

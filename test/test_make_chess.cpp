@@ -354,7 +354,7 @@ static void test_pgn() {
 }
 
 // Starts the program in the background, waits, sends the signal, returns how it ended.
-static int interrupt(const std::string& arguments, int number, double seconds) {
+static int interrupt(const std::string& arguments, int number, double seconds, int times = 1) {
     const pid_t child = fork();
     if (child == 0) {
         const std::string line =
@@ -362,8 +362,10 @@ static int interrupt(const std::string& arguments, int number, double seconds) {
         execl("/bin/sh", "sh", "-c", line.c_str(), (char*)nullptr);
         _exit(127);
     }
-    usleep(useconds_t(seconds * 1e6));
-    kill(child, number);
+    for (int i = 0; i < times; i++) {
+        usleep(useconds_t(i == 0 ? seconds * 1e6 : 1000)); // (two at once would be one)
+        kill(child, number);
+    }
     int status = 0;
     waitpid(child, &status, 0);
     return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
@@ -443,6 +445,9 @@ static void test_interrupt() {
         check(whole);
         check(system(("ls " + dir + " | grep -q tmp").c_str()) != 0);
     }
+    // A terminal that goes away sends SIGHUP twice, its shell once more.
+    check(interrupt("--games 100000000 --row 64 --out " + folder + "/gone", SIGHUP, 0.5, 3) == 128 + SIGHUP);
+    check(!open_shards(folder + "/gone/train_*.bin").empty());
     // A pipe that gives nothing more does not hold it up.
     std::ofstream(folder + "/first.pgn") << "1. e4 e5 2. Nf3 Nc6 3. Bb5 a6 4. Ba4 Nf6 5. O-O *\n1. d4 *\n";
     const std::string dir = folder + "/waiting", fifo = folder + "/fifo";

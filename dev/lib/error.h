@@ -101,6 +101,8 @@ template <class Body> int run_main(Body body) {
         fprintf(stderr, "moex: out of memory\n");
     } catch (const std::length_error&) {
         fprintf(stderr, "moex: out of memory: a size beyond what any machine holds was asked for\n");
+    } catch (const std::exception& e) { // of the standard library: no thread to be had, say
+        fprintf(stderr, "moex: %s\n", e.what());
     }
     return 1;
 }

@@ -1,5 +1,6 @@
 // Ctrl-C and its like (SIGINT, SIGTERM, SIGHUP): the first one asks the program to end in order, which it
-// does where it looks at `interrupted`; a second one of any of them ends it at once.
+// does where it looks at `interrupted`; a second SIGINT or SIGTERM ends it at once. (A second SIGHUP does
+// not: a terminal that goes away may send two of them, and nobody in a hurry sends one.)
 #pragma once
 #include <csignal>
 #include <initializer_list>
@@ -9,6 +10,7 @@ inline volatile std::sig_atomic_t interrupted = 0; // the signal's number
 inline void catch_interrupts() {
     struct sigaction action = {};
     action.sa_handler = [](int number) {
+        if (interrupted && number == SIGHUP) return;
         if (interrupted) {
             signal(number, SIG_DFL);
             raise(number); // delivered when this handler returns
