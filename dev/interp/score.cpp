@@ -264,7 +264,7 @@ HeldOut held_out(const UnitFires& fires, const Selection& best, size_t t, const 
     for (size_t n = 0; n < truth.tokens(); n++) {
         if (skip && (*skip)[n]) continue;
         const uint64_t* row = truth.row(order ? (*order)[n] : n) + f.first / 64;
-        uint8_t* game = &out.positives[n / truth.dots * n_columns];
+        uint8_t* game = out.positives.data() + n / truth.dots * n_columns; // (there may be no columns)
         for (size_t w = 0; w < f.mask.size(); w++)
             for (uint64_t bits = row[w] & f.mask[w]; bits; bits &= bits - 1)
                 game[(f.first / 64 + w) * 64 + size_t(std::countr_zero(bits)) - f.first]++;
