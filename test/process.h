@@ -38,7 +38,7 @@ struct Process {
             const int errors = open(error_path.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666);
             dup2(ends[1], 1);
             dup2(errors, 2);
-            alarm(240); // a program that hangs fails its test
+            alarm(900); // a program that hangs fails its test
             execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
             _exit(127);
         }
@@ -128,7 +128,7 @@ inline std::string in_terminal(const std::string& command, unsigned short column
         dup2(inside, 1);
         dup2(inside, 2);
         close(terminal);
-        alarm(240);
+        alarm(900);
         execl("/bin/sh", "sh", "-c", ("exec " + command).c_str(), nullptr);
         _exit(127);
     }
