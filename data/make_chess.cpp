@@ -2,8 +2,8 @@
 // from a file (--pgn: PGN, game text, tables), or played by a UCI engine against itself (--uci). Text of a
 // game: `;1.e4 e5 2.Nf3`. Shards: rows of R tokens, one token per character; a row begins with a game, takes
 // in game after game, and cuts the last one off. A game is in train or in val, never in both.
-#include "../dev/lib/interrupt.h"
 #include "../dev/lib/options.h"
+#include "../dev/lib/stop.h"
 #include "../dev/lib/terminal.h"
 #include "../dev/lib/threads.h"
 #include "game_file.h"
@@ -133,7 +133,7 @@ struct DataSet {
         }
         if (train.rows() == 0) {
             if (failure) std::rethrow_exception(failure);
-            if (interrupted)
+            if (stop_signal)
                 fail("%s: interrupted before the first row was full; nothing was written",
                      settings.out.c_str());
             fail("%s: %zu games of %zu characters do not fill one row of %lld for training; nothing was "
@@ -180,19 +180,19 @@ static Lines play(const Settings& s, DataSet& data, size_t batch,
     size_t by_outcome[6] = {}, played = 0;
     Progress progress(s.uci.empty() ? "playing" : "engine", "games", double(s.games));
     std::vector<MadeGame> games(batch);
-    for (size_t begin = 0; begin < size_t(s.games) && !interrupted && !data.failure; begin += batch) {
+    for (size_t begin = 0; begin < size_t(s.games) && !stop_signal && !data.failure; begin += batch) {
         const size_t n = std::min(batch, size_t(s.games) - begin);
         std::atomic<bool> failed = false; // then the other games are not begun
 #pragma omp parallel for schedule(dynamic, 1) num_threads(int(s.threads))
         for (size_t i = 0; i < n; i++) {
             games[i] = {};
             try {
-                if (interrupted || failed) continue;
+                if (stop_signal || failed) continue;
                 games[i] = make(begin + i);
                 games[i].text = chess::to_game_text(games[i].moves);
             } catch (...) {
                 games[i] = {};
-                if (!failed.exchange(true) && !interrupted) data.failure = std::current_exception();
+                if (!failed.exchange(true) && !stop_signal) data.failure = std::current_exception();
             }
         }
         try {
@@ -242,7 +242,7 @@ static MadeGame engine_game(const Settings& s, chess::Engine& engine, uint64_t i
     }
     engine.new_game();
     while ((made.outcome = game.outcome()) == chess::UNFINISHED && made.moves.size() < size_t(s.max_plies)) {
-        if (interrupted) return {};
+        if (stop_signal) return {};
         made.moves.push_back(engine.best_move(game.position, made.moves, s.nodes));
         game.play(made.moves.back());
     }
@@ -251,8 +251,8 @@ static MadeGame engine_game(const Settings& s, chess::Engine& engine, uint64_t i
 
 static Lines from_engine(const Settings& s, DataSet& data) {
     std::vector<std::unique_ptr<chess::Engine>> engines;
-    for (int64_t i = 0; i < std::min(s.threads, s.games) && !interrupted; i++)
-        engines.push_back(std::make_unique<chess::Engine>(s.uci, s.patience, &interrupted));
+    for (int64_t i = 0; i < std::min(s.threads, s.games) && !stop_signal; i++)
+        engines.push_back(std::make_unique<chess::Engine>(s.uci, s.patience, &stop_signal));
     // A batch has as many games as there are engines, so that each game of it has one of its own, whichever
     // thread plays it.
     return play(s, data, engines.size(),
@@ -267,7 +267,7 @@ static Lines from_file(const Settings& s, chess::GameFilter filter, DataSet& dat
     Progress progress("reading", "bytes", file.size());
     // Counted as it is read: it may be long until a game comes that is wanted.
     size_t bytes = 0;
-    const ByteSource counted = [&, source = file.source(&interrupted)](char* to, size_t n) {
+    const ByteSource counted = [&, source = file.source(&stop_signal)](char* to, size_t n) {
         const size_t got = source(to, n);
         bytes += got;
         progress.update(double(bytes));
@@ -277,7 +277,7 @@ static Lines from_file(const Settings& s, chess::GameFilter filter, DataSet& dat
     try {
         for (chess::GameRecord game; s.games == 0 || data.games() < size_t(s.games);) {
             // (A game that an interrupt has ended may be half read.)
-            if (!games.next(game) || interrupted) break;
+            if (!games.next(game) || stop_signal) break;
             if (filter.keeps(game)) data.add_read(game.text, game.moves.size());
         }
     } catch (const Error&) {
@@ -285,7 +285,7 @@ static Lines from_file(const Settings& s, chess::GameFilter filter, DataSet& dat
     }
     progress.finish(double(bytes));
     const chess::GameCounts& c = games.counts();
-    if (data.games() == 0 && !interrupted && !data.failure) {
+    if (data.games() == 0 && !stop_signal && !data.failure) {
         if (filter.left_out())
             fail("%s: no game is left of %llu: left out %s", file.name.c_str(), (unsigned long long)c.games(),
                  filter.summary().c_str());
@@ -387,18 +387,18 @@ int main(int argc, char** argv) {
             fail_usage("--min-elo, --result and the like choose among the games of --pgn FILE");
         if (s.threads == 0) s.threads = int64_t(thread_count());
 
-        catch_interrupts();
+        stop_on_signals(Reads::end);
         const double begin = now_seconds();
         DataSet data(s);
         const Lines lines = !s.pgn.empty()   ? from_file(s, s.filter, data)
                             : !s.uci.empty() ? from_engine(s, data)
                                              : from_selfplay(s, data);
         data.finish();
-        if (interrupted) printf("interrupted: the games so far are kept\n");
+        if (stop_signal) printf("interrupted: the games so far are kept\n");
         if (data.failure) printf("an error ended it early: what was written by then is kept\n");
         print_summary(s, data, lines, now_seconds() - begin);
         fflush(stdout);
         if (data.failure) std::rethrow_exception(data.failure);
-        return interrupted ? 128 + interrupted : 0;
+        return stop_signal ? 128 + stop_signal : 0;
     });
 }

@@ -2,8 +2,8 @@
 // Gives train_000000.bin .. and val_000000.bin .. in the folder --out; takes any bytes at all, in constant
 // memory. As in llm.c's data the end-of-text token stands before each document: what follows it is how a text
 // begins, and a sampler without a prompt starts from it.
-#include "../dev/lib/interrupt.h"
 #include "../dev/lib/options.h"
+#include "../dev/lib/stop.h"
 #include "../dev/lib/terminal.h"
 #include "byte_reader.h"
 #include "shard_series.h"
@@ -45,7 +45,7 @@ int open_text(const Source& source) {
 // Up to n bytes; 0 at the end.
 size_t read_some(int fd, const std::string& name, char* out, size_t n) {
     for (;;) {
-        if (interrupted) fail("interrupted; nothing was written");
+        if (stop_signal) fail("interrupted; nothing was written");
         const ssize_t got = read(fd, out, n);
         if (got >= 0) return size_t(got);
         if (errno != EINTR) fail("%s: cannot be read: %s", name.c_str(), strerror(errno));
@@ -226,7 +226,7 @@ int make_text(int argc, char** argv) {
     if (separator.size() > 4096 || separator.find('\n') != std::string::npos)
         fail_usage("--separator: expected a single line of at most 4096 bytes");
 
-    catch_interrupts();
+    stop_on_signals(Reads::end);
     const double begin = now_seconds();
     std::vector<Source> sources;
     for (const std::string& path : options.arguments) sources.push_back(find_source(path));

@@ -1,8 +1,8 @@
 // The loop of train_run.h, at the end, and before it what it does now and then: clean up the folder, look for
 // numbers that are not finite, save, validate, sample.
 #include "train_run.h"
+#include "../lib/stop.h"
 #include "sampler.h"
-#include "stop.h"
 
 // ---------------------------------------------------------------------------------------------------------
 // The folder of a run
@@ -178,7 +178,8 @@ int run_training(Run& run, const Options& options, const std::vector<Tensor>& ta
         printf("the log of the run that was here is kept as %s\n", log->set_aside.c_str());
     remove_unfinished(run.flags.out);
     { AtomicFile probe(state_path(run.flags.out, run.step)); } // a folder that takes no files: said now
-    stop_on_signals();
+    stop_on_signals(Reads::go_on);
+    stop_on_broken_pipe();
 
     const int64_t first = run.step, steps = run.schedule.steps;
     const int64_t resumed_from = run.state_file ? first : -1;
