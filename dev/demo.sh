@@ -44,7 +44,7 @@ rm "$dir/build.log"
 if [[ -z $steps ]]; then
     train --out "$dir/timing" --steps 60 --val-every 0 --checkpoint-every 0 > /dev/null
     ms=$(sed -n 's/.*"step": *\([0-9]*\),.*"ms": *\([0-9.]*\).*/\1 \2/p' "$dir/timing/log.jsonl" |
-        awk '$1 > 20 { print $2 }' | sort -n | awk '{ t[NR] = $1 } END { print t[int((NR + 1) / 2)] }')
+        awk '$1 > 20 { print $2 }' | sort -n | awk '{ t[NR] = $1 } END { printf "%.1f\n", t[int((NR + 1) / 2)] }')
     rm -r "$dir/timing"
     steps=$(awk -v ms="$ms" -v left=$((minutes * 60 - SECONDS)) -v full=$full -v after=$after 'BEGIN {
         n = int((1000 * left / ms - after) / 500) * 500
