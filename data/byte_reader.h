@@ -12,6 +12,15 @@
 // Fills up to n bytes and returns how many; 0 at the end. What goes wrong is thrown.
 using ByteSource = std::function<size_t(char* to, size_t n)>;
 
+// The bytes of a text that is in memory already, and stays there.
+inline ByteSource source_of(std::string_view text) {
+    return [text](char* to, size_t n) mutable {
+        n = text.copy(to, n);
+        text.remove_prefix(n);
+        return n;
+    };
+}
+
 struct ByteReader {
     uint64_t bytes = 0; // got from the source so far
     size_t line = 1;    // of the next byte

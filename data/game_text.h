@@ -80,13 +80,7 @@ inline bool find_layout(std::string_view first, TableLayout& layout) {
         return true;
     }
     for (const char separator : {',', '\t', ';'}) {
-        size_t at = 0;
-        ByteReader bytes([&](char* to, size_t n) {
-            n = std::min(n, text.size() - at);
-            text.copy(to, n, at);
-            at += n;
-            return n;
-        });
+        ByteReader bytes(source_of(text));
         TableRecord heads, row;
         if (!read_record(bytes, separator, heads)) return false;
         const bool more = read_record(bytes, separator, row);

@@ -19,7 +19,7 @@
 struct Settings {
     int64_t games = 0;
     std::string pgn, uci, out;
-    int64_t row = 1024, shard_tokens = 100000000, seed = 1, threads = 0;
+    int64_t row = 1024, shard_tokens = 100000000, seed = 1;
     double val_fraction = 0.01;
     bool overwrite = false, keep_duplicates = false;
     std::string train_text, val_text;
@@ -183,18 +183,17 @@ static Lines play(const Settings& s, DataSet& data, size_t batch,
     for (size_t begin = 0; begin < size_t(s.games) && !stop_signal && !data.failure; begin += batch) {
         const size_t n = std::min(batch, size_t(s.games) - begin);
         std::atomic<bool> failed = false; // then the other games are not begun
-#pragma omp parallel for schedule(dynamic, 1) num_threads(int(s.threads))
-        for (size_t i = 0; i < n; i++) {
+        parallel_items(n, [&](size_t i) {
             games[i] = {};
             try {
-                if (stop_signal || failed) continue;
+                if (stop_signal || failed) return;
                 games[i] = make(begin + i);
                 games[i].text = chess::to_game_text(games[i].moves);
             } catch (...) {
                 games[i] = {};
                 if (!failed.exchange(true) && !stop_signal) data.failure = std::current_exception();
             }
-        }
+        });
         try {
             for (size_t i = 0; i < n; i++) {
                 if (games[i].moves.empty()) continue;
@@ -218,7 +217,7 @@ static Lines play(const Settings& s, DataSet& data, size_t batch,
 
 static Lines from_selfplay(const Settings& s, DataSet& data) {
     const chess::SelfplayOptions options = {uint64_t(s.seed), int(s.temperature), int(s.max_plies)};
-    return play(s, data, 64 * size_t(s.threads), [&](uint64_t index) {
+    return play(s, data, 64 * thread_count(), [&](uint64_t index) {
         const chess::PlayedGame game = chess::play_game(options, index);
         return MadeGame{game.moves, game.outcome, ""};
     });
@@ -251,7 +250,7 @@ static MadeGame engine_game(const Settings& s, chess::Engine& engine, uint64_t i
 
 static Lines from_engine(const Settings& s, DataSet& data) {
     std::vector<std::unique_ptr<chess::Engine>> engines;
-    for (int64_t i = 0; i < std::min(s.threads, s.games) && !stop_signal; i++)
+    for (size_t i = 0; i < std::min(thread_count(), size_t(s.games)) && !stop_signal; i++)
         engines.push_back(std::make_unique<chess::Engine>(s.uci, s.patience, &stop_signal));
     // A batch has as many games as there are engines, so that each game of it has one of its own, whichever
     // thread plays it.
@@ -365,7 +364,7 @@ int main(int argc, char** argv) {
         s.filter.add_options(options);
         options.section("how games are played");
         options.add(0, "seed", "N", &s.seed, 0, INT64_MAX, "of the games played and of their split");
-        options.add(0, "threads", "N", &s.threads, 0, 1024, "games played at a time, 0: one per core");
+        options.add_threads();
         options.add(0, "max-plies", "N", &s.max_plies, 2, 17697, "a longer game is left unfinished");
         options.add(0, "temperature", "CP", &s.temperature, 0, 1000,
                     "players here: a move CP centipawns worse is half as likely");
@@ -385,7 +384,6 @@ int main(int argc, char** argv) {
         s.filter.validate();
         if (s.filter.any() && s.pgn.empty())
             fail_usage("--min-elo, --result and the like choose among the games of --pgn FILE");
-        if (s.threads == 0) s.threads = int64_t(thread_count());
 
         stop_on_signals(Reads::end);
         const double begin = now_seconds();

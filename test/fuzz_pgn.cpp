@@ -36,34 +36,19 @@ template <class Reader> static std::string read_all(Reader& reader) {
 }
 
 static std::string read_as_pgn_and_table(const std::string& text, size_t chunk) {
-    size_t at = 0;
-    const ByteSource source = [&](char* to, size_t n) {
-        n = std::min(n, text.size() - at);
-        memcpy(to, text.data() + at, n);
-        at += n;
-        return n;
-    };
-    PgnReader pgn(ByteReader(source, chunk), "fuzz");
+    PgnReader pgn(ByteReader(source_of(text), chunk), "fuzz");
     std::string all = read_all(pgn);
     require(pgn.bytes_read() == text.size(), "the reader has not read everything");
-    at = 0;
     TableLayout layout;
     if (!find_layout(text, layout)) layout.separator = ',';
-    TextGameReader table(ByteReader(source, chunk), "fuzz", layout);
+    TextGameReader table(ByteReader(source_of(text), chunk), "fuzz", layout);
     return all + read_all(table);
 }
 
 // Whatever a file is, it is read or refused by name.
 static void read_any(const std::string& text) {
-    size_t at = 0;
-    const ByteSource source = [&](char* to, size_t n) {
-        n = std::min(n, text.size() - at);
-        memcpy(to, text.data() + at, n);
-        at += n;
-        return n;
-    };
     try {
-        GameFile file(source, "fuzz", "", {}, true);
+        GameFile file(source_of(text), "fuzz", "", {}, true);
         for (GameRecord game; file.next(game);) require(!game.text.empty(), "a game without text");
         file.fail_if_none();
     } catch (const Error& e) {

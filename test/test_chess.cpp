@@ -554,14 +554,7 @@ struct ReadPgn {
 };
 
 static ReadPgn read_pgn(const std::string& pgn, size_t chunk = 1 << 16) {
-    size_t at = 0;
-    const ByteSource source = [&](char* to, size_t n) {
-        n = std::min(n, pgn.size() - at);
-        memcpy(to, pgn.data() + at, n);
-        at += n;
-        return n;
-    };
-    PgnReader reader(ByteReader(source, chunk), "test.pgn");
+    PgnReader reader(ByteReader(source_of(pgn), chunk), "test.pgn");
     ReadPgn out;
     for (GameRecord game; reader.next(game);) {
         check(to_game_text(game.moves) == game.text, "%s", game.text.c_str());

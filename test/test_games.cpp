@@ -57,14 +57,10 @@ struct ReadFile {
     std::vector<chess::GameRecord> games;
 };
 static ReadFile read_text(const std::string& text, size_t chunk = 1 << 16) {
-    size_t at = 0;
-    const ByteSource source = [&](char* to, size_t n) {
-        n = std::min({n, chunk, text.size() - at});
-        text.copy(to, n, at);
-        at += n;
-        return n;
+    const ByteSource pieces = [chunk, whole = source_of(text)](char* to, size_t n) {
+        return whole(to, std::min(n, chunk));
     };
-    chess::GameFile file(source, "games", "make_chess --pgn -");
+    chess::GameFile file(pieces, "games", "make_chess --pgn -");
     ReadFile out;
     for (chess::GameRecord game; file.next(game);) {
         check(chess::to_game_text(game.moves) == game.text, "%s", game.text.c_str());
@@ -138,15 +134,7 @@ static void test_tables() {
           "%s", bad.counts.example[chess::CUT].c_str());
 
     // A published table's columns by any other name are not guessed at: the file is not PGN either.
-    size_t at = 0;
-    const std::string other = "a,b\n1,2\n";
-    const ByteSource source = [&](char* to, size_t n) {
-        n = std::min(n, other.size() - at);
-        other.copy(to, n, at);
-        at += n;
-        return n;
-    };
-    chess::GameFile file(source, "x.csv", "");
+    chess::GameFile file(source_of("a,b\n1,2\n"), "x.csv", "");
     chess::GameRecord game;
     check(!file.next(game));
     check_error(file.fail_if_none(), "x.csv", "not PGN");
