@@ -108,7 +108,8 @@ struct Loader {
     }
 
     void copy(const Place& place, int32_t* inputs, int32_t* targets) const {
-        const uint16_t* tokens = place.shard.tokens + place.begin;
+        std::vector<uint16_t> tokens(T + 1);
+        place.shard.read(place.begin, T + 1, tokens.data());
         uint16_t highest = tokens[T];
         for (size_t t = 0; t < T; t++) {
             inputs[t] = tokens[t];
@@ -116,9 +117,10 @@ struct Loader {
             highest = std::max(highest, tokens[t]);
         }
         if (V == 0 || highest < V) return;
-        const size_t at = std::find_if(tokens, tokens + T, [&](uint16_t x) { return x >= V; }) - tokens;
-        fail("%s: token %zu is %d, expected less than %zu, the model's vocabulary",
-             place.shard.file.path.c_str(), place.begin + at, tokens[at], V);
+        const size_t at =
+            std::find_if(tokens.begin(), tokens.end(), [&](uint16_t x) { return x >= V; }) - tokens.begin();
+        fail_data("%s: token %zu is %d, expected less than %zu, the model's vocabulary",
+                  place.shard.file.path.c_str(), place.begin + at, tokens[at], V);
     }
 
     void will_need(const Place& place) const {

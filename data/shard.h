@@ -68,6 +68,11 @@ struct Shard {
             fail("%s: %zu tokens are not whole rows of %zu", name, header.tokens, header.row);
         tokens = (const uint16_t*)(file.data + shard_header_bytes);
     }
+
+    // tokens[begin] .. tokens[begin + n - 1]; DataError where the file has been cut short since it was opened.
+    void read(size_t begin, size_t n, uint16_t* to) const {
+        file.copy(to, shard_header_bytes + begin * sizeof(uint16_t), n * sizeof(uint16_t));
+    }
 };
 
 // ---------------------------------------------------------------------------------------------------------

@@ -22,6 +22,10 @@ struct Error : std::runtime_error {
 struct UsageError : Error {
     using Error::Error;
 };
+// Data that turn out to be damaged on the way: all else is as it was, and can be saved.
+struct DataError : Error {
+    using Error::Error;
+};
 
 __attribute__((format(printf, 1, 0))) inline std::string vstrf(const char* format, va_list args) {
     va_list again;
@@ -56,6 +60,14 @@ __attribute__((format(printf, 1, 2))) inline std::string strf(const char* format
     std::string text = vstrf(format, args);
     va_end(args);
     throw UsageError(text);
+}
+
+[[noreturn]] __attribute__((format(printf, 1, 2))) inline void fail_data(const char* format, ...) {
+    va_list args;
+    va_start(args, format);
+    std::string text = vstrf(format, args);
+    va_end(args);
+    throw DataError(text);
 }
 
 // Text from a file, made safe to put into a one-line message: control characters and anything beyond

@@ -1,5 +1,6 @@
 // How the files of file.h are written and read; SIGBUS.
 #include "file.h"
+#include <csetjmp>
 
 std::string parent_directory(const std::string& path) {
     size_t slash = path.rfind('/');
@@ -115,6 +116,8 @@ struct MappedRange {
 };
 static std::atomic<MappedRange*> mapped_ranges{nullptr};
 static std::mutex mapped_ranges_mutex; // of those who map and unmap
+static constexpr char cut_short[] = ": cut short by another program while it was read, or its disk failed";
+static thread_local sigjmp_buf* way_back = nullptr; // where this thread goes on if a copy meets the end
 
 static void on_bus_error(int signal_number, siginfo_t* info, void*) {
     auto say = [](const char* text) { (void)!write(2, text, strlen(text)); };
@@ -122,9 +125,11 @@ static void on_bus_error(int signal_number, siginfo_t* info, void*) {
     for (const MappedRange* r = mapped_ranges; r; r = r->next) {
         const uint8_t* data = r->data;
         if (at < data || at >= data + r->size) continue;
+        if (way_back) siglongjmp(*way_back, 1);
         say("moex: ");
         say(r->path);
-        say(": cut short by another program while it was read, or its disk failed\n");
+        say(cut_short);
+        say("\n");
         _exit(1);
     }
     signal(signal_number, SIG_DFL); // not ours
@@ -176,4 +181,17 @@ MappedFile::~MappedFile() {
     if (!data) return;
     range->size = 0;
     munmap((void*)data, size);
+}
+
+void MappedFile::copy(void* to, size_t offset, size_t bytes) const {
+    sigjmp_buf here;
+    if (sigsetjmp(here, 1) != 0) {
+        way_back = nullptr;
+        fail_data("%s%s", path.c_str(), cut_short);
+    }
+    way_back = &here;
+    std::atomic_signal_fence(std::memory_order_seq_cst); // the handler sees it for as long as the copy takes
+    memcpy(to, data + offset, bytes);
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+    way_back = nullptr;
 }

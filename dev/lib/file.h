@@ -1,6 +1,6 @@
 // Files that are never half there: AtomicFile writes to a temporary name beside the target, syncs, and
 // renames on commit(); without commit() the temporary is removed and the old file stays. MappedFile is a
-// whole file in memory, read-only; one that others cut short while it is read ends the program with one line.
+// whole file in memory, read-only; one that others cut short while it is read is an error with one line.
 // Every failure names the file and the system's reason.
 #pragma once
 #include "error.h"
@@ -76,6 +76,10 @@ struct MappedFile {
     MappedFile(const MappedFile&) = delete;
     MappedFile& operator=(const MappedFile&) = delete;
     ~MappedFile();
+
+    // data[offset] .. data[offset + bytes - 1] to memory of the caller's. Throws DataError where others have
+    // cut the file short; whoever looks at data itself is then ended, with the same line.
+    void copy(void* to, size_t offset, size_t bytes) const;
 
   private:
     MappedRange* range = nullptr;

@@ -187,27 +187,39 @@ int run_training(Run& run, const Options& options, const std::vector<Tensor>& ta
     int64_t saved = resumed_from;
     bool validated = true;
     int stop = 0;
+    const auto save = [&] {
+        save_checkpoint(run, options, table, engine, *log);
+        saved = run.step;
+        if (run.flags.keep > 0)
+            remove_old_checkpoints(run.flags.out, run.step, run.flags.keep, run.flags.keep_every, resumed_from);
+    };
+    // Work on data that may turn out to be damaged: what was learned before is saved then.
+    const auto or_save = [&](auto work) {
+        const uint64_t position = run.train->position;
+        try {
+            return work();
+        } catch (const DataError& e) {
+            run.train->position = position;
+            if (run.step > first && saved != run.step) save();
+            if (saved != run.step) throw;
+            fail("%s; all is saved up to step %lld", e.what(), (long long)run.step);
+        }
+    };
     for (;; run.step++) {
         const bool last = run.step == steps;
         auto falls_on = [&](int64_t every) { return last || (every > 0 && run.step % every == 0); };
         // Also where a resumed run begins, if it was stopped before that validation was done.
         if (run.val && (run.step == 0 || falls_on(run.flags.val_every)) && log->evaluated != run.step)
-            validated = validate(run, engine, *log);
+            validated = or_save([&] { return validate(run, engine, *log); });
         stop = stop_signal; // once a turn: what follows agrees on it
-        if (((run.step > first && falls_on(run.flags.checkpoint_every)) || stop) && saved != run.step) {
-            save_checkpoint(run, options, table, engine, *log);
-            saved = run.step;
-            if (run.flags.keep > 0)
-                remove_old_checkpoints(run.flags.out, run.step, run.flags.keep, run.flags.keep_every,
-                                       resumed_from);
-        }
+        if (((run.step > first && falls_on(run.flags.checkpoint_every)) || stop) && saved != run.step) save();
         if (tokenizer && !stop && run.step > first && run.flags.sample_every > 0 &&
             falls_on(run.flags.sample_every))
             print_sample(run, engine, *tokenizer);
         if (last || stop) break;
 
         const double begin = now_seconds(), lr = run.schedule.at(run.step);
-        const StepResult result = engine.step(uint64_t(run.step + 1), lr);
+        const StepResult result = or_save([&] { return engine.step(uint64_t(run.step + 1), lr); });
         if (!result.finite())
             fail_not_finite(run, table, engine.block(Family::weights), engine.block(Family::gradients),
                             result.loss, result.norm);
