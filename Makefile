@@ -45,8 +45,9 @@ INTERP    = evaluate bsp sparsity router features report
 PROGRAMS  = train_moex_cpu sample_cpu $(INTERP) make_chess make_text
 GPU_PROGRAMS = $(if $(NVCC),$(addsuffix $(SUFFIX),train_moex sample bsp_gpu))
 EMULATED  = train_moex_emu train_moex_fp32_emu sample_emu sample_fp32_emu bsp_gpu_emu bsp_gpu_fp32_emu
+LINUX    := $(filter Linux,$(shell uname -s))# several processes that train together are started and watched in its ways
 TESTS     = test_chess test_make_chess test_data test_safetensors test_log test_lib test_threads test_model test_gradients test_programs \
-            test_ranks test_lanes test_games test_boards test_rules test_bsp test_sparsity test_features test_report test_interp
+            $(if $(LINUX),test_ranks) test_lanes test_games test_boards test_rules test_bsp test_sparsity test_features test_report test_interp
 BENCHES   = bench_cpu bench_bsp perft
 
 BY_NAME   = $(filter-out report,$(PROGRAMS)) $(GPU_PROGRAMS) $(EMULATED) # make report writes one
@@ -82,7 +83,7 @@ help:
 
 MAINS     = $(addprefix data/,make_chess.cpp make_text.cpp) $(addprefix dev/cpu/,train_moex.cpp sample.cpp) $(INTERP:%=dev/interp/%.cpp)
 SOURCES   = $(filter-out $(MAINS),$(wildcard $(addsuffix /*.cpp,$(1))))
-MOEX_CPP := $(call SOURCES,dev/lib data dev/run)
+MOEX_CPP := $(filter-out $(if $(LINUX),,dev/run/ranks.cpp),$(call SOURCES,dev/lib data dev/run))
 CPU_CPP  := $(call SOURCES,dev/cpu)
 INTERP_CPP := $(call SOURCES,dev/interp)
 

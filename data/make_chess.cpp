@@ -38,8 +38,7 @@ struct Split {
     size_t row;
     std::optional<AtomicFile> text; // the games as lines, if asked for
     size_t games = 0, characters = 0;
-    std::vector<uint16_t> tokens =
-        {};              // of the row being filled; at the end what has not filled it is dropped
+    std::vector<uint16_t> tokens = {}; // of the row being filled; one that is not full at the end is dropped
     bool broken = false; // a shard could not be written
 
     size_t rows() const { return series.tokens / row; }

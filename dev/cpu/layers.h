@@ -24,16 +24,16 @@ void embedding_backward(real* dwte, real* dwpe, const real* dout, const int32_t*
                         size_t C);
 
 // ---------------------------------------------------------------------------------------------------------
-// LayerNorm: out = weight * norm + bias, norm = (x - mean) * rstd, rstd = 1 / sqrt(var + 1e-5) over the
-// channels
+// LayerNorm over the channels: out = weight * norm + bias, norm = (x - mean) * rstd, rstd = 1 / sqrt(var + 1e-5)
 
 // out (N,C), mean rstd (N), x (N,C), weight bias (C)
 void layernorm_forward(real* out, real* mean, real* rstd, const real* x, const real* weight, const real* bias,
                        size_t N, size_t C);
 
 // With dnorm = weight * dout and averages over the channels:
-//   dx += rstd * (dnorm - avg(dnorm) - norm * avg(dnorm * norm));   dweight += sum norm * dout;   dbias +=
-//   sum dout
+//   dx += rstd * (dnorm - avg(dnorm) - norm * avg(dnorm * norm))
+//   dweight += sum norm * dout
+//   dbias += sum dout
 // dx is the residual stream's gradient, so it is added to.
 void layernorm_backward(real* dx, real* dweight, real* dbias, const real* dout, const real* x,
                         const real* mean, const real* rstd, const real* weight, size_t N, size_t C);

@@ -2,9 +2,8 @@
 // to a place and knows no rules of chess. They are the rivals of the board functions: what a unit tells of
 // the board is knowledge only where it is more than these tell (rules.h).
 //
-//   last moves        of either side, and of the side to move and the other: the last and the one before it;
-//   the
-//                     piece, the square it ended on, both; capture, check, promotion, castling
+//   last moves        of either side, and of the side to move and the other, the last and the one before:
+//                     the piece, the square it ended on, both; capture, check, promotion, castling
 //   so far            what each side has written: pieces, squares, both; captures, checks, castling
 //   squares           by which piece and side the last move was that ended on each of them
 //   clocks            number of the move, captures so far, characters so far, whose turn it is

@@ -2,10 +2,8 @@
 // board_labels.h; of a text: what comes next, text_labels.h) and the threshold that go best with its firing
 // are chosen on one set of games; all numbers are from another. A unit is said to
 //   read the text   if a rule about the text (rules.h) goes with its firing as well as any property does
-//   (within one
-//                   standard error, on the train games), and goes with it on the test games, too;
-//   know            if a property goes better, and its firing tells of that property beyond the text: among
-//   places
+//                   (within one standard error, on the train games), and on the test games, too;
+//   know            if a property goes better, and its firing tells of it beyond the text: among places
 //                   that agree in the strata (controls.h), in the answer of the best text rule for the
 //                   property and in that of the text rule that fits the unit best, it is on more often where
 //                   the property holds, by four standard errors over the test games.

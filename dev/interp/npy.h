@@ -14,8 +14,8 @@ struct NpyArray {
 // "(2, 256, 512)", in the words of Python.
 std::string npy_shape_text(const std::vector<size_t>& shape);
 
-// The header is a Python dictionary of three entries: {'descr': '<f4', 'fortran_order': False, 'shape': (2,
-// 3), }
+// The header is a Python dictionary of three entries:
+//   {'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }
 struct NpyHeaderReader {
     const std::string& text;
     const std::string& path;

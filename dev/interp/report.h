@@ -77,8 +77,7 @@ struct ReportedTool {
 };
 
 // The text of a tool's JSON file if it is there and was made on this checkpoint (its step, config and
-// weights), else
-// "" and the reason.
+// weights), else "" and the reason.
 std::string read_measurement(const std::string& path, const std::string& tool, const Config& config,
                              int64_t step, const std::string& weights, std::string& note);
 
