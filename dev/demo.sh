@@ -7,7 +7,7 @@
 set -euo pipefail
 b=$1 dir=${DEMO_DIR:-runs/demo} seed=${DEMO_SEED:-1} fresh=${DEMO_FRESH:-2400}
 full=9500 steps=${DEMO_STEPS:-} minutes=6
-after=2500 # what comes after the training, most of it step 5, takes about as long as so many steps
+after=2100 # what comes after the training, most of it step 5, takes about as long as so many steps
 begun=$dir/.demo_begun # from the first game to the last line
 
 if [[ -e $dir && ! -e $begun && ${DEMO_FORCE:-0} != 1 && -n $(ls -A "$dir") ]]; then

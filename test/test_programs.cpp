@@ -644,6 +644,19 @@ static void test_longer() {
     const string flags = "--checkpoint-every 5 --val-every 10 ";
     works(tiny_run("longer", 20, flags));
     fs::copy("longer", "longer_parts");
+    // Killed before its first new checkpoint a run is as long as it was made.
+    {
+        fs::copy("longer", "longer_killed");
+        Process process("exec " + train + " --resume --out longer_killed --steps 1000000 --val-every 0");
+        process.wait_for("checkpoint ");
+        kill(process.pid, SIGKILL);
+        process.finish();
+        Process again("exec " + train + " --resume --out longer_killed");
+        check(again.wait_for("step  "), "%s", again.out.c_str());
+        kill(again.pid, SIGTERM);
+        check(again.finish().status == 128 + SIGTERM && again.out.find("of 1000000") != string::npos, "%s",
+              again.out.c_str());
+    }
     // A finished run: the rate stays where it has ended.
     const Result r = works(train + " --resume --out longer --steps 40");
     check(r.out.find("made longer, 20 -> 40 steps: the learning rate goes on from 0.0003\n") !=

@@ -205,6 +205,8 @@ int run_training(Run& run, const Options& options, const std::vector<Tensor>& ta
             fail("%s; all is saved up to step %lld", e.what(), (long long)run.step);
         }
     };
+    // A run that was made longer just now is that on the disk, too, before anything can end it.
+    if (resumed_from >= 0 && run.schedule.lengthened_at == first) save();
     for (;; run.step++) {
         const bool last = run.step == steps;
         auto falls_on = [&](int64_t every) { return last || (every > 0 && run.step % every == 0); };
