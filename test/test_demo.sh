@@ -54,7 +54,7 @@ demo 0 "100 steps"$'\n' DEMO_FORCE=1 DEMO_STEPS=100
 [[ ! -e runs/demo/notes ]]
 right "DEMO_FORCE=1 replaces it" $?
 
-demo 0 "a step takes 60.5 ms here, so that 3000 of" DEMO_DIR=slower MS=60
+demo 0 "a step takes 60.5 ms here, so that 3500 of" DEMO_DIR=slower MS=60
 demo 0 "so that 500 of the README's 9500 fit into 6 minutes" DEMO_DIR=slowest MS=100000
 demo 1 "compiled --no-print-directory --silent programs/train_moex_cpu" DEMO_DIR=broken FAILS=make
 demo 1 "train_moex_cpu --init demo" DEMO_DIR=stopped DEMO_STEPS=100 FAILS=train_moex_cpu
