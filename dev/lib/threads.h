@@ -3,8 +3,8 @@
 //
 // A loop does not wait for a thread whose core has other work: its part is done by who is there. Without more
 // to do a thread spins for a moment, then sleeps and leaves its core to others. (OpenMP's loops wait for all
-// of their threads and spin meanwhile: beside one busy process on two cores a training step took 3 times as
-// long.)
+// of their threads and spin meanwhile: beside one busy process on two cores a training step took 2.2 to 3.6
+// times as long, beside four 20 times and more; now twice and four times, dev/bench/busy.sh.)
 #pragma once
 #include "error.h"
 #include <algorithm>
