@@ -21,6 +21,15 @@ struct Result {
     std::string out, err;
 };
 
+// In a child: the shell with a command. A program that hangs fails its test; one that is sent SIGHUP meets it
+// also where the tests run under nohup.
+[[noreturn]] inline void become_shell(const std::string& command) {
+    signal(SIGHUP, SIG_DFL);
+    alarm(900);
+    execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
+    _exit(127);
+}
+
 // A shell command that runs while we look at what it prints. Its end is waited for in finish().
 struct Process {
     pid_t pid;
@@ -38,9 +47,7 @@ struct Process {
             const int errors = open(error_path.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666);
             dup2(ends[1], 1);
             dup2(errors, 2);
-            alarm(900); // a program that hangs fails its test
-            execl("/bin/sh", "sh", "-c", command.c_str(), nullptr);
-            _exit(127);
+            become_shell(command);
         }
         close(ends[1]);
         from = ends[0];
@@ -128,9 +135,7 @@ inline std::string in_terminal(const std::string& command, unsigned short column
         dup2(inside, 1);
         dup2(inside, 2);
         close(terminal);
-        alarm(900);
-        execl("/bin/sh", "sh", "-c", ("exec " + command).c_str(), nullptr);
-        _exit(127);
+        become_shell("exec " + command);
     }
     close(inside);
     std::string out;

@@ -357,6 +357,8 @@ static void test_pgn() {
 static int interrupt(const std::string& arguments, int number, double seconds, int times = 1) {
     const pid_t child = fork();
     if (child == 0) {
+        signal(SIGHUP, SIG_DFL); // which nohup has set to be ignored
+        alarm(900);
         const std::string line =
             "exec '" + program + "' " + arguments + " >" + folder + "/out 2>" + folder + "/err";
         execl("/bin/sh", "sh", "-c", line.c_str(), (char*)nullptr);
