@@ -632,9 +632,12 @@ static void test_shrinking() {
                                          (long long)last),
           "status %d, signal %d: %s", r.status, r.signal, r.err.c_str());
     check(last > 0 && double(last) == last_in_log("shrinking", "step"), "step %lld", (long long)last);
-    // The same for a shard with a token that no model has, met late; whole again, the run goes on.
+    // With the data whole again it goes on.
     write_rows("shrinking.bin", vector<string>(20000, row));
-    works(train + " --resume --out shrinking --steps " + std::to_string(last + 2));
+    Process again("exec " + train + " --resume --out shrinking");
+    check(again.wait_for(strf("step %7lld/", (long long)last + 1)), "%s", again.out.c_str());
+    kill(again.pid, SIGTERM);
+    check(again.finish().status == 128 + SIGTERM);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -652,10 +655,11 @@ static void test_longer() {
         kill(process.pid, SIGKILL);
         process.finish();
         Process again("exec " + train + " --resume --out longer_killed");
-        check(again.wait_for("step  "), "%s", again.out.c_str());
+        check(again.wait_for("step      21/1000000"), "%s", again.out.c_str());
         kill(again.pid, SIGTERM);
-        check(again.finish().status == 128 + SIGTERM && again.out.find("of 1000000") != string::npos, "%s",
-              again.out.c_str());
+        const Result r = again.finish();
+        check(r.status == 128 + SIGTERM && r.out.find("of 1000000") != string::npos, "%d %s", r.status,
+              tail_of(r.out).c_str());
     }
     // A finished run: the rate stays where it has ended.
     const Result r = works(train + " --resume --out longer --steps 40");
