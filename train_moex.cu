@@ -8,11 +8,12 @@
 //        embedding . LayerNorm . bias . attention . expert statistics . router . load balance . dispatch .
 //        experts . combine . classifier . update
 //   3. Matrix products (cuBLASLt)
-//   4. The model's memory
-//   5. Forward
-//   6. Backward
-//   7. Update
-//   8. The choices that are measured, the training step and main
+//   4. Several GPUs
+//   5. The model's memory
+//   6. Forward
+//   7. Backward
+//   8. Update
+//   9. The choices that are measured, the training step and main
 //
 // Shapes: B rows of T positions are N = B*T tokens of C channels; NH heads of HS = C/NH channels; E experts
 // of D units, K of them per token. A token's visit to one of its experts is a slot; the N*K slots are sorted
@@ -21,6 +22,7 @@
 // micro-batch's of b_enc comes from the library rounded to floatX); gradients of activations are written, but
 // for the residual stream's, which is added to. Every sum has one order, so two runs give the same bits:
 // partial sums go to memory and are then added up in turn, and only integers are counted with atomics.
+#include "dev/run/sharing.h"
 #include "dev/run/train_run.h"
 #include <array>
 #include <cublasLt.h>
@@ -69,8 +71,7 @@ constexpr int warp_size = 32;
 // the card that is there: the order of every sum, and so its bits, are then those of any card.
 constexpr size_t multiprocessors = 132;
 constexpr size_t cache_bytes = 16 << 20; // of the L2 cache, what a kernel counts on
-constexpr size_t layernorm_blocks = 3 * multiprocessors, count_blocks = 8 * multiprocessors,
-                 norm_blocks = 8 * multiprocessors;
+constexpr size_t layernorm_blocks = 3 * multiprocessors, count_blocks = 8 * multiprocessors;
 // Parts that a sum over N tokens is cut into: more tokens make more parts, so that no part grows long.
 constexpr size_t part_tokens = 128, most_parts = 512;
 constexpr size_t token_parts(size_t N) { return std::clamp<size_t>(N / part_tokens, 1, most_parts); }
@@ -2132,44 +2133,67 @@ __global__ void __launch_bounds__(1024)
 // but taken now and then. The random bits depend on the seed, the step and the place alone, so a run that
 // resumes makes the same bf16 weights from the master weights again, and only these have to be saved.
 
-// What a step adds up on the GPU; the host reads it once, at the end of the step.
+// What a micro-batch adds up on the GPU, and a step over its micro-batches; the host reads a step's, once.
 struct Totals {
     double loss, aux;
     unsigned long long active; // units that fired, over all layers
-    double norm;               // of the gradient
+    double norm;               // of the gradient: a step's
+    unsigned long long stop;   // the signal that asked to stop, 0 for none
 };
 
-// partial (norm_blocks), gradients (count), count a multiple of 32
-__global__ void gradient_norm_kernel(double* partial, const float4* gradients, size_t fours) {
+// squares (segments): the sum of squares of every segment of the numbers, of which the last may be shorter.
+__global__ void __launch_bounds__(256)
+    segment_squares_kernel(double* squares, const float4* numbers, size_t fours) {
     __shared__ double sums[256];
+    const size_t begin = blockIdx.x * (segment_numbers / 4), end = min(begin + segment_numbers / 4, fours);
     double sum = 0;
-    for (size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x; i < fours;
-         i += gridDim.x * size_t(blockDim.x)) {
-        const float4 g = gradients[i];
+    for (size_t i = begin + threadIdx.x; i < end; i += 256) {
+        const float4 g = numbers[i];
         sum += g.x * g.x + g.y * g.y + (g.z * g.z + g.w * g.w);
     }
     sums[threadIdx.x] = sum;
-    for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
+    for (unsigned half = 128; half > 0; half /= 2) {
         __syncthreads();
         if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
     }
-    if (threadIdx.x == 0) partial[blockIdx.x] = sums[0];
+    if (threadIdx.x == 0) squares[blockIdx.x] = sums[0];
 }
-__global__ void gradient_norm_total_kernel(double* norm, const double* partial, size_t blocks) {
-    __shared__ double sums[256];
+// numbers (count), count a multiple of 32
+void segment_squares(double* squares, const float* numbers, size_t count, cudaStream_t stream) {
+    if (count == 0) return;
+    segment_squares_kernel<<<blocks_for(count, segment_numbers), 256, 0, stream>>>(
+        squares, (const float4*)numbers, count / 4);
+    cuda_check(cudaGetLastError());
+}
+
+// Adds the totals of the micro-batches of a step, and the squares of the segments of its gradient: norm =
+// sqrt(sum of squares). In one block, each in its order, wherever in `parts` it lies: order
+// (segments + micro_batches).
+__global__ void __launch_bounds__(1024)
+    step_totals_kernel(Totals* totals, const double* parts, const int* order, size_t segments,
+                       size_t micro_batches) {
+    __shared__ double sums[1024];
     double sum = 0;
-    for (size_t i = threadIdx.x; i < blocks; i += blockDim.x) sum += partial[i];
+#pragma unroll 4
+    for (size_t s = threadIdx.x; s < segments; s += 1024) sum += parts[order[s]];
     sums[threadIdx.x] = sum;
-    for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
+    for (unsigned half = 512; half > 0; half /= 2) {
         __syncthreads();
         if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
     }
-    if (threadIdx.x == 0) *norm = sqrt(sums[0]);
+    if (threadIdx.x > 0) return;
+    totals->norm = sqrt(sums[0]);
+    for (size_t i = 0; i < micro_batches; i++) {
+        const Totals& micro = *(const Totals*)(parts + order[segments + i]);
+        totals->loss += micro.loss;
+        totals->aux += micro.aux;
+        totals->active += micro.active;
+        if (micro.stop > totals->stop) totals->stop = micro.stop;
+    }
 }
-// *norm = sqrt(sum of squares).  partial: scratch (norm_blocks)
-void gradient_norm(double* norm, double* partial, const float* gradients, size_t count, cudaStream_t stream) {
-    gradient_norm_kernel<<<norm_blocks, 256, 0, stream>>>(partial, (const float4*)gradients, count / 4);
-    gradient_norm_total_kernel<<<1, 256, 0, stream>>>(norm, partial, norm_blocks);
+void step_totals(Totals* totals, const double* parts, const int* order, size_t segments, size_t micro_batches,
+                 cudaStream_t stream) {
+    step_totals_kernel<<<1, 1024, 0, stream>>>(totals, parts, order, segments, micro_batches);
     cuda_check(cudaGetLastError());
 }
 
@@ -2193,13 +2217,15 @@ inline uint64_t rounding_key(uint64_t seed, uint64_t t) {
     return t ? random_u64(seed, random_stream("rounding"), t) | 1 : 0;
 }
 
-// weights master (count)
-__global__ void round_weights_kernel(floatX* weights, const float* master, uint64_t key, size_t count) {
+// weights master (count), of the whole block those from `first` on
+__global__ void round_weights_kernel(floatX* weights, const float* master, uint64_t key, size_t first,
+                                     size_t count) {
     const size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x;
-    if (i < count) round_weight(weights + i, master[i], key, i);
+    if (i < count) round_weight(weights + i, master[i], key, first + i);
 }
-void round_weights(floatX* weights, const float* master, uint64_t key, size_t count, cudaStream_t stream) {
-    round_weights_kernel<<<blocks_for(count, 256), 256, 0, stream>>>(weights, master, key, count);
+void round_weights(floatX* weights, const float* master, uint64_t key, size_t first, size_t count,
+                   cudaStream_t stream) {
+    round_weights_kernel<<<blocks_for(count, 256), 256, 0, stream>>>(weights, master, key, first, count);
     cuda_check(cudaGetLastError());
 }
 
@@ -2211,11 +2237,12 @@ struct alignas(4 * sizeof(floatX)) FourWeights { // stored at once
     floatX w[4];
 };
 
-// weights master gradients m v (count); decays (count/32): whether the tensor that these 32 belong to decays.
-// A step whose totals are not finite changes nothing; the host will say so.
+// weights master gradients m v (count), of the whole block those from `first` on; decays (count/32): whether
+// the tensor that these 32 belong to decays. A step whose totals are not finite changes nothing; the host
+// will say so.
 __global__ void update_kernel(floatX* weights, float4* master, const float4* gradients, float4* m, float4* v,
                               const uint8_t* decays, const Totals* totals, AdamW a, float fix_1, float fix_2,
-                              uint64_t key, size_t fours) {
+                              uint64_t key, size_t first, size_t fours) {
     const size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x;
     if (i >= fours || !std::isfinite(totals->norm + totals->loss + totals->aux)) return;
     const float norm = float(totals->norm), scale = a.clip > 0 && norm > a.clip ? a.clip / norm : 1;
@@ -2229,7 +2256,7 @@ __global__ void update_kernel(floatX* weights, float4* master, const float4* gra
         m_k[k] = a.beta_1 * m_k[k] + (1 - a.beta_1) * G;
         v_k[k] = a.beta_2 * v_k[k] + (1 - a.beta_2) * G * G;
         w[k] -= a.lr * (fix_1 * m_k[k] / (sqrtf(fix_2 * v_k[k]) + a.eps) + decay * w[k]);
-        round_weight(rounded.w + k, w[k], key, i * 4 + k);
+        round_weight(rounded.w + k, w[k], key, first + i * 4 + k);
     }
     m[i] = m4;
     v[i] = v4;
@@ -2649,7 +2676,57 @@ inline bool choose_epilogues(Gpu& gpu, const Experts& e, const std::string& epil
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// 4. The model's memory: one allocation for each family, made at the start, carved by the tables below.
+// 4. Several GPUs
+// ---------------------------------------------------------------------------------------------------------
+
+// A block of GPU memory, its contents undefined: a kernel that reads what none has written can so be found.
+template <class T> struct Block {
+    T* data = nullptr;
+    size_t count = 0;
+    explicit Block(size_t count = 0) : count(count) {
+        if (!count) return;
+        const cudaError_t error = cudaMalloc(&data, count * sizeof(T));
+        if (error == cudaErrorMemoryAllocation) {
+            cudaGetLastError();
+            fail("the GPU has no block of %s left: a smaller --batch or --recompute 1 or 2 would help",
+                 human_bytes(double(count) * sizeof(T)).c_str());
+        }
+        cuda_check(error);
+    }
+    Block(Block&& other) noexcept
+        : data(std::exchange(other.data, nullptr)), count(std::exchange(other.count, 0)) {}
+    Block& operator=(Block&& other) noexcept {
+        std::swap(data, other.data);
+        std::swap(count, other.count);
+        return *this;
+    }
+    ~Block() { cudaFree(data); }
+
+    void zero() const { cuda_check(cudaMemset(data, 0, count * sizeof(T))); }
+    void upload(const T* from, size_t n) const {
+        cuda_check(cudaMemcpy(data, from, n * sizeof(T), cudaMemcpyHostToDevice));
+    }
+    void download(T* to, size_t n) const {
+        cuda_check(cudaMemcpy(to, data, n * sizeof(T), cudaMemcpyDeviceToHost));
+    }
+};
+
+// The sums of a step on their way together: the squares of the segments of its gradient and the totals of its
+// micro-batches, those of all GPUs.
+struct StepSums {
+    SumsLayout layout;
+    Block<double> parts; // as laid out
+    Block<int> order;
+
+    StepSums() = default;
+    explicit StepSums(const SumsLayout& l) : layout(l), parts(l.doubles()), order(l.order.size()) {
+        order.upload(l.order.data(), l.order.size());
+    }
+    Totals* totals(size_t micro_batch) const { return (Totals*)(parts.data + layout.totals_of(micro_batch)); }
+};
+
+// ---------------------------------------------------------------------------------------------------------
+// 5. The model's memory: one allocation for each family, made at the start, carved by the tables below.
 // ---------------------------------------------------------------------------------------------------------
 
 struct LayerActivations {
@@ -2675,7 +2752,7 @@ struct Activations {
     float *ln_f_mean, *ln_f_rstd;    // (N) (N)
     floatX* logits;                  // (N,Vp), in the backward pass its gradient
     float* losses;                   // (N)
-    Totals* totals;                  // of the step so far
+    Totals* totals;                  // of the step
     float* hidden_nan;               // 0, or NaN where relu would hide one among the weights: find_nan()
     // scratch, used by one layer at a time
     floatX* proj;                          // (N,C)
@@ -2686,7 +2763,6 @@ struct Activations {
     float* sum_p;                          // (E)
     int* counts;                           // (E, N*K/256)
     float* partial;                        // of any sum over tokens
-    double* norm_partial;                  // (norm_blocks)
 };
 
 // The vocabulary in memory is a multiple of 64: cuBLASLt is at its best when all rows are multiples of 16
@@ -2782,7 +2858,6 @@ template <class Visit> void for_each_activation(const Shape& s, Activations& a, 
     each(N * c.n_head, a.delta);
     each(N * K * D, a.dh);
     each(E * D, a.db);
-    each(norm_blocks, a.norm_partial);
     if (!c.moe()) return;
     each(N * K * C, a.dy, a.dslots);
     each(N * E, a.dmu, a.dvar);
@@ -2802,38 +2877,6 @@ inline size_t activation_bytes(const Shape& shape) {
 
 // The gradients of the statistics of all layers, one after the other, so that one call zeroes them.
 inline size_t statistics_elements(const Config& c) { return c.moe() ? 2 * c.n_expert * (c.n_embd + 4) : 0; }
-
-// A block of GPU memory, its contents undefined: a kernel that reads what none has written can so be found.
-template <class T> struct Block {
-    T* data = nullptr;
-    size_t count = 0;
-    explicit Block(size_t count = 0) : count(count) {
-        if (!count) return;
-        const cudaError_t error = cudaMalloc(&data, count * sizeof(T));
-        if (error == cudaErrorMemoryAllocation) {
-            cudaGetLastError();
-            fail("the GPU has no block of %s left: a smaller --batch or --recompute 1 or 2 would help",
-                 human_bytes(double(count) * sizeof(T)).c_str());
-        }
-        cuda_check(error);
-    }
-    Block(Block&& other) noexcept
-        : data(std::exchange(other.data, nullptr)), count(std::exchange(other.count, 0)) {}
-    Block& operator=(Block&& other) noexcept {
-        std::swap(data, other.data);
-        std::swap(count, other.count);
-        return *this;
-    }
-    ~Block() { cudaFree(data); }
-
-    void zero() const { cuda_check(cudaMemset(data, 0, count * sizeof(T))); }
-    void upload(const T* from, size_t n) const {
-        cuda_check(cudaMemcpy(data, from, n * sizeof(T), cudaMemcpyHostToDevice));
-    }
-    void download(T* to, size_t n) const {
-        cuda_check(cudaMemcpy(to, data, n * sizeof(T), cudaMemcpyDeviceToHost));
-    }
-};
 
 // A batch on its way to the GPU: tokens, targets and the places of each token, in one copy. There are two, so
 // that one can be filled while the other is being read.
@@ -2866,12 +2909,16 @@ struct Model {
     bool fused = false;
     Block<floatX> weights;
     Block<float> master, gradients, moment_1, moment_2, dstatistics;
+    Sharing sharing;
+    std::vector<Piece> pieces; // of the block, in order
+    StepSums sums;
     Block<uint8_t> decays; // (count/32)
     Block<char> activations;
     Block<int> batch; // as laid out by upload_batch
     Parameters<floatX> w;
     Parameters<float> g{}; // all null where there is no backward pass
     Activations a{};
+    Totals* totals = nullptr;                  // where forward() adds: to the step's, or its micro-batch's
     size_t B = 0, T = 0;                       // of the last batch
     int *tokens = nullptr, *targets = nullptr; // (B,T) (B,T) of `batch`
     int* whole_batch = nullptr;                // (2) 0 and N: the rows of a layer without experts
@@ -2890,8 +2937,9 @@ struct Model {
     // For batches of up to B x T tokens; with training = false there is no backward pass. With B = 0 there
     // are the weights alone.
     explicit Model(const Config& config, size_t B, size_t T, int recompute = 0, bool training = true,
-                   const std::string& epilogues = "auto")
-        : config(config), table(gpu_tensor_table(config)), max_B(B), max_T(T), recompute(recompute) {
+                   const std::string& epilogues = "auto", const Sharing& sharing = {})
+        : config(config), table(gpu_tensor_table(config)), max_B(B), max_T(T), recompute(recompute),
+          sharing(sharing) {
         check_gpu_config(config, "model");
         const size_t count = block_elements(table), E = shape().experts();
         weights = Block<floatX>(count);
@@ -2903,10 +2951,13 @@ struct Model {
         if (double(B) * double(T) * double(config.n_expert_active) > 0x1p30)
             fail("a batch of %zu x %zu tokens is too large: a smaller --batch would help", B, T);
         if (training) {
-            if (!std::is_same_v<floatX, float>) master = Block<float>(count);
+            pieces = pieces_of_table(config, table, sharing);
+            sums = StepSums({config, table, sharing, sizeof(Totals) / sizeof(double)});
+            const size_t state = state_elements(pieces);
+            if (!std::is_same_v<floatX, float>) master = Block<float>(state);
             gradients = Block<float>(count);
-            moment_1 = Block<float>(count);
-            moment_2 = Block<float>(count);
+            moment_1 = Block<float>(state);
+            moment_2 = Block<float>(state);
             moment_1.zero();
             moment_2.zero();
             g = carve_parameters(config, table, gradients.data);
@@ -2926,6 +2977,7 @@ struct Model {
             pointer = (std::remove_reference_t<decltype(pointer)>)place;
             place += round_up(elements * sizeof *pointer, 256);
         });
+        totals = a.totals;
         dstatistics = Block<float>(training ? config.n_layer * statistics_elements(config) : 0);
         float* d = dstatistics.data;
         for (LayerActivations& h : a.h) {
@@ -2973,7 +3025,10 @@ struct Model {
     Shape shape(bool training = true) const {
         return {config, max_B, max_T, recompute, fused, training, keep_slots};
     }
-    float* master_weights() { return master.count ? master.data : (float*)weights.data; }
+    // The fp32 weights that belong to what is updated of a piece.
+    float* master_weights(const Piece& piece) {
+        return master.count ? master.data + piece.state : (float*)weights.data + piece.updated.begin;
+    }
     // whole_batch, tokens, targets, order, token; chunk_begin and token_begin
     static size_t batch_ints(size_t N) { return 2 + 4 * N + 2 * (N + 1); }
 
@@ -3107,7 +3162,7 @@ inline void upload_batch(Model& model, const int32_t* tokens, const int32_t* tar
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// 5. Forward
+// 6. Forward
 // ---------------------------------------------------------------------------------------------------------
 
 // Once per optimizer step: the router of every layer, from the weights.
@@ -3152,7 +3207,7 @@ inline void moe_forward(Model& model, size_t l, float share) {
                                (router.E + 1) * sizeof(int), cudaMemcpyDeviceToHost, gpu.copies));
     cuda_check(cudaEventRecord(model.begin_copied, gpu.copies));
     gpu.mark("balance_forward");
-    balance_forward(&a.totals->aux, router, a.sum_p, share, stream);
+    balance_forward(&model.totals->aux, router, a.sum_p, share, stream);
     gpu.mark("gather");
     gather(h.slots_x, h.ln_2, router.token, router.N * router.K, router.C, stream);
     gpu.mark("wait for the counts");
@@ -3214,7 +3269,7 @@ inline void forward(Model& model, float gradient_scale = 0, float share = 1) {
         if (model.count_units && gradient_scale != 0) {
             const Experts experts = model.experts(l);
             gpu.mark("count_active");
-            count_active(&a.totals->active, experts.z,
+            count_active(&model.totals->active, experts.z,
                          experts.all_masked() ? (const uint4*)experts.mask : nullptr,
                          experts.slots() * experts.D, stream);
         }
@@ -3228,13 +3283,13 @@ inline void forward(Model& model, float gradient_scale = 0, float share = 1) {
     gpu.mark("classifier");
     classifier(a.losses, a.logits, model.targets, gradient_scale / N, N, V, Vp, stream);
     gpu.mark("sum_losses");
-    sum_losses_kernel<<<1, 1024, 0, stream>>>(&a.totals->loss, a.losses, double(share) / N, N);
+    sum_losses_kernel<<<1, 1024, 0, stream>>>(&model.totals->loss, a.losses, double(share) / N, N);
     cuda_check(cudaGetLastError());
     gpu.mark(nullptr);
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// 6. Backward: after forward() with a gradient_scale, adds to model.gradients the gradient of gradient_scale
+// 7. Backward: after forward() with a gradient_scale, adds to model.gradients the gradient of gradient_scale
 // * (mean cross-entropy + aux_weight * sum over layers of aux), but for the part that goes through the expert
 // statistics, which finish_gradients() adds once per step.
 // ---------------------------------------------------------------------------------------------------------
@@ -3351,45 +3406,84 @@ inline void finish_gradients(Model& model) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// 7. Update
+// 8. Update
 // ---------------------------------------------------------------------------------------------------------
 
-// Step t = 1, 2, ... from the gradients. Several GPUs would meet here: the gradients of this one are
-// complete, and nothing has read them yet.
+// Step t = 1, 2, ... from the gradients.
 inline void update(Model& model, const AdamW& adam, uint64_t t, uint64_t seed) {
     Totals* totals = model.a.totals;
+    const StepSums& sums = model.sums;
+    double* const squares = sums.parts.data + sums.layout.of_place[model.sharing.place].begin;
     const cudaStream_t stream = model.gpu.stream;
     model.gpu.mark("gradient_norm");
-    gradient_norm(&totals->norm, model.a.norm_partial, model.gradients.data, model.gradients.count, stream);
+    for (const Piece& p : model.pieces)
+        segment_squares(squares + p.squares, model.gradients.data + p.owned.begin, p.owned.count(), stream);
+    step_totals(totals, sums.parts.data, sums.order.data, sums.layout.segments, sums.layout.micro_batches,
+                stream);
     const float fix_1 = float(1 / (1 - std::pow(double(adam.beta_1), double(t)))),
                 fix_2 = float(1 / (1 - std::pow(double(adam.beta_2), double(t))));
-    const size_t fours = model.gradients.count / 4;
     model.gpu.mark("update");
-    update_kernel<<<blocks_for(fours, 256), 256, 0, stream>>>(
-        model.weights.data, (float4*)model.master_weights(), (const float4*)model.gradients.data,
-        (float4*)model.moment_1.data, (float4*)model.moment_2.data, model.decays.data, totals, adam, fix_1,
-        fix_2, rounding_key(seed, t), fours);
-    cuda_check(cudaGetLastError());
+    for (const Piece& p : model.pieces) {
+        const size_t first = p.updated.begin, fours = p.updated.count() / 4;
+        if (fours == 0) continue;
+        update_kernel<<<blocks_for(fours, 256), 256, 0, stream>>>(
+            model.weights.data + first, (float4*)model.master_weights(p),
+            (const float4*)(model.gradients.data + first), (float4*)(model.moment_1.data + p.state),
+            (float4*)(model.moment_2.data + p.state), model.decays.data + first / 32, totals, adam, fix_1,
+            fix_2, rounding_key(seed, t), first, fours);
+        cuda_check(cudaGetLastError());
+    }
     model.gpu.mark(nullptr);
     model.statistics_stale = true;
 }
 
-// fp32 weights laid out as the table says, as those of step t; moments may be null.
-inline void load_weights(Model& model, const float* weights, uint64_t t, uint64_t seed) {
-    const size_t count = model.weights.count;
-    const Block<float> temporary(model.master.count || sizeof(floatX) == 4 ? 0 : count);
-    float* fp32 = temporary.count ? temporary.data : model.master_weights();
-    cuda_check(cudaMemcpy(fp32, weights, count * sizeof(float), cudaMemcpyHostToDevice));
-    const size_t end = model.table[0].count, behind = model.table[1].offset; // of the tokens' rows
-    if (behind > end) cuda_check(cudaMemset(fp32 + end, 0, (behind - end) * sizeof(float)));
-    if (sizeof(floatX) < 4)
-        round_weights(model.weights.data, fp32, rounding_key(seed, t), count, model.gpu.stream);
-    cuda_check(cudaStreamSynchronize(model.gpu.stream));
+// Gives the model the weights of step t, tensor by tensor: make(tensor, where on the host) makes one of them
+// in fp32. What lies between the tensors becomes 0.
+template <class Make> void load_weights(Model& model, uint64_t t, uint64_t seed, Make make) {
+    const cudaStream_t stream = model.gpu.stream;
+    size_t largest = 0;
+    for (const Tensor& tensor : model.table) largest = std::max(largest, tensor.count);
+    std::vector<float> host(largest);
+    const Block<float> fp32(model.master.count ? 0 : largest); // in training the gradients have room
+    model.weights.zero();
+    if (model.gradients.count) model.gradients.zero();
+    for (const Tensor& tensor : model.table) {
+        make(tensor, host.data());
+        float* const to = fp32.count ? fp32.data : model.gradients.data + tensor.offset;
+        cuda_check(cudaMemcpy(to, host.data(), tensor.count * sizeof(float), cudaMemcpyHostToDevice));
+        round_weights(model.weights.data + tensor.offset, to, rounding_key(seed, t), tensor.offset,
+                      tensor.count, stream);
+        cuda_check(cudaStreamSynchronize(stream));
+    }
+    for (const Piece& p : model.pieces)
+        if (model.master.count)
+            cuda_check(cudaMemcpy(model.master_weights(p), model.gradients.data + p.updated.begin,
+                                  p.updated.count() * sizeof(float), cudaMemcpyDeviceToDevice));
     model.statistics_stale = true;
+}
+// From a block laid out as the table says.
+inline void load_weights(Model& model, const float* weights, uint64_t t, uint64_t seed) {
+    load_weights(model, t, seed, [&](const Tensor& tensor, float* to) {
+        std::copy_n(weights + tensor.offset, tensor.count, to);
+    });
+}
+// Fills a family of the optimizer's state from a checkpoint, of which it has the prefix.
+inline void load_state(Model& model, float* state, const SafeTensorsFile& file, const std::string& prefix) {
+    std::vector<float> host;
+    for (const Piece& p : model.pieces)
+        for (const Tensor& t : model.table) {
+            const size_t begin = std::max(p.updated.begin, t.offset),
+                         end = std::min(p.updated.end, t.offset + t.count);
+            if (begin >= end) continue;
+            host.resize(end - begin);
+            read_floats(*file.find(prefix + t.name), host.data(), begin - t.offset, host.size());
+            cuda_check(cudaMemcpy(state + p.state + (begin - p.updated.begin), host.data(),
+                                  host.size() * sizeof(float), cudaMemcpyHostToDevice));
+        }
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// 8. The choices that are measured, the training step and main
+// 9. The choices that are measured, the training step and main
 // ---------------------------------------------------------------------------------------------------------
 
 // Milliseconds that the experts of the first layer take, forward and backward, with the model's choice of
@@ -3498,9 +3592,12 @@ inline StepResult train_step(Model& model, Run& run, std::vector<int32_t>& token
     for (size_t micro = 0; micro < run.accumulate; micro++) {
         run.train->next(run.B, tokens.data(), targets.data());
         upload_batch(model, tokens.data(), targets.data(), run.B, run.T, true);
+        model.totals = model.sums.totals(micro);
+        cuda_check(cudaMemsetAsync(model.totals, 0, sizeof(Totals), model.gpu.stream));
         forward(model, share, share);
         backward(model, share * float(run.flags.aux_weight));
     }
+    model.totals = model.a.totals;
     finish_gradients(model);
     AdamW adam;
     adam.lr = float(lr);
@@ -3627,17 +3724,14 @@ inline int train(int argc, char** argv) {
     const std::vector<Tensor> table = gpu_tensor_table(run.config);
     print_settings(run, table, machine, memory_of(run, free));
 
-    Model model(run.config, run.B, run.T, int(run.flags.recompute), true, run.flags.epilogues);
-    {
-        std::vector<float> host(block_elements(table));
-        initial_weights(run, table, host.data());
-        load_weights(model, host.data(), uint64_t(run.step), uint64_t(run.flags.seed));
-        if (run.state_file) {
-            read_block(*run.state_file, table, "m.", host.data());
-            model.moment_1.upload(host.data(), host.size());
-            read_block(*run.state_file, table, "v.", host.data());
-            model.moment_2.upload(host.data(), host.size());
-        }
+    Sharing sharing;
+    sharing.micro_batches = run.accumulate;
+    Model model(run.config, run.B, run.T, int(run.flags.recompute), true, run.flags.epilogues, sharing);
+    load_weights(model, uint64_t(run.step), uint64_t(run.flags.seed),
+                 [&](const Tensor& t, float* to) { initial_weights(run, t, to); });
+    if (run.state_file) {
+        load_state(model, model.moment_1.data, *run.state_file, "m.");
+        load_state(model, model.moment_2.data, *run.state_file, "v.");
     }
     printf("%s\n", measure_choices(model, flags).c_str());
     run.flags = flags;
@@ -3661,7 +3755,7 @@ inline int train(int argc, char** argv) {
     engine.block = [&](Family family) -> const float* {
         std::vector<float>& copy = blocks[size_t(family)];
         copy.resize(model.weights.count);
-        const float* from = family == Family::weights     ? model.master_weights()
+        const float* from = family == Family::weights     ? model.master_weights(model.pieces[0])
                             : family == Family::gradients ? model.gradients.data
                             : family == Family::moment_1  ? model.moment_1.data
                                                           : model.moment_2.data;

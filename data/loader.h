@@ -3,8 +3,9 @@
 //   sample    rows (R > 0): a row's first T+1 tokens; streams: tokens w*T .. w*T+T of a shard, w = 0, 1, ..
 //             (neighbours share one token: the last target of one is the first input of the next; what is
 //             left at the end of a shard and fills no window is not used)
-//   position  the number of samples handed out so far, over all ranks: position p is sample
-//             permutation(epoch p / samples)[p % samples], whatever the batch size, ranks or stops before it
+//   position  the number of samples handed out so far: position p is sample
+//             permutation(epoch p / samples)[p % samples], whatever the batch size or stops before it
+// Several GPUs each read() what is theirs of the step's samples, and move the position by all of them.
 #pragma once
 #include "../dev/lib/random.h"
 #include "shard.h"
@@ -41,14 +42,10 @@ struct Loader {
     size_t tokens_per_epoch; // samples * T
     uint64_t position = 0;   // the whole state: save it, set it back to resume
 
-    // shuffle = false: samples in the order of the files. The ranks 0..world-1 of one run each have a loader
-    // of their own, alike but for `rank`. Refuses a T that the shards cannot serve.
-    Loader(const std::string& pattern, size_t T, size_t V, bool shuffle, uint64_t seed, size_t rank = 0,
-           size_t world = 1)
-        : T(T), V(V), shards(open_shards(pattern)), shuffle(shuffle), seed(seed), rank(rank), world(world) {
+    // shuffle = false: samples in the order of the files. Refuses a T that the shards cannot serve.
+    Loader(const std::string& pattern, size_t T, size_t V, bool shuffle, uint64_t seed)
+        : T(T), V(V), shards(open_shards(pattern)), shuffle(shuffle), seed(seed) {
         if (T == 0) fail("%s: T = 0, expected at least one position", pattern.c_str());
-        if (rank >= world)
-            fail("rank %zu of %zu, expected 0 to one less than the number of ranks", rank, world);
         tokenizer = shards[0].header.tokenizer;
         row = shards[0].header.row;
         n_shards = shards.size();
@@ -75,15 +72,19 @@ struct Loader {
         for (size_t b = 0; b < B; b++) copy(find(first + b), inputs + b * T, targets + b * T);
     }
 
-    // The next B samples of this rank, inputs (B,T) and targets (B,T), targets one token ahead. Rank r takes
-    // samples position + r*B .. position + r*B + B-1, so that the ranks together have exactly the batch of
-    // B*world samples that a single rank would. A batch may run over the end of an epoch.
+    // To be called when a batch has been read: while the caller computes on it, the system reads this one
+    // into memory. Only a hint, which returns at once, so that read() finds its pages and never waits for the
+    // disk.
+    void will_need(uint64_t first, size_t B) const {
+        for (size_t b = 0; b < B; b++) will_need(find(first + b));
+    }
+
+    // The next B samples, inputs (B,T) and targets (B,T), targets one token ahead. A batch may run over the
+    // end of an epoch.
     void next(size_t B, int32_t* inputs, int32_t* targets) {
-        read(position + rank * B, B, inputs, targets);
-        position += B * world;
-        // Now, while the caller computes on this batch, the system reads the next one into memory: only a
-        // hint, which returns at once, so that the copy above finds its pages and never waits for the disk.
-        for (size_t b = 0; b < B; b++) will_need(find(position + rank * B + b));
+        read(position, B, inputs, targets);
+        position += B;
+        will_need(position, B);
     }
 
   private:
@@ -91,7 +92,6 @@ struct Loader {
     std::vector<size_t> first_sample; // (n_shards+1) number of the first sample of each shard, then samples
     bool shuffle;
     uint64_t seed;
-    size_t rank, world;
 
     struct Place {
         const Shard& shard;

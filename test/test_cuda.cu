@@ -127,7 +127,7 @@ static bool empty_behind_vocabulary(Model& model) {
     std::vector<floatX> narrow(count);
     model.weights.download(narrow.data(), count);
     for (size_t i = begin; i < end; i++) empty &= float(narrow[i]) == 0;
-    for (const float* from : {(const float*)model.master_weights(), (const float*)model.gradients.data,
+    for (const float* from : {(const float*)model.master_weights(model.pieces[0]), (const float*)model.gradients.data,
                               (const float*)model.moment_1.data, (const float*)model.moment_2.data}) {
         cuda_check(cudaMemcpy(block.data(), from, count * sizeof(float), cudaMemcpyDeviceToHost));
         for (size_t i = begin; i < end; i++) empty &= block[i] == 0;
@@ -429,10 +429,10 @@ static void check_not_finite() {
     load(model, s);
     check(!std::isfinite(one_step(model, s).totals.loss));
     std::vector<float> before(model.weights.count), after(before.size());
-    cuda_check(cudaMemcpy(before.data(), model.master_weights(), before.size() * 4, cudaMemcpyDeviceToHost));
+    cuda_check(cudaMemcpy(before.data(), model.master_weights(model.pieces[0]), before.size() * 4, cudaMemcpyDeviceToHost));
     update(model, {}, 1, 1);
     read_totals(model);
-    cuda_check(cudaMemcpy(after.data(), model.master_weights(), after.size() * 4, cudaMemcpyDeviceToHost));
+    cuda_check(cudaMemcpy(after.data(), model.master_weights(model.pieces[0]), after.size() * 4, cudaMemcpyDeviceToHost));
     check(memcmp(before.data(), after.data(), before.size() * 4) == 0);
     model.moment_1.download(after.data(), after.size());
     check(std::all_of(after.begin(), after.end(), [](float x) { return x == 0; }));

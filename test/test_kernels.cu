@@ -946,18 +946,39 @@ static void test_sum_losses(Gpu& gpu) {
 // Update
 
 static void test_gradient_norm(Gpu& gpu) {
-    for (const size_t count : {32, 1024, 32 * 1057, 1 << 21}) {
+    for (const size_t count : {32, 1024, 4096, 32 * 1057, 1 << 21}) {
         Array<float> gradients = normals<float>(count);
-        const Array<double> norm(1), partial(norm_blocks);
-        auto launch = [&] { gradient_norm(norm, partial, gradients, count, gpu.stream); };
-        run("gradient_norm", launch, norm, partial);
+        const size_t segments = (count + segment_numbers - 1) / segment_numbers, micros = 3, words = 5;
+        static_assert(sizeof(Totals) == words * sizeof(double));
+        // The totals of the micro-batches lie before the squares, the last first.
+        std::vector<double> initial(micros * words + segments, NAN);
+        std::vector<int> at;
+        for (size_t s = 0; s < segments; s++) at.push_back(int(micros * words + s));
+        for (size_t i = 0; i < micros; i++) {
+            at.push_back(int((micros - 1 - i) * words));
+            const Totals micro = {0.1 * double(i + 1), 2, 10 + i, NAN, i == 1 ? 15u : 0u};
+            memcpy(&initial[size_t(at.back())], &micro, sizeof micro);
+        }
+        const Array<double> parts(initial);
+        const Array<int> order(at);
+        const Array<Totals> totals(std::vector<Totals>{{0, 0, 0, NAN, 0}});
+        double* const squares = (double*)parts + micros * words;
+        auto launch = [&] {
+            segment_squares(squares, gradients, count, gpu.stream);
+            step_totals(totals, parts, order, segments, micros, gpu.stream);
+        };
+        run("gradient_norm", launch, totals, parts);
         const Numbers g = gradients.before();
         const double expected = std::sqrt(std::inner_product(g.begin(), g.end(), g.begin(), 0.0));
-        compare(strf("gradient_norm of %zu", count), norm, {expected}, 1e-6);
+        Totals got;
+        cuda_check(cudaMemcpy(&got, totals, sizeof got, cudaMemcpyDeviceToHost));
+        check_near(got.norm, expected, 1e-6 * expected);
+        check(got.loss == 0.1 + 0.2 + 0.1 * 3 && got.aux == 6 && got.active == 33 && got.stop == 15);
         gradients.initial[count - 1] = NAN;
         gradients.restore();
         launch();
-        check(all_nan(norm.after()), "gradient_norm hides a NaN");
+        cuda_check(cudaMemcpy(&got, totals, sizeof got, cudaMemcpyDeviceToHost));
+        check(std::isnan(got.norm), "gradient_norm hides a NaN");
     }
 }
 
@@ -984,13 +1005,13 @@ static void test_rounding(Gpu& gpu) {
     const Array<floatX> again(count);
     check(rounding_key(7, 0) == 0 && rounding_key(7, 1) != 0 && rounding_key(7, 1) != rounding_key(7, 2) &&
           rounding_key(7, 1) != rounding_key(8, 1));
-    round_weights(weights, master, 0, count, gpu.stream);
+    round_weights(weights, master, 0, 0, count, gpu.stream);
     for (size_t i = 0; i < count; i++) weights.initial[i] = floatX(master.initial[i]);
     check(weights.untouched(), "the first weights are rounded to the nearest");
     run(
-        "round_weights", [&] { round_weights(weights, master, rounding_key(7, 1), count, gpu.stream); },
+        "round_weights", [&] { round_weights(weights, master, rounding_key(7, 1), 0, count, gpu.stream); },
         weights);
-    round_weights(again, master, rounding_key(7, 2), count, gpu.stream);
+    round_weights(again, master, rounding_key(7, 2), 0, count, gpu.stream);
     if (!bf16) {
         check(weights.after() == w && again.after() == w);
         return;
@@ -1003,7 +1024,7 @@ static void test_rounding(Gpu& gpu) {
     double sum = 0;
     Numbers of_weight(count);
     for (size_t t = 1; t <= steps; t++) {
-        round_weights(weights, master, rounding_key(7, t), count, gpu.stream);
+        round_weights(weights, master, rounding_key(7, t), 0, count, gpu.stream);
         const Numbers got = weights.after();
         size_t wrong = 0;
         for (size_t i = 0; i < count; i++) {
@@ -1027,7 +1048,7 @@ static void test_rounding(Gpu& gpu) {
     const Array<float> exact(special);
     const Array<floatX> kept(special.size());
     for (uint64_t t = 1; t <= 20; t++) {
-        round_weights(kept, exact, rounding_key(7, t), special.size(), gpu.stream);
+        round_weights(kept, exact, rounding_key(7, t), 0, special.size(), gpu.stream);
         const Numbers got = kept.after();
         size_t wrong = 0;
         for (size_t i = 0; i < special.size(); i++)
@@ -1057,19 +1078,20 @@ static void test_update(Gpu& gpu) {
         Array<uint8_t> decays(std::vector<uint8_t>(count / 32));
         for (size_t i = 0; i < count / 32; i++) decays.initial[i] = i % 3 == 0;
         decays.restore();
-        const Array<Totals> totals(std::vector<Totals>{{c.loss, 0.5, 7, c.norm}});
+        const Array<Totals> totals(std::vector<Totals>{{c.loss, 0.5, 7, c.norm, 0}});
         AdamW a;
         a.lr = 1e-2f, a.clip = c.clip;
         const double fix_1 = 1 / (1 - std::pow(0.9, double(c.t))),
                      fix_2 = 1 / (1 - std::pow(0.95, double(c.t)));
         const uint64_t key = rounding_key(3, c.t);
+        const size_t first = c.t * 4096;                                // the place in the block
         floatX* to = bf16 ? (floatX*)weights : (floatX*)(float*)master; // in fp32 they are the same
         run(
             what,
             [&] {
                 update_kernel<<<blocks_for(count / 4, 256), 256, 0, gpu.stream>>>(
                     to, (float4*)(float*)master, (const float4*)(float*)gradients, (float4*)(float*)m,
-                    (float4*)(float*)v, decays, totals, a, float(fix_1), float(fix_2), key, count / 4);
+                    (float4*)(float*)v, decays, totals, a, float(fix_1), float(fix_2), key, first, count / 4);
             },
             weights, master, m, v);
         if (!std::isfinite(c.norm + c.loss)) {
@@ -1091,7 +1113,7 @@ static void test_update(Gpu& gpu) {
         compare(what + " weights", master, rw, 1e-6);
         if (!bf16) continue;
         const Array<floatX> expected(count); // what a resumed run makes of the master weights
-        round_weights(expected, master, key, count, gpu.stream);
+        round_weights(expected, master, key, first, count, gpu.stream);
         check(weights.bits() == expected.bits(), "%s: the bf16 weights", what.c_str());
     }
 }

@@ -7,7 +7,7 @@
 // second look at a number always hit the cache. FLOPs: those of the mathematics, two for a multiply-add;
 // attention at its causal half, its backward as five products of the forward's two (the kernels do seven).
 #pragma once
-#include "../run/parameters.h"
+#include "../run/sharing.h"
 #include <algorithm>
 #include <cmath>
 
@@ -200,8 +200,9 @@ inline std::vector<Work> work_of_step(const Config& c, size_t B, size_t T_, doub
 
     phase = "update";
     if (c.moe()) add("expert_statistics_backward", "router", L, 1, (x + 8) * R * C, "(x + 8)RC");
-    add("gradient_norm", "update", 1, 2, 4 * P, "4P");
-    add("update", "update", 1, 1, (x < 4 ? 28 + x : 28) * P, x < 4 ? "(28 + x)P" : "28P");
+    const size_t pieces = pieces_of_table(c, tensor_table(c), {}).size();
+    add("gradient_norm", "update", 1, pieces + 1, 4 * P, "4P");
+    add("update", "update", 1, pieces, (x < 4 ? 28 + x : 28) * P, x < 4 ? "(28 + x)P" : "28P");
     return list;
 }
 

@@ -52,7 +52,7 @@ static int train(int argc, char** argv) {
                    memory_of(run, table));
 
     Model model(run.config, run.B, run.T);
-    initial_weights(run, table, model.weights.data);
+    for (const Tensor& t : table) initial_weights(run, t, model.weights.data + t.offset);
     if (run.state_file) {
         read_block(*run.state_file, table, "m.", model.moment_1.data);
         read_block(*run.state_file, table, "v.", model.moment_2.data);

@@ -107,11 +107,11 @@ struct SafeTensorsFile {
                                                                    const char* format, ...) const;
 };
 
-// All elements of a floating-point tensor, in order, as float or double: out has t.elements() places.
-// Refuses a tensor of integers. F64 into float rounds; everything else is exact.
-template <class Real> void read_floats(const SafeTensor& t, Real* out) {
-    for (size_t i = 0, n = t.elements(); i < n; i++) {
-        const uint8_t* p = t.data + i * dtype_size(t.dtype);
+// `count` elements of a floating-point tensor from `first` on, in order, as float or double. Refuses a tensor
+// of integers. F64 into float rounds; everything else is exact.
+template <class Real> void read_floats(const SafeTensor& t, Real* out, size_t first, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        const uint8_t* p = t.data + (first + i) * dtype_size(t.dtype);
         uint16_t half;
         float single;
         double whole;
@@ -137,6 +137,10 @@ template <class Real> void read_floats(const SafeTensor& t, Real* out) {
                  quoted(t.name).c_str(), dtype_name(t.dtype));
         }
     }
+}
+// All of them: out has t.elements() places.
+template <class Real> void read_floats(const SafeTensor& t, Real* out) {
+    read_floats(t, out, 0, t.elements());
 }
 
 // ---------------------------------------------------------------------------------------------------------

@@ -92,19 +92,19 @@ Parameters<T> carve_parameters(const Config& config, const std::vector<Tensor>& 
     return p;
 }
 
-// Initial values. Every number depends only on the seed, the tensor's name and its place in the tensor.
+// Initial values of a tensor. Every number depends only on the seed, the tensor's name and its place in it.
+template <class T> void init_tensor(const Config& config, const Tensor& t, T* out, uint64_t seed) {
+    const uint64_t stream = random_stream(t.name.c_str());
+    const double std = t.init == Init::normal_residual ? 0.02 / std::sqrt(2.0 * config.n_layer) : 0.02;
+#pragma omp parallel for
+    for (size_t i = 0; i < t.count; i++)
+        out[i] = t.init == Init::zeros  ? T(0)
+                 : t.init == Init::ones ? T(1)
+                                        : T(float(std * random_normal(seed, stream, i)));
+}
 template <class T>
 void init_parameters(const Config& config, const std::vector<Tensor>& table, T* block, uint64_t seed) {
-    for (const Tensor& t : table) {
-        const uint64_t stream = random_stream(t.name.c_str());
-        const double std = t.init == Init::normal_residual ? 0.02 / std::sqrt(2.0 * config.n_layer) : 0.02;
-        T* out = block + t.offset;
-#pragma omp parallel for
-        for (size_t i = 0; i < t.count; i++)
-            out[i] = t.init == Init::zeros  ? T(0)
-                     : t.init == Init::ones ? T(1)
-                                            : T(float(std * random_normal(seed, stream, i)));
-    }
+    for (const Tensor& t : table) init_tensor(config, t, block + t.offset, seed);
 }
 
 struct ParameterCount {

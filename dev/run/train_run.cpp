@@ -84,13 +84,13 @@ static void check_finite(const Run& run, const std::vector<Tensor>& table, const
 // ---------------------------------------------------------------------------------------------------------
 // From step to step
 
-void initial_weights(const Run& run, const std::vector<Tensor>& table, float* weights) {
+void initial_weights(const Run& run, const Tensor& t, float* weights) {
     if (!run.init_file)
-        init_parameters(run.config, table, weights, uint64_t(run.flags.seed));
+        init_tensor(run.config, t, weights, uint64_t(run.flags.seed));
     else if (run.flags.upcycle && !run.state_file)
-        upcycle(*run.init_file, run.dense_config, run.config, table, weights, uint64_t(run.flags.seed));
+        upcycle_tensor(*run.init_file, run.dense_config, run.config, t, weights, uint64_t(run.flags.seed));
     else
-        read_block(*run.init_file, table, "", weights);
+        read_floats(*run.init_file->find(t.name), weights);
 }
 
 static void save_checkpoint(const Run& run, const Options& options, const std::vector<Tensor>& table,

@@ -33,8 +33,8 @@ struct TrainingEngine {
     std::function<const float*(Family)> block;
 };
 
-// Initial weights: a new model's, a checkpoint's, or those of a dense checkpoint cut into experts.
-void initial_weights(const Run& run, const std::vector<Tensor>& table, float* weights);
+// Initial weights of a tensor: a new model's, a checkpoint's, or those of a dense checkpoint cut into experts.
+void initial_weights(const Run& run, const Tensor& t, float* weights);
 
 // The loop. Returns the exit status of the program, whose name is for the command that goes on with the run.
 int run_training(Run& run, const Options& options, const std::vector<Tensor>& table,

@@ -23,51 +23,51 @@ inline void check_upcycle(const Config& dense, const Config& wanted, const std::
              where.c_str());
 }
 
-// weights: a block of the table of `config`, filled from the dense checkpoint.
+// The units of the dense layer that expert j of layer l takes.
+inline std::vector<size_t> upcycled_units(size_t W, size_t D, Random random) {
+    std::vector<size_t> unit(W);
+    std::iota(unit.begin(), unit.end(), size_t(0));
+    for (size_t i = 0; i < D && D < W; i++) std::swap(unit[i], unit[i + random.below(W - i)]);
+    unit.resize(D);
+    std::sort(unit.begin(), unit.end()); // the order of units means nothing; a stable one reads better
+    return unit;
+}
+
+// A tensor of `config`, from the dense checkpoint.
+template <class T> void upcycle_tensor(const SafeTensorsFile& file, const Config& dense, const Config& config,
+                                       const Tensor& t, T* out, uint64_t seed) {
+    const size_t C = config.n_embd, E = config.n_expert, D = config.d_expert, W = dense.dense_width();
+    if (const SafeTensor* source = file.find(t.name)) return read_floats(*source, out);
+    const std::string layer = t.name.substr(0, t.name.find("moe.")), part = t.name.substr(layer.size());
+    if (part == "moe.router") return init_tensor(config, t, out, seed); // it has no source
+    const bool encoder = part == "moe.w_enc", matrix = encoder || part == "moe.w_dec";
+    const SafeTensor& source = *file.find(layer + (part == "moe.w_enc"   ? "mlp.c_fc.weight"   // (W,C)
+                                                   : part == "moe.b_enc" ? "mlp.c_fc.bias"     // (W)
+                                                   : matrix              ? "mlp.c_proj.weight" // (C,W)
+                                                                         : "mlp.c_proj.bias"));             // (C)
+    std::vector<T> from(source.elements());
+    read_floats(source, from.data());
+    double squares = 0;
+    for (const T x : from) squares += double(x) * x;
+    const double noise = D == W ? 0.01 * std::sqrt(squares / from.size()) : 0;
+    const size_t l = size_t(std::stoull(layer.substr(2)));
+    for (size_t j = 0; j < E; j++) {
+        const Random random{seed, random_stream("upcycle") + l * E + j};
+        const std::vector<size_t> unit = upcycled_units(W, D, random);
+        const uint64_t stream = random.stream ^ (encoder ? 0x656E63 : 0x646563);
+        if (part == "moe.b_dec") std::copy(from.begin(), from.end(), out + j * C);
+        if (part == "moe.b_enc")
+            for (size_t i = 0; i < D; i++) out[j * D + i] = from[unit[i]];
+        for (size_t i = 0; i < D && matrix; i++)
+            for (size_t c = 0; c < C; c++) {
+                const double w = encoder ? from[unit[i] * C + c] : from[c * W + unit[i]];
+                const double noisy = w + noise * random_normal(seed, stream, i * C + c);
+                out[(j * D + i) * C + c] = T(encoder ? noisy : double(W) / D * noisy);
+            }
+    }
+}
+// weights: a block of the table.
 template <class T> void upcycle(const SafeTensorsFile& file, const Config& dense, const Config& config,
                                 const std::vector<Tensor>& table, T* weights, uint64_t seed) {
-    const size_t C = config.n_embd, E = config.n_expert, D = config.d_expert, W = dense.dense_width();
-    init_parameters(config, table, weights, seed); // what has no source: a topk router
-    for (const Tensor& t : table)
-        if (const SafeTensor* source = file.find(t.name)) read_floats(*source, weights + t.offset);
-    Parameters<T> p = carve_parameters(config, table, weights);
-    for (size_t l = 0; l < config.n_layer; l++) {
-        auto dense_tensor = [&](const char* name) {
-            const SafeTensor& t = *file.find("h." + std::to_string(l) + ".mlp." + name);
-            std::vector<T> values(t.elements());
-            read_floats(t, values.data());
-            return values;
-        };
-        const std::vector<T> fc = dense_tensor("c_fc.weight"),
-                             fc_bias = dense_tensor("c_fc.bias"); // (W,C) (W)
-        const std::vector<T> proj = dense_tensor("c_proj.weight"),
-                             proj_bias = dense_tensor("c_proj.bias"); // (C,W) (C)
-        auto rms = [](const std::vector<T>& values) {
-            double sum = 0;
-            for (const T x : values) sum += double(x) * x;
-            return std::sqrt(sum / values.size());
-        };
-        const double noise = D == W ? 0.01 : 0, fc_noise = noise * rms(fc), proj_noise = noise * rms(proj);
-        for (size_t j = 0; j < E; j++) {
-            Random random{seed, random_stream("upcycle") + l * E + j};
-            std::vector<size_t> unit(W);
-            std::iota(unit.begin(), unit.end(), size_t(0));
-            for (size_t i = 0; i < D && D < W; i++) std::swap(unit[i], unit[i + random.below(W - i)]);
-            std::sort(unit.begin(),
-                      unit.begin() + D); // the order of units means nothing; a stable one reads better
-            const uint64_t enc_stream = random.stream ^ 0x656E63, dec_stream = random.stream ^ 0x646563;
-            for (size_t i = 0; i < D; i++) {
-                for (size_t c = 0; c < C; c++) {
-                    const size_t at = (j * D + i) * C + c, index = i * C + c;
-                    p.h[l].w_enc[at] =
-                        T(fc[unit[i] * C + c] + fc_noise * random_normal(seed, enc_stream, index));
-                    p.h[l].w_dec[at] =
-                        T(double(W) / D *
-                          (proj[c * W + unit[i]] + proj_noise * random_normal(seed, dec_stream, index)));
-                }
-                p.h[l].b_enc[j * D + i] = fc_bias[unit[i]];
-            }
-            std::copy(proj_bias.begin(), proj_bias.end(), p.h[l].b_dec + j * C);
-        }
-    }
+    for (const Tensor& t : table) upcycle_tensor(file, dense, config, t, weights + t.offset, seed);
 }
