@@ -37,6 +37,11 @@ ifndef GPU_ARCH
 GPU_ARCH := $(or $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | grep -E '^[0-9]+\.[0-9]+$$' | tr -d . | sort -nu),80 89 90)
 endif
 CUDA_LIB := $(if $(NVCC),$(realpath $(dir $(realpath $(NVCC)))../lib64))
+# NCCL, which several GPUs need: found where a program that calls it is compiled and linked. NCCL=no builds without.
+ifndef NCCL
+NCCL     := $(if $(NVCC),$(shell printf '\043include <nccl.h>\nint main() { int v; return ncclGetVersion(&v); }' | \
+              $(CXX) -x c++ -I $(CUDA_LIB)/../include - -L $(CUDA_LIB) -lnccl -o /dev/null 2>/dev/null && echo yes))
+endif
 # PRECISION=FP32 builds the GPU programs in fp32 (train_moex_fp32, sample_fp32) instead of bf16.
 PRECISION ?= BF16
 SUFFIX    = $(if $(filter FP32,$(PRECISION)),_fp32)
@@ -59,6 +64,7 @@ $(BY_NAME): %: $(B)/%
 found:
 	@echo "compiler   $$($(CXX) --version | head -1)"
 	@echo "OpenMP     $(if $(OPENMP),found,not found: programs will use one thread)"
+	@echo "NCCL       $(if $(filter yes,$(NCCL)),found,not found: programs will use one GPU)"
 	@echo "CUDA       $(if $(NVCC),$(NVCC) for sm_$(subst $(space),$(comma) sm_,$(strip $(GPU_ARCH))),nvcc not found: no GPU programs; make train_moex_emu runs them on the CPU)"
 
 help:
@@ -104,7 +110,7 @@ $(B)/sample_cpu:     $(B)/obj/dev/cpu/sample.o
 $(addprefix $(B)/,$(MAKERS)):  $(B)/%: $(B)/obj/data/%.o
 $(addprefix $(B)/,$(INTERP)):  $(B)/%: $(B)/obj/dev/interp/%.o
 $(addprefix $(B)/,$(BENCHES)): $(B)/%: $(B)/obj/dev/bench/%.o
-$(addprefix $(B)/,$(filter-out $(DOUBLE),$(TESTS)) rank_stub): $(B)/%: $(B)/obj/test/%.o
+$(addprefix $(B)/,$(filter-out $(DOUBLE),$(TESTS)) rank_stub test_training_ranks): $(B)/%: $(B)/obj/test/%.o
 $(addprefix $(B)/,$(DOUBLE)):  $(B)/%: $(B)/double/test/%.o
 
 # The report's page: files that an editor knows, put into the program as they are.
@@ -120,8 +126,8 @@ $(B)/page.o: $(B)/page.cpp
 	$(COMPILE) -c $< -o $@
 $(B)/libinterp.a: $(B)/page.o
 
-BINARIES = $(addprefix $(B)/,$(PROGRAMS) $(TESTS) $(BENCHES) dump_reference rank_stub)
-OF_DATA  = $(MAKERS) perft test_chess test_make_chess test_data test_safetensors test_ranks rank_stub test_lanes # these wait for nothing else
+BINARIES = $(addprefix $(B)/,$(PROGRAMS) $(TESTS) $(BENCHES) dump_reference rank_stub test_training_ranks)
+OF_DATA  = $(MAKERS) perft test_chess test_make_chess test_data test_safetensors test_ranks rank_stub test_lanes test_training_ranks # these wait for nothing else
 $(addprefix $(B)/,$(filter-out $(OF_DATA) $(DOUBLE) train_moex_cpu sample_cpu,$(notdir $(BINARIES)))): $(B)/libinterp.a
 $(addprefix $(B)/,$(filter-out $(OF_DATA) $(DOUBLE),$(notdir $(BINARIES)))): $(B)/libcpu.a
 $(addprefix $(B)/,$(DOUBLE)): $(B)/libdouble.a
@@ -137,7 +143,7 @@ $(B)/double/%.o: %.cpp Makefile
 	@mkdir -p $(@D)
 	$(COMPILE) -DMOEX_DOUBLE -c $< -o $@
 # Tests are compiled at -O1, in half the time: what takes time in them is what they test, in the archives above.
-$(foreach t,$(TESTS),$(B)/obj/test/$(t).o): CXXFLAGS := $(subst -O3,-O1,$(CXXFLAGS))
+$(foreach t,$(TESTS) test_training_ranks,$(B)/obj/test/$(t).o): CXXFLAGS := $(subst -O3,-O1,$(CXXFLAGS))
 -include $(shell find $(B)/obj $(B)/double -name '*.d' 2>/dev/null)
 
 # ---------------------------------------------------------------------------------------------------------
@@ -155,18 +161,19 @@ NVCC_COMPILE = @mkdir -p $(@D); echo "$(NVCC) -> $@"; $(NVCC) $(NVCC_FLAGS) -MMD
 
 vpath %.cu . dev/interp dev/bench test
 CUDA_PROGRAMS = train_moex sample bsp_gpu bench_gpu
+$(addprefix $(B)/,train_moex train_moex_fp32 gpu/test_exchange): private NVCC_FLAGS += $(if $(filter yes,$(NCCL)),-DMOEX_NCCL -lnccl)
 $(addprefix $(B)/,$(CUDA_PROGRAMS)): $(B)/%: %.cu $(CUDA_LAYERS) Makefile
 	$(NVCC_COMPILE)
 $(addprefix $(B)/,$(addsuffix _fp32,$(CUDA_PROGRAMS))): private NVCC_FLAGS += -DPRECISION_FP32
 $(addprefix $(B)/,$(addsuffix _fp32,$(CUDA_PROGRAMS))): $(B)/%_fp32: %.cu $(CUDA_LAYERS) Makefile
 	$(NVCC_COMPILE)
-$(addprefix $(B)/gpu/,$(CUDA_TESTS)): $(B)/gpu/%: test/%.cu $(B)/double/test/reference.o $(CUDA_LAYERS) Makefile
+$(addprefix $(B)/gpu/,$(CUDA_TESTS) test_exchange): $(B)/gpu/%: test/%.cu $(B)/double/test/reference.o $(CUDA_LAYERS) Makefile
 	$(NVCC_COMPILE)
 $(addprefix $(B)/gpu/,$(addsuffix _fp32,$(CUDA_TESTS))): private NVCC_FLAGS += -DPRECISION_FP32
 $(addprefix $(B)/gpu/,$(addsuffix _fp32,$(CUDA_TESTS))): $(B)/gpu/%_fp32: test/%.cu $(B)/double/test/reference.o $(CUDA_LAYERS) Makefile
 	$(NVCC_COMPILE)
 
--include $(foreach p,$(CUDA_PROGRAMS) $(addprefix gpu/,$(CUDA_TESTS)),$(B)/$(p).d $(B)/$(p)_fp32.d)
+-include $(foreach p,$(CUDA_PROGRAMS) $(addprefix gpu/,$(CUDA_TESTS) test_exchange),$(B)/$(p).d $(B)/$(p)_fp32.d)
 
 # For the CPU: translate writes C++ (and which sources it read), and every source is compiled once for each
 # precision. train_moex.cu and sample.cu are libraries to the others, which see their declarations; their own
@@ -179,16 +186,20 @@ $(B)/emu/%.cpp: %.cu $(B)/translate
 	$(B)/translate $(if $(filter $*,$(EMU_LIBRARIES)),--library) $< $@
 
 EMU_CXXFLAGS ?= $(if $(SAN),$(CXXFLAGS) -g0,$(if $(filter test_%,$(*F)),$(subst -O3,-O1,$(CXXFLAGS)),$(subst -O3,-O2,$(CXXFLAGS)) -g))
-EMU_COMPILE  = $(CXX) $(FLAGS) $(EMU_CXXFLAGS) $(OPENMP) -MMD -MP -fno-strict-aliasing -I dev/emu/include -I test -c $< -o $@
+EMU_COMPILE  = $(CXX) $(FLAGS) $(EMU_CXXFLAGS) $(OPENMP) -MMD -MP -fno-strict-aliasing -DMOEX_NCCL -I dev/emu/include -I test -c $< -o $@
 $(B)/emu/%_fp32.o: $(B)/emu/%.cpp Makefile
 	$(EMU_COMPILE) -DPRECISION_FP32
 $(B)/emu/%.o: $(B)/emu/%.cpp Makefile
 	$(EMU_COMPILE)
+$(B)/emu/train_moex_without_nccl.o: $(B)/emu/train_moex.cpp Makefile
+	$(EMU_COMPILE) -UMOEX_NCCL -O0
 
-EMU_BINARIES = $(addprefix $(B)/,$(EMULATED) $(foreach t,$(CUDA_TESTS),$(t)_emu $(t)_fp32_emu) test_emu test_nccl bench_gpu_emu)
-EMU_PROGRAMS = $(filter-out $(B)/test_emu $(B)/test_nccl,$(EMU_BINARIES))
+EMU_BINARIES = $(addprefix $(B)/,$(EMULATED) $(foreach t,$(CUDA_TESTS),$(t)_emu $(t)_fp32_emu) \
+               test_emu test_nccl test_exchange_emu bench_gpu_emu train_moex_without_nccl_emu)
+EMU_PROGRAMS = $(filter-out $(B)/test_emu $(B)/test_nccl $(B)/train_moex_without_nccl_emu,$(EMU_BINARIES))
 $(B)/test_emu: $(B)/emu/test_emu.o $(B)/emu/test_library.o
 $(B)/test_nccl: $(B)/emu/test_nccl.o
+$(B)/train_moex_without_nccl_emu: $(B)/emu/train_moex_without_nccl.o
 $(EMU_PROGRAMS): $(B)/%_emu: $(B)/emu/%.o
 $(B)/test_sample_emu: $(B)/emu/sample.o
 $(B)/test_sample_fp32_emu: $(B)/emu/sample_fp32.o
@@ -231,11 +242,11 @@ ARGUMENTS_test_ranks      = $(B)/rank_stub
 ARGUMENTS_test_sample = $(B)/sample_cpu
 SETTING_test_cuda_emu = EMU_STREAMS=random:1# in fp32 everything has happened when a call returns
 ifeq ($(SAN),1)
-CUDA_TEST_BINARIES = $(addprefix $(B)/,test_emu test_nccl test_kernels_emu test_sample_emu)
+CUDA_TEST_BINARIES = $(addprefix $(B)/,test_emu test_nccl test_exchange_emu test_kernels_emu test_sample_emu)
 CUDA_TEST_RUNS = $(foreach t,$(CUDA_TEST_BINARIES),"$(t) $(ARGUMENTS_$(patsubst %_emu,%,$(notdir $(t))))")
 else
-CUDA_TEST_BINARIES = $(EMU_BINARIES) $(addprefix $(B)/,$(GPU_PROGRAMS))
-CUDA_TEST_RUNS = "$(B)/test_emu" "$(B)/test_nccl" $(foreach t,$(CUDA_TESTS),$(foreach p,_emu _fp32_emu,"$(SETTING_$(t)$(p)) $(B)/$(t)$(p) $(ARGUMENTS_$(t))")) \
+CUDA_TEST_BINARIES = $(EMU_BINARIES) $(B)/test_training_ranks $(addprefix $(B)/,$(GPU_PROGRAMS))
+CUDA_TEST_RUNS = "$(B)/test_training_ranks $(B)" "$(B)/test_emu" "$(B)/test_nccl" "$(B)/test_exchange_emu" $(foreach t,$(CUDA_TESTS),$(foreach p,_emu _fp32_emu,"$(SETTING_$(t)$(p)) $(B)/$(t)$(p) $(ARGUMENTS_$(t))")) \
     "EMU_ORDER=random:1 $(B)/test_kernels_emu" \
     "test/test_bench_gpu.sh $(B)/bench_gpu_emu" "test/test_gpu_scripts.sh $(B)" \
     "$(B)/test_programs $(B) train_moex_emu sample_emu inputs help usage printed log checkpoints variants not_finite bad_models exchange gpu board" \

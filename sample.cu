@@ -728,14 +728,11 @@ inline int sample_program(int argc, char** argv) {
     const SafeTensorsFile file(flags.ckpt);
     const Config config = read_config(file);
     check_gpu_config(config, flags.ckpt);
-    size_t free = 0;
-    use_gpu(&free);
-    const size_t places = fitting_places(config, prompts.size(), free, flags.ckpt);
+    const UsedGpu gpu = use_gpu(Ranks());
+    const size_t places = fitting_places(config, prompts.size(), gpu.free, flags.ckpt);
 
     Model model(config, 1, config.block_size, 2, false);
-    std::vector<float> weights(model.weights.count);
-    read_block(file, model.table, "", weights.data());
-    load_weights(model, weights.data(), 0, 0);
+    load_weights(model, 0, 0, [&](const Tensor& t, float* to) { read_floats(*file.find(t.name), to); });
     Decoder decoder(model, places);
     Engine engine;
     engine.places = places;

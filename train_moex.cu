@@ -22,6 +22,7 @@
 // micro-batch's of b_enc comes from the library rounded to floatX); gradients of activations are written, but
 // for the residual stream's, which is added to. Every sum has one order, so two runs give the same bits:
 // partial sums go to memory and are then added up in turn, and only integers are counted with atomics.
+#include "dev/lib/stop.h"
 #include "dev/run/sharing.h"
 #include "dev/run/train_run.h"
 #include <array>
@@ -30,6 +31,9 @@
 #include <cuda_runtime.h>
 #include <functional>
 #include <memory>
+#ifdef MOEX_NCCL
+#include <nccl.h>
+#endif
 
 // ---------------------------------------------------------------------------------------------------------
 // 1. Numbers, checks, and what a thread, a warp and a launch are made of
@@ -2197,6 +2201,40 @@ void step_totals(Totals* totals, const double* parts, const int* order, size_t s
     cuda_check(cudaGetLastError());
 }
 
+// to += from (count), count a multiple of 32
+__global__ void add_parts_kernel(float4* to, const float4* from, size_t fours) {
+    const size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x;
+    if (i >= fours) return;
+    float4 a = to[i];
+    const float4 b = from[i];
+    a.x += b.x;
+    a.y += b.y;
+    a.z += b.z;
+    a.w += b.w;
+    to[i] = a;
+}
+void add_parts(float* to, const float* from, size_t count, cudaStream_t stream) {
+    if (count == 0) return;
+    add_parts_kernel<<<blocks_for(count / 4, 256), 256, 0, stream>>>((float4*)to, (const float4*)from,
+                                                                     count / 4);
+    cuda_check(cudaGetLastError());
+}
+
+// *hash += a sum over the words, each mixed with its place: another word, another hash. Integers: any order.
+__global__ void hash_kernel(unsigned long long* hash, const uint32_t* words, size_t count) {
+    __shared__ unsigned long long sums[256];
+    unsigned long long sum = 0;
+    for (size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x; i < count;
+         i += gridDim.x * size_t(blockDim.x))
+        sum += mix64(uint64_t(i) << 32 ^ words[i]);
+    sums[threadIdx.x] = sum;
+    for (unsigned half = 128; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    }
+    if (threadIdx.x == 0) atomicAdd(hash, sums[0]);
+}
+
 __device__ inline __nv_bfloat16 round_at_random(float w, uint32_t random) {
     // The upper half of a float is a bf16; a random number below one step of it, added, carries into it.
     // (Into a NaN, whose bits may all be ones, it would carry until a zero is left.)
@@ -2663,8 +2701,9 @@ inline bool fused_epilogues(Gpu& gpu, Experts e, size_t rows) {
 // after them. Before a card of compute capability 9.0 the library does it in a second pass over memory; and
 // its gelu is too coarse for the fp32 build.
 inline bool choose_epilogues(Gpu& gpu, const Experts& e, const std::string& epilogues, size_t rows) {
-    int major = 0;
-    cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+    int device = 0, major = 0;
+    cuda_check(cudaGetDevice(&device));
+    cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
     if (epilogues == "own" || (epilogues == "auto" && (major < 9 || (sizeof(floatX) == 4 && !e.relu))))
         return false;
     const bool found = fused_epilogues(gpu, e, rows);
@@ -2676,7 +2715,10 @@ inline bool choose_epilogues(Gpu& gpu, const Experts& e, const std::string& epil
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// 4. Several GPUs
+// 4. Several GPUs: a process for each (dev/run/ranks.h), all with the whole model, which share the
+// micro-batches of a step, add up their gradients, update a part of the weights each, and send it to all.
+// Whose part is whose is in dev/run/sharing.h, the order of the sums in dev/run/lanes.h: it does not depend
+// on the number of GPUs, nor do the bits. One GPU alone is everyone, and sends nothing.
 // ---------------------------------------------------------------------------------------------------------
 
 // A block of GPU memory, its contents undefined: a kernel that reads what none has written can so be found.
@@ -2708,6 +2750,192 @@ template <class T> struct Block {
     }
     void download(T* to, size_t n) const {
         cuda_check(cudaMemcpy(to, data, n * sizeof(T), cudaMemcpyDeviceToHost));
+    }
+};
+
+// Bytes from GPU to GPU: what is sent and received between begin() and end() goes side by side, in the order
+// of the stream. Nothing more is asked of NCCL: its sums have no order that one could rely on.
+#ifdef MOEX_NCCL
+inline void nccl_check_at(ncclResult_t result, const char* file, int line) {
+    if (result != ncclSuccess)
+        fail("%s:%d: NCCL: %s: %s", file, line, ncclGetErrorString(result), ncclGetLastError(nullptr));
+}
+#define nccl_check(call) nccl_check_at(call, __FILE__, __LINE__)
+
+struct Network {
+    std::shared_ptr<std::remove_pointer_t<ncclComm_t>> communicator;
+
+    static std::string version() {
+        int version = 0;
+        nccl_check(ncclGetVersion(&version));
+        return strf("NCCL %d.%d.%d", version / 10000, version / 100 % 100, version % 100);
+    }
+    // What the others need to reach the one that made it.
+    static std::string new_id() {
+        ncclUniqueId id;
+        nccl_check(ncclGetUniqueId(&id));
+        return std::string(id.internal, sizeof id.internal);
+    }
+    void join(const std::string& id_bytes, size_t place, size_t places) {
+        setenv("NCCL_MAX_P2P_NCHANNELS", "16", 0); // 32 took 3.3 GB of each of 8 H100s (NCCL issue 1685)
+        setenv("NCCL_NVLS_ENABLE", "0", 0);        // memory for sums that are not asked for
+        ncclUniqueId id;
+        if (id_bytes.size() != sizeof id.internal) fail("rank 0 sent no id of NCCL");
+        memcpy(id.internal, id_bytes.data(), sizeof id.internal);
+        ncclComm_t comm = nullptr;
+        nccl_check(ncclCommInitRank(&comm, int(places), id, int(place)));
+        communicator.reset(comm, ncclCommDestroy);
+    }
+    // An error that came since: of a connection, say.
+    std::string error() const {
+        ncclResult_t result = ncclSuccess;
+        nccl_check(ncclCommGetAsyncError(communicator.get(), &result));
+        if (result == ncclSuccess || result == ncclInProgress) return "";
+        return strf("NCCL: %s: %s", ncclGetErrorString(result), ncclGetLastError(communicator.get()));
+    }
+    void begin() const { nccl_check(ncclGroupStart()); }
+    void end() const { nccl_check(ncclGroupEnd()); }
+    void send(const void* from, size_t bytes, size_t to_place, cudaStream_t stream) const {
+        if (bytes) nccl_check(ncclSend(from, bytes, ncclUint8, int(to_place), communicator.get(), stream));
+    }
+    void receive(void* to, size_t bytes, size_t from_place, cudaStream_t stream) const {
+        if (bytes) nccl_check(ncclRecv(to, bytes, ncclUint8, int(from_place), communicator.get(), stream));
+    }
+};
+#else
+struct Network {
+    [[noreturn]] static std::string version() {
+        fail("this program was built without NCCL, which several GPUs need: install it (Debian, Ubuntu: "
+             "libnccl2 and libnccl-dev, or with the CUDA toolkit) and build again, or use one GPU");
+    }
+    static std::string new_id() { return ""; }
+    void join(const std::string&, size_t, size_t) {}
+    std::string error() const { return ""; }
+    void begin() const {}
+    void end() const {}
+    void send(const void*, size_t, size_t, cudaStream_t) const {}
+    void receive(void*, size_t, size_t, cudaStream_t) const {}
+};
+#endif
+
+// GPUs that exchange with one another: the place of each, its part of the numbers, and which of them is ours.
+struct Circle {
+    std::vector<size_t> places;
+    std::vector<Span> parts;
+    size_t ours;
+};
+
+struct Exchange {
+    Sharing sharing;
+    Network network;
+    Block<float> received{}; // what others have of our part, or in a checkpoint of theirs
+
+    size_t places() const { return sharing.lanes.places(); }
+
+    // The GPUs of our machine with their columns of a piece; those of our number on all machines, with what
+    // each owns of our column; and all there are, with what each owns.
+    Circle neighbours(Span piece) const {
+        const Lanes& lanes = sharing.lanes;
+        Circle c{{}, {}, sharing.place / lanes.machines};
+        for (size_t l = 0; l < lanes.per_machine; l++) {
+            c.places.push_back(l * lanes.machines + sharing.place % lanes.machines);
+            c.parts.push_back(column(piece, l, lanes));
+        }
+        return c;
+    }
+    Circle counterparts(Span piece) const {
+        const size_t M = sharing.lanes.machines;
+        Circle c{{}, {}, sharing.place % M};
+        for (size_t m = 0; m < M; m++) {
+            c.places.push_back(sharing.place / M * M + m);
+            c.parts.push_back(owned(piece, c.places.back(), places()));
+        }
+        return c;
+    }
+    Circle everyone(const std::vector<Span>& parts) const {
+        Circle c{{}, parts, sharing.place};
+        for (size_t p = 0; p < places(); p++) c.places.push_back(p);
+        return c;
+    }
+
+    // Our part = the sum of what all of the circle have of it, in the tree of lanes.h.
+    void add_up(float* data, const Circle& c, cudaStream_t stream) const {
+        if (c.places.size() == 1) return;
+        const Span part = c.parts[c.ours];
+        float *const ours = data + part.begin, *next = received.data;
+        std::vector<float*> copies;
+        network.begin();
+        for (size_t i = 0; i < c.places.size(); i++) {
+            copies.push_back(i == c.ours ? ours : next);
+            if (i == c.ours) continue;
+            next += part.count();
+            network.send(data + c.parts[i].begin, c.parts[i].count() * sizeof(float), c.places[i], stream);
+            network.receive(copies[i], part.count() * sizeof(float), c.places[i], stream);
+        }
+        network.end();
+        for (const auto& [first, second] : tree_additions(copies.size())) {
+            if (copies[second] == ours) std::swap(copies[first], copies[second]); // a + b is b + a
+            add_parts(copies[first], copies[second], part.count(), stream);
+        }
+    }
+    // Everyone's part to all of the circle. numbers: of `width` bytes each
+    void spread(void* numbers, size_t width, const Circle& c, cudaStream_t stream) const {
+        if (c.places.size() == 1) return;
+        char* const data = (char*)numbers;
+        const Span part = c.parts[c.ours];
+        network.begin();
+        for (size_t i = 0; i < c.places.size(); i++) {
+            if (i == c.ours) continue;
+            network.send(data + part.begin * width, part.count() * width, c.places[i], stream);
+            network.receive(data + c.parts[i].begin * width, c.parts[i].count() * width, c.places[i], stream);
+        }
+        network.end();
+    }
+
+    // What we own of a piece of the gradients = its sum over all GPUs: first within a machine, which has the
+    // fast connections, so that between machines each number goes once.
+    void reduce(float* gradients, Span piece, cudaStream_t stream) const {
+        add_up(gradients, neighbours(piece), stream);
+        add_up(gradients, counterparts(piece), stream);
+    }
+    // The way back: what each owns, to all.
+    void gather(void* numbers, size_t width, Span piece, cudaStream_t stream) const {
+        spread(numbers, width, counterparts(piece), stream);
+        spread(numbers, width, neighbours(piece), stream);
+    }
+
+    // The sum of each number over all GPUs, in order of their places, to each of them. They must all call.
+    std::vector<double> add(const std::vector<double>& numbers, cudaStream_t stream) const {
+        if (places() == 1 || numbers.empty()) return numbers;
+        const size_t n = numbers.size();
+        const Block<double> all(places() * n);
+        std::vector<Span> parts;
+        for (size_t p = 0; p < places(); p++) parts.push_back({p * n, (p + 1) * n});
+        cuda_check(cudaMemcpyAsync(all.data + sharing.place * n, numbers.data(), n * sizeof(double),
+                                   cudaMemcpyHostToDevice, stream));
+        spread(all.data, sizeof(double), everyone(parts), stream);
+        std::vector<double> got(all.count), sums(n);
+        cuda_check(cudaMemcpyAsync(got.data(), all.data, got.size() * sizeof(double), cudaMemcpyDeviceToHost,
+                                   stream));
+        cuda_check(cudaStreamSynchronize(stream));
+        for (size_t i = 0; i < got.size(); i++) sums[i % n] += got[i];
+        return sums;
+    }
+
+    // A piece of which each GPU has what it owns at `ours`, into memory of the host of rank 0.
+    void collect(float* host, const float* ours, Span piece, cudaStream_t stream) const {
+        std::vector<Span> parts;
+        for (size_t p = 0; p < places(); p++) parts.push_back(owned(piece, p, places()));
+        auto theirs = [&](size_t p) { return received.data + (parts[p].begin - piece.begin); };
+        network.begin();
+        if (sharing.place > 0) network.send(ours, parts[sharing.place].count() * sizeof(float), 0, stream);
+        for (size_t p = 1; p < places() && sharing.place == 0; p++)
+            network.receive(theirs(p), parts[p].count() * sizeof(float), p, stream);
+        network.end();
+        for (size_t p = 0; p < places() && sharing.place == 0; p++)
+            cuda_check(cudaMemcpyAsync(host + parts[p].begin, p ? theirs(p) : ours,
+                                       parts[p].count() * sizeof(float), cudaMemcpyDeviceToHost, stream));
+        cuda_check(cudaStreamSynchronize(stream));
     }
 };
 
@@ -2909,8 +3137,9 @@ struct Model {
     bool fused = false;
     Block<floatX> weights;
     Block<float> master, gradients, moment_1, moment_2, dstatistics;
-    Sharing sharing;
-    std::vector<Piece> pieces; // of the block, in order
+    Exchange exchange;                // with the other GPUs
+    std::vector<Piece> pieces;        // of the block, in order
+    std::vector<Block<float>> summed; // more gradients: sums of some lanes, while others are computed
     StepSums sums;
     Block<uint8_t> decays; // (count/32)
     Block<char> activations;
@@ -2937,9 +3166,9 @@ struct Model {
     // For batches of up to B x T tokens; with training = false there is no backward pass. With B = 0 there
     // are the weights alone.
     explicit Model(const Config& config, size_t B, size_t T, int recompute = 0, bool training = true,
-                   const std::string& epilogues = "auto", const Sharing& sharing = {})
+                   const std::string& epilogues = "auto", Exchange others = Exchange())
         : config(config), table(gpu_tensor_table(config)), max_B(B), max_T(T), recompute(recompute),
-          sharing(sharing) {
+          exchange(std::move(others)) {
         check_gpu_config(config, "model");
         const size_t count = block_elements(table), E = shape().experts();
         weights = Block<floatX>(count);
@@ -2951,11 +3180,14 @@ struct Model {
         if (double(B) * double(T) * double(config.n_expert_active) > 0x1p30)
             fail("a batch of %zu x %zu tokens is too large: a smaller --batch would help", B, T);
         if (training) {
+            const Sharing& sharing = exchange.sharing;
             pieces = pieces_of_table(config, table, sharing);
+            exchange.received = Block<float>(largest_exchange(pieces, sharing));
             sums = StepSums({config, table, sharing, sizeof(Totals) / sizeof(double)});
             const size_t state = state_elements(pieces);
             if (!std::is_same_v<floatX, float>) master = Block<float>(state);
             gradients = Block<float>(count);
+            for (size_t n = sharing.lanes.of_place(); n > 1; n /= 2) summed.emplace_back(count);
             moment_1 = Block<float>(state);
             moment_2 = Block<float>(state);
             moment_1.zero();
@@ -3025,6 +3257,8 @@ struct Model {
     Shape shape(bool training = true) const {
         return {config, max_B, max_T, recompute, fused, training, keep_slots};
     }
+    // Where gradients are added up: of the lanes that wait to be summed, number 0 the first.
+    float* gradients_of(size_t lane) const { return lane ? summed[lane - 1].data : gradients.data; }
     // The fp32 weights that belong to what is updated of a piece.
     float* master_weights(const Piece& piece) {
         return master.count ? master.data + piece.state : (float*)weights.data + piece.updated.begin;
@@ -3378,10 +3612,15 @@ inline void backward(Model& model, float aux_scale) { // aux_scale: gradient_sca
     gpu.mark(nullptr);
 }
 
+// From here on backward() adds to this block of gradients.
+inline void add_gradients_to(Model& model, float* block) {
+    model.g = carve_parameters(model.config, model.table, block);
+}
+
 inline void zero_gradients(Model& model) {
     const cudaStream_t stream = model.gpu.stream;
     model.gpu.mark("zero_gradients");
-    cuda_check(cudaMemsetAsync(model.gradients.data, 0, model.gradients.count * sizeof(float), stream));
+    cuda_check(cudaMemsetAsync(model.g.wte, 0, model.gradients.count * sizeof(float), stream));
     if (model.dstatistics.count)
         cuda_check(
             cudaMemsetAsync(model.dstatistics.data, 0, model.dstatistics.count * sizeof(float), stream));
@@ -3409,15 +3648,22 @@ inline void finish_gradients(Model& model) {
 // 8. Update
 // ---------------------------------------------------------------------------------------------------------
 
-// Step t = 1, 2, ... from the gradients.
+// Step t = 1, 2, ... from the gradients. Several GPUs meet here: each has gradients of its own micro-batches
+// before, and all have the same new weights afterwards.
 inline void update(Model& model, const AdamW& adam, uint64_t t, uint64_t seed) {
     Totals* totals = model.a.totals;
+    const Exchange& exchange = model.exchange;
+    const bool sharded = exchange.sharing.sharded;
     const StepSums& sums = model.sums;
-    double* const squares = sums.parts.data + sums.layout.of_place[model.sharing.place].begin;
     const cudaStream_t stream = model.gpu.stream;
     model.gpu.mark("gradient_norm");
-    for (const Piece& p : model.pieces)
+    double* const squares = sums.parts.data + sums.layout.of_place[exchange.sharing.place].begin;
+    for (const Piece& p : model.pieces) {
+        exchange.reduce(model.gradients.data, p.all, stream);
         segment_squares(squares + p.squares, model.gradients.data + p.owned.begin, p.owned.count(), stream);
+        if (!sharded) exchange.gather(model.gradients.data, sizeof(float), p.all, stream);
+    }
+    exchange.spread(sums.parts.data, sizeof(double), exchange.everyone(sums.layout.of_place), stream);
     step_totals(totals, sums.parts.data, sums.order.data, sums.layout.segments, sums.layout.micro_batches,
                 stream);
     const float fix_1 = float(1 / (1 - std::pow(double(adam.beta_1), double(t)))),
@@ -3425,13 +3671,14 @@ inline void update(Model& model, const AdamW& adam, uint64_t t, uint64_t seed) {
     model.gpu.mark("update");
     for (const Piece& p : model.pieces) {
         const size_t first = p.updated.begin, fours = p.updated.count() / 4;
-        if (fours == 0) continue;
-        update_kernel<<<blocks_for(fours, 256), 256, 0, stream>>>(
-            model.weights.data + first, (float4*)model.master_weights(p),
-            (const float4*)(model.gradients.data + first), (float4*)(model.moment_1.data + p.state),
-            (float4*)(model.moment_2.data + p.state), model.decays.data + first / 32, totals, adam, fix_1,
-            fix_2, rounding_key(seed, t), first, fours);
+        if (fours > 0)
+            update_kernel<<<blocks_for(fours, 256), 256, 0, stream>>>(
+                model.weights.data + first, (float4*)model.master_weights(p),
+                (const float4*)(model.gradients.data + first), (float4*)(model.moment_1.data + p.state),
+                (float4*)(model.moment_2.data + p.state), model.decays.data + first / 32, totals, adam, fix_1,
+                fix_2, rounding_key(seed, t), first, fours);
         cuda_check(cudaGetLastError());
+        if (sharded) exchange.gather(model.weights.data, sizeof(floatX), p.all, stream);
     }
     model.gpu.mark(nullptr);
     model.statistics_stale = true;
@@ -3564,6 +3811,12 @@ inline std::string measure_choices(Model& model, Flags& flags) {
             lanes = fewer;
         }
     }
+    // Several GPUs may measure differently: the first one's choice is taken.
+    const bool ours = model.exchange.sharing.place == 0;
+    const std::vector<double> choice =
+        model.exchange.add({ours && fused ? 1.0 : 0.0, ours ? double(lanes) : 0.0}, model.gpu.stream);
+    fused = choice[0] > 0;
+    lanes = size_t(choice[1]);
     model.fused = fused;
     model.gpu.lane_count = lanes;
     flags.epilogues = fused ? "library" : "own";
@@ -3583,31 +3836,55 @@ inline Totals read_totals(Model& model) {
     return *model.host_totals;
 }
 
-inline StepResult train_step(Model& model, Run& run, std::vector<int32_t>& tokens,
-                             std::vector<int32_t>& targets, uint64_t t, double lr) {
+// The micro-batches of a step that are this GPU's, lane by lane (dev/run/lanes.h); the sum of their gradients
+// is then in model.gradients.
+inline void compute_gradients(Model& model, Run& run, Ranks& ranks, std::vector<int32_t>& tokens,
+                              std::vector<int32_t>& targets, int64_t t) {
+    const Lanes& lanes = model.exchange.sharing.lanes;
     const float share = 1.0f / run.accumulate;
-    model.count_units = step_line_shows(run, int64_t(t));
-    zero_gradients(model);
-    zero_totals(model);
-    for (size_t micro = 0; micro < run.accumulate; micro++) {
-        run.train->next(run.B, tokens.data(), targets.data());
-        upload_batch(model, tokens.data(), targets.data(), run.B, run.T, true);
-        model.totals = model.sums.totals(micro);
-        cuda_check(cudaMemsetAsync(model.totals, 0, sizeof(Totals), model.gpu.stream));
-        forward(model, share, share);
-        backward(model, share * float(run.flags.aux_weight));
+    const std::vector<size_t> order = lanes.order(model.exchange.sharing.place);
+    size_t waiting = 0; // sums of lanes
+    for (size_t index = 0; index < order.size(); index++) {
+        add_gradients_to(model, model.gradients_of(waiting++));
+        zero_gradients(model);
+        for (const size_t micro : lanes.micro_batches(order[index], run.accumulate)) {
+            ranks.at(t, Phase::data);
+            run.train->read(run.train->position + micro * run.B, run.B, tokens.data(), targets.data());
+            run.train->will_need(run.train->position + (micro + lanes.places()) * run.B, run.B);
+            upload_batch(model, tokens.data(), targets.data(), run.B, run.T, true);
+            model.totals = model.sums.totals(micro);
+            cuda_check(cudaMemsetAsync(model.totals, 0, sizeof(Totals), model.gpu.stream));
+            ranks.at(t, Phase::forward);
+            forward(model, share, share);
+            ranks.at(t, Phase::backward);
+            backward(model, share * float(run.flags.aux_weight));
+        }
+        finish_gradients(model);
+        for (size_t n = Lanes::additions_after(index); n > 0; n--, waiting--)
+            add_parts(model.gradients_of(waiting - 2), model.gradients_of(waiting - 1), model.gradients.count,
+                      model.gpu.stream);
     }
+    run.train->position += run.accumulate * run.B;
     model.totals = model.a.totals;
-    finish_gradients(model);
+}
+
+inline StepResult train_step(Model& model, Run& run, Ranks& ranks, std::vector<int32_t>& tokens,
+                             std::vector<int32_t>& targets, uint64_t t, double lr) {
+    zero_totals(model);
+    compute_gradients(model, run, ranks, tokens, targets, int64_t(t));
+    ranks.at(int64_t(t), Phase::exchange);
+    // Travels with the totals of our first micro-batch; the number of a signal is one byte.
+    Totals* const first = model.sums.totals(model.exchange.sharing.place);
+    cuda_check(cudaMemsetAsync(&first->stop, stop_signal, 1, model.gpu.stream));
     AdamW adam;
     adam.lr = float(lr);
     adam.weight_decay = float(run.flags.weight_decay);
     adam.clip = float(run.flags.clip);
     update(model, adam, t, uint64_t(run.flags.seed));
     const Totals totals = read_totals(model);
-    return {totals.loss, totals.aux, totals.norm,
-            model.count_units ? double(totals.active) / (run.tokens_per_step() * double(run.config.n_layer))
-                              : NAN};
+    const double slots = run.tokens_per_step() * double(run.config.n_layer);
+    return {totals.loss, totals.aux, totals.norm, model.count_units ? double(totals.active) / slots : NAN,
+            int(totals.stop)};
 }
 
 // Mean loss of a batch, without gradients.
@@ -3632,54 +3909,79 @@ inline const float* last_logits(Model& model, const std::vector<int32_t>& text, 
     return logits.data();
 }
 
-// Memory that training takes, by family, with micro-batches of B rows of T.
+// Memory that training takes of each GPU, by family, with micro-batches of B rows of T.
 inline std::vector<std::pair<const char*, double>> memory_families(const Config& config, size_t B, size_t T,
-                                                                   int recompute) {
-    const double count = double(block_elements(gpu_tensor_table(config))), bytes = sizeof(floatX);
+                                                                   int recompute, const Sharing& sharing = {},
+                                                                   double network = 0) {
+    const std::vector<Tensor> table = gpu_tensor_table(config);
+    const std::vector<Piece> pieces = pieces_of_table(config, table, sharing);
+    const double count = double(block_elements(table)), bytes = sizeof(floatX);
+    const double state = double(state_elements(pieces)), lanes = double(sharing.lanes.of_place());
     const Shape shape = {config, B, T, recompute, true, true};
     std::vector<std::pair<const char*, double>> families = {{"weights", count * bytes}};
-    if (bytes < 4) families.push_back({"fp32 weights", count * 4});
-    families.push_back({"gradients", count * 4});
-    families.push_back({"optimizer moments", count * 8});
+    if (bytes < 4) families.push_back({"fp32 weights", state * 4});
+    families.push_back({"gradients", count * 4 * (1 + std::ceil(std::log2(lanes)))});
+    families.push_back({"optimizer moments", state * 8});
     families.push_back({"activations", double(activation_bytes(shape))});
     families.push_back({"batches, workspaces", double(Model::batch_ints(B * T)) * 4 +
                                                    double(config.n_layer * statistics_elements(config)) * 4 +
                                                    double(Gpu::most_lanes * Gpu::workspace_bytes)});
+    if (sharing.lanes.places() > 1) {
+        families.push_back({"exchange", double(largest_exchange(pieces, sharing)) * 4});
+        families.push_back({"NCCL", network});
+    }
     families.push_back({"CUDA and cuBLASLt", unaccounted_bytes});
     return families;
 }
-inline double memory_needed(const Config& config, size_t B, size_t T, int recompute) {
+inline double memory_needed(const Config& config, size_t B, size_t T, int recompute,
+                            const Sharing& sharing = {}, double network = 0) {
     double needed = 0;
-    for (const auto& family : memory_families(config, B, T, recompute)) needed += family.second;
+    for (const auto& family : memory_families(config, B, T, recompute, sharing, network))
+        needed += family.second;
     return needed;
 }
 
+// What NCCL is expected to take, before it has.
+constexpr double network_bytes = 1e9;
+
 // --batch auto: small micro-batches leave a large card idle, so of the step's rows the largest divisor is
-// taken that makes at most 64K tokens and leaves a twentieth of the memory free.
-inline size_t largest_batch(const Config& config, size_t T, int recompute, size_t rows, size_t free) {
-    constexpr size_t most_tokens = 64 << 10;
-    size_t best = 1;
-    for (size_t B = 1; B <= rows && B * T <= most_tokens; B++)
-        if (rows % B == 0 && memory_needed(config, B, T, recompute) <= 0.95 * double(free)) best = B;
+// taken that makes at most 64K tokens and leaves a twentieth of the memory free. Several GPUs do the
+// micro-batches in rounds, of which the last may leave some idle: then a step is to be short, counting 2048
+// tokens more for each round.
+inline size_t largest_batch(const Config& config, size_t T, int recompute, size_t rows, size_t free,
+                            const Sharing& sharing = {}) {
+    constexpr size_t most_tokens = 64 << 10, tokens_of_a_round = 2048;
+    const double network = sharing.lanes.places() > 1 ? network_bytes : 0;
+    size_t best = 1, shortest = SIZE_MAX;
+    for (size_t B = 1; B <= rows && B * T <= most_tokens; B++) {
+        if (rows % B != 0 || rows / B < sharing.lanes.places()) continue;
+        if (memory_needed(config, B, T, recompute, sharing, network) > 0.95 * double(free)) continue;
+        const size_t tokens = sharing.lanes.rounds(rows / B) * (B * T + tokens_of_a_round);
+        if (tokens > shortest) continue;
+        shortest = tokens;
+        best = B;
+    }
     return best;
 }
-inline size_t choose_batch(Run& run, size_t rows, size_t free) {
-    const size_t best = largest_batch(run.config, run.T, int(run.flags.recompute), rows, free);
-    run.batch_note = strf("%zu rows: the most of the step's %zu that fit, up to 64K tokens", best, rows);
+inline size_t choose_batch(Run& run, size_t rows, size_t free, const Sharing& sharing = {}) {
+    const size_t best = largest_batch(run.config, run.T, int(run.flags.recompute), rows, free, sharing);
+    run.batch_note = strf("%zu rows: of the step's %zu the most that fit, up to 64K tokens%s", best, rows,
+                          sharing.lanes.places() > 1 ? ", and keep all GPUs busy" : "");
     return best;
 }
 
-// Refuses a run that needs more memory than the GPU has left.
-inline std::vector<std::pair<const char*, double>> memory_of(const Run& run, size_t free) {
+// Refuses a run that needs more memory than the GPU has left; what NCCL has taken is not needed any more.
+inline std::vector<std::pair<const char*, double>>
+memory_of(const Run& run, size_t free, const Sharing& sharing = {}, double network = 0) {
     const int recompute = int(run.flags.recompute);
-    const double needed = memory_needed(run.config, run.B, run.T, recompute);
+    const double needed = memory_needed(run.config, run.B, run.T, recompute, sharing);
     if (needed > double(free)) {
         const Shape shape = {run.config, run.B, run.T, recompute, true, true};
         fail("this run needs %s of GPU memory (activations %s), %s are free: a smaller --batch%s would help",
              human_bytes(needed).c_str(), human_bytes(double(activation_bytes(shape))).c_str(),
              human_bytes(double(free)).c_str(), recompute < 2 ? ", or --recompute 1 or 2," : "");
     }
-    return memory_families(run.config, run.B, run.T, recompute);
+    return memory_families(run.config, run.B, run.T, recompute, sharing, network);
 }
 
 // What cudaGetDeviceCount() answered; a driver that is too old is another matter than no GPU.
@@ -3691,42 +3993,129 @@ inline void check_gpu_found(cudaError_t error, int devices) {
              cudaGetErrorString(error), cudaGetErrorName(error));
 }
 
-inline std::string use_gpu(size_t* free) {
+// Takes the GPU of this rank, and says what it is.
+struct UsedGpu {
+    std::string name, bus, text; // text: a line of the settings
+    size_t free = 0;
+};
+inline size_t free_memory() {
+    size_t free = 0, total = 0;
+    cuda_check(cudaMemGetInfo(&free, &total));
+    return free;
+}
+inline UsedGpu use_gpu(const Ranks& ranks) {
     int devices = 0;
     const cudaError_t error = cudaGetDeviceCount(&devices);
     check_gpu_found(error, devices);
+    const int device = ranks.device(devices);
     cudaDeviceProp properties;
-    size_t total = 0;
-    cuda_check(cudaSetDevice(0));
-    cuda_check(cudaGetDeviceProperties(&properties, 0));
-    cuda_check(cudaMemGetInfo(free, &total));
-    return strf("%s, %d multiprocessors, %s of memory, %s", properties.name, properties.multiProcessorCount,
-                human_bytes(double(total)).c_str(), precision_name);
+    char bus[32];
+    cuda_check(cudaSetDevice(device));
+    cuda_check(cudaGetDeviceProperties(&properties, device));
+    cuda_check(cudaDeviceGetPCIBusId(bus, sizeof bus, device));
+    UsedGpu gpu{properties.name, bus, "", free_memory()};
+    gpu.text = strf("%s%s, %d multiprocessors, %s of memory, %s", ranks.size > 1 ? "each: " : "",
+                    properties.name, properties.multiProcessorCount,
+                    human_bytes(double(properties.totalGlobalMem)).c_str(), precision_name);
+    return gpu;
 }
 
-inline int train(int argc, char** argv) {
-    Flags flags;
-    Options options("train_moex", "Trains a MoE-X language model on token shards, on an NVIDIA GPU.");
-    flags.declare(options);
-    if (!options.parse(argc, argv)) return 0;
-    size_t free = 0;
-    std::string machine;
+// Meets the other ranks, and opens the network to them: until then nobody has begun. Returns the exchange
+// with them, and in *network the memory that NCCL took.
+inline Exchange meet(Ranks& ranks, Run& run, const Options& options, const UsedGpu& gpu, double* network) {
+    Exchange exchange;
+    Sharing& sharing = exchange.sharing;
+    Hello hello;
+    if (ranks.size > 1) {
+        hello.gpu = gpu.bus;
+        hello.kind = gpu.name;
+        hello.agree = agreement(run, options);
+        hello.agree.push_back({"the program", strf("train_moex %s, %s, cuBLASLt %zu", precision_name,
+                                                   Network::version().c_str(), cublasLtGetVersion())});
+        if (ranks.rank == 0) hello.id = Network::new_id();
+    }
+    const std::string id = ranks.meet(hello);
+    sharing.lanes = {size_t(run.flags.lanes), size_t(ranks.machines), size_t(ranks.size / ranks.machines)};
+    sharing.place = size_t(ranks.place);
+    sharing.sharded = run.flags.zero_stage > 0;
+    sharing.micro_batches = run.accumulate;
+    const size_t places = sharing.lanes.places();
+    sharing.lanes.validate(run.state_file.has_value() && !options.given("lanes"));
+    if (run.accumulate < places)
+        fail_usage("a step is %zu micro-batch%s of %zu rows, which cannot keep %zu GPUs busy: a smaller "
+                   "--batch, or --total-tokens %zu and more",
+                   run.accumulate, run.accumulate == 1 ? "" : "es", run.B, places, places * run.B * run.T);
+    if (places == 1) return exchange;
+    run.ranks_note = strf("%zu (%s): %d machine%s x %zu GPU%s, %zu lanes, %s", places, ranks.launcher.c_str(),
+                          ranks.machines, ranks.machines == 1 ? "" : "s", sharing.lanes.per_machine,
+                          sharing.lanes.per_machine == 1 ? "" : "s", sharing.lanes.lanes,
+                          sharing.lanes.busy_text(run.B, run.accumulate).c_str());
+    const size_t before = free_memory();
+    exchange.network.join(id, sharing.place, places);
+    ranks.watch([network = exchange.network] { return network.error(); });
+    exchange.add(std::vector<double>(1 << 17), nullptr); // NCCL takes its memory with the first messages
+    *network = double(before) - double(free_memory());
+    return exchange;
+}
+
+// A hash of the weights.
+inline uint64_t hash_weights(Model& model) {
+    const Block<unsigned long long> hash(1);
+    unsigned long long value = 0;
+    const cudaStream_t stream = model.gpu.stream;
+    cuda_check(cudaMemsetAsync(hash.data, 0, sizeof value, stream));
+    hash_kernel<<<count_blocks, 256, 0, stream>>>(hash.data, (const uint32_t*)model.weights.data,
+                                                  model.weights.count * sizeof(floatX) / 4);
+    cuda_check(cudaGetLastError());
+    cuda_check(cudaMemcpyAsync(&value, hash.data, sizeof value, cudaMemcpyDeviceToHost, stream));
+    cuda_check(cudaStreamSynchronize(stream));
+    return value;
+}
+
+// A family of parameters in memory of the host of rank 0; the others send what they have of it.
+inline void collect_family(Model& model, Family family, std::vector<float>& host) {
+    const Exchange& exchange = model.exchange;
+    const bool here = exchange.sharing.place == 0;
+    if (here) host.resize(model.weights.count);
+    for (const Piece& p : model.pieces) {
+        const float* ours = family == Family::weights     ? model.master_weights(p)
+                            : family == Family::gradients ? model.gradients.data + p.updated.begin
+                            : family == Family::moment_1  ? model.moment_1.data + p.state
+                                                          : model.moment_2.data + p.state;
+        if (exchange.sharing.sharded)
+            exchange.collect(host.data(), ours, p.all, model.gpu.stream);
+        else if (here)
+            cuda_check(cudaMemcpy(host.data() + p.all.begin, ours, p.all.count() * sizeof(float),
+                                  cudaMemcpyDeviceToHost));
+    }
+}
+
+// One rank, or all there is.
+inline int train(Ranks& ranks, Options& options, Flags& flags, const std::vector<std::string>& program) {
+    if (ranks.size > 1) Network::version(); // or an error: before anything is taken
+    std::optional<UsedGpu> gpu;
     auto check_and_use_gpu = [&](const Run& run) {
-        if (!machine.empty()) return;
+        if (gpu) return;
         check_gpu_config(run.config, run.init_file ? run.init_file->path : "model");
-        machine = use_gpu(&free);
+        gpu = use_gpu(ranks);
     };
     Run run = resolve_run(options, flags, [&](Run& run, size_t rows) {
         check_and_use_gpu(run);
-        return choose_batch(run, rows, free);
+        Sharing sharing;
+        sharing.lanes = {size_t(flags.lanes ? flags.lanes : ranks.size), 1, size_t(ranks.size)};
+        sharing.sharded = flags.zero_stage > 0;
+        return choose_batch(run, rows, gpu->free, sharing);
     });
     check_and_use_gpu(run);
+    if (flags.lanes == 0) flags.lanes = ranks.size;
+    run.flags = flags;
+    double network = 0;
+    Exchange exchange = meet(ranks, run, options, *gpu, &network);
     const std::vector<Tensor> table = gpu_tensor_table(run.config);
-    print_settings(run, table, machine, memory_of(run, free));
+    print_settings(run, table, gpu->text, memory_of(run, free_memory(), exchange.sharing, network));
 
-    Sharing sharing;
-    sharing.micro_batches = run.accumulate;
-    Model model(run.config, run.B, run.T, int(run.flags.recompute), true, run.flags.epilogues, sharing);
+    Model model(run.config, run.B, run.T, int(run.flags.recompute), true, run.flags.epilogues,
+                std::move(exchange));
     load_weights(model, uint64_t(run.step), uint64_t(run.flags.seed),
                  [&](const Tensor& t, float* to) { initial_weights(run, t, to); });
     if (run.state_file) {
@@ -3738,7 +4127,21 @@ inline int train(int argc, char** argv) {
     std::vector<int32_t> tokens(run.B * run.T), targets(run.B * run.T), text;
     std::vector<float> logits, blocks[4]; // copies for the host, made when first asked for
     TrainingEngine engine;
-    engine.step = [&](uint64_t t, double lr) { return train_step(model, run, tokens, targets, t, lr); };
+    engine.ranks = ranks;
+    engine.add = [&](const std::vector<double>& numbers) {
+        return model.exchange.add(numbers, model.gpu.stream);
+    };
+    int64_t compared = -1;
+    engine.compare = [&] {
+        if (ranks.size > 1 && compared != run.step) ranks.same("weights", run.step, hash_weights(model));
+        compared = run.step;
+    };
+    // Units are counted in every step where rank 0 draws every line.
+    const bool every_line = engine.add({ranks.rank == 0 && escapes_wanted(1) ? 1.0 : 0.0})[0] > 0;
+    engine.step = [&](uint64_t t, double lr) {
+        model.count_units = every_line || step_line_stays(run, int64_t(t));
+        return train_step(model, run, ranks, tokens, targets, t, lr);
+    };
     engine.loss = [&](const int32_t* x, const int32_t* y, size_t B) {
         return batch_loss(model, x, y, B, run.T);
     };
@@ -3753,20 +4156,32 @@ inline int train(int argc, char** argv) {
         return last_logits(model, text, logits);
     };
     engine.block = [&](Family family) -> const float* {
-        std::vector<float>& copy = blocks[size_t(family)];
-        copy.resize(model.weights.count);
-        const float* from = family == Family::weights     ? model.master_weights(model.pieces[0])
-                            : family == Family::gradients ? model.gradients.data
-                            : family == Family::moment_1  ? model.moment_1.data
-                                                          : model.moment_2.data;
-        cuda_check(cudaMemcpy(copy.data(), from, copy.size() * sizeof(float), cudaMemcpyDeviceToHost));
-        return copy.data();
+        collect_family(model, family, blocks[size_t(family)]);
+        return ranks.rank == 0 ? blocks[size_t(family)].data() : nullptr;
     };
-    return run_training(run, options, table, engine, argv[0]);
+    const int status = run_training(run, options, table, engine, program);
+    ranks.watch(nullptr);
+    ranks.finish(status);
+    return status;
+}
+
+inline int start(int argc, char** argv) {
+    Flags flags;
+    RankFlags rank_flags;
+    Options options("train_moex", "Trains a MoE-X language model on token shards, on NVIDIA GPUs.");
+    flags.declare(options);
+    rank_flags.declare(options);
+    if (!options.parse(argc, argv)) return 0;
+    std::vector<std::string> program = {argv[0]};
+    for (const char* name : {"gpus", "node", "master", "timeout"})
+        if (options.given(name))
+            program.insert(program.end(), {std::string("--") + name, options.text(name)});
+    return run_ranks(rank_flags, argv, &stop_signal,
+                     [&](Ranks& ranks) { return train(ranks, options, flags, program); });
 }
 
 #ifndef MOEX_LIBRARY // sample.cu and the tests use the model and have a main of their own
 int main(int argc, char** argv) {
-    return run_main([&] { return train(argc, argv); });
+    return run_main([&] { return start(argc, argv); });
 }
 #endif

@@ -260,8 +260,8 @@ static void check_gpu_messages() {
     check_error(check_gpu_found(cudaSuccess, 0), "no CUDA GPU was found");
     check_error(check_gpu_found(cudaErrorInsufficientDriver, 0), "cudaErrorInsufficientDriver");
     check_gpu_found(cudaSuccess, 1);
-    size_t free = 0;
-    check(!use_gpu(&free).empty() && free > 0);
+    const UsedGpu gpu = use_gpu(Ranks());
+    check(!gpu.text.empty() && !gpu.bus.empty() && gpu.free > 0);
 }
 
 // Files know nothing of the padding: what was written without is read with it, and back.

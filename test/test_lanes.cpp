@@ -1,7 +1,7 @@
 // Tests of dev/run/lanes: the sum over lanes has the bits of one plain tree, whatever GPUs share it: here a
 // model of the exchange, with arrays for GPUs and copies for messages, goes through what each of them does.
 #include "../dev/lib/random.h"
-#include "../dev/run/lanes.h"
+#include "../dev/run/sharing.h"
 #include "check.h"
 #include <algorithm>
 #include <vector>
@@ -183,9 +183,68 @@ static void test_words() {
     check(Lanes({1, 1, 1}).busy_text(10, 1) == "1 micro-batch each");
 }
 
+// Of a model every number is owned once, whatever shares it, and the sums of a step are added in one order.
+static void test_sharing() {
+    Config config;
+    config.n_layer = 3, config.n_head = 2, config.n_embd = 104, config.block_size = 17;
+    config.vocab_size = 70, config.n_expert = 4, config.n_expert_active = 2, config.d_expert = 56;
+    const std::vector<Tensor> table = tensor_table(config, 64);
+    const size_t count = block_elements(table), A = 11, words = 5;
+    const std::vector<Piece> alone = pieces_of_table(config, table, {});
+    check(alone.size() == config.n_layer + 1 && alone.back().all.end == count);
+    check(state_elements(alone) == count && largest_exchange(alone, {}) == 0);
+    std::vector<size_t> segments_alone;
+    for (const Piece& p : alone) {
+        check(p.owned == p.all && p.updated == p.all && p.state == p.all.begin);
+        segments_alone.push_back(segments_of(p.all));
+    }
+    for (const auto& [M, G] : {std::pair<size_t, size_t>{1, 1}, {1, 2}, {1, 3}, {2, 2}, {2, 3}, {1, 16}}) {
+        Sharing sharing;
+        sharing.lanes = {M * G, M, G};
+        sharing.micro_batches = A;
+        const size_t P = M * G;
+        const SumsLayout layout(config, table, sharing, words);
+        check(layout.segments + A == layout.order.size());
+        std::vector<int> taken(layout.doubles()); // by a square or totals
+        for (size_t i = 0; i < layout.order.size(); i++)
+            for (size_t k = 0; k < (i < layout.segments ? 1 : words); k++)
+                taken[size_t(layout.order[i]) + k]++;
+        check(taken == std::vector<int>(layout.doubles(), 1));
+        std::vector<int> owners(count);
+        size_t states = 0, segment = 0;
+        for (size_t place = 0; place < P; place++) {
+            sharing.place = place;
+            const std::vector<Piece> pieces = pieces_of_table(config, table, sharing);
+            for (const Piece& p : pieces) {
+                for (size_t i = p.owned.begin; i < p.owned.end; i++) owners[i]++;
+                check(p.owned == p.updated && (p.owned.begin - p.all.begin) % segment_numbers == 0);
+            }
+            states += state_elements(pieces);
+            for (size_t i = place; i < A; i += P)
+                check(layout.totals_of(i) >= layout.of_place[place].begin &&
+                      layout.totals_of(i) + words <= layout.of_place[place].end);
+            sharing.sharded = false;
+            check(state_elements(pieces_of_table(config, table, sharing)) == count);
+            sharing.sharded = true;
+        }
+        check(states == count && owners == std::vector<int>(count, 1), "%zu x %zu", M, G);
+        // Segment after segment, piece after piece: at place p those that it owns.
+        for (size_t i = 0; i < alone.size(); i++)
+            for (size_t s = 0; s < segments_alone[i]; s++, segment++) {
+                size_t owner = 0;
+                while (owned(alone[i].all, owner, P).end <= alone[i].all.begin + s * segment_numbers) owner++;
+                const Span part = layout.of_place[owner];
+                check(size_t(layout.order[segment]) >= part.begin &&
+                      size_t(layout.order[segment]) < part.end);
+            }
+        check(segment == layout.segments);
+    }
+}
+
 int main() {
     return run_main([] {
         test_tree();
+        test_sharing();
         test_spans();
         test_exchange();
         test_words();

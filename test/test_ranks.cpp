@@ -2,7 +2,7 @@
 // clock of the test's own, and whole runs of test/rank_stub that are killed, stopped, contradicted and
 // disturbed. Wherever a run fails: one line on stderr, its status, and no process left.
 #include "../dev/run/rank_meeting.h"
-#include "process.h"
+#include "rank_process.h"
 #include <arpa/inet.h>
 #include <chrono>
 #include <climits>
@@ -406,26 +406,11 @@ static void test_rules() {
 static std::string stub;
 static const std::string home = std::filesystem::current_path().string();
 
-static double seconds() {
-    using namespace std::chrono;
-    return duration<double>(steady_clock::now().time_since_epoch()).count();
-}
 static std::string fresh_dir() {
     static int count = 0;
     const std::string dir = strf("run%d.%d", count++, int(getpid()));
     std::filesystem::create_directory(dir);
     return dir;
-}
-// Processes with this folder on their command line.
-static std::vector<pid_t> processes_of(const std::string& dir) {
-    std::vector<pid_t> found;
-    for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
-        const std::string name = entry.path().filename();
-        if (name.find_first_not_of("0123456789") != std::string::npos) continue;
-        if (read_file(entry.path() / "cmdline").find(dir) != std::string::npos)
-            found.push_back(atoi(name.c_str()));
-    }
-    return found;
 }
 static pid_t wait_for_pid(const std::string& dir, int rank) {
     for (const double end = seconds() + 20; seconds() < end; usleep(2000)) {
@@ -433,17 +418,6 @@ static pid_t wait_for_pid(const std::string& dir, int rank) {
         if (!text.empty()) return atoi(text.c_str());
     }
     return 0;
-}
-static int free_port() {
-    const int fd = socket(AF_INET, SOCK_STREAM, 0);
-    sockaddr_in address = {};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof address;
-    if (bind(fd, (sockaddr*)&address, size) != 0) fail("no free port");
-    getsockname(fd, (sockaddr*)&address, &size);
-    close(fd);
-    return ntohs(address.sin_port);
 }
 // A connection to a port of this machine, tried until somebody listens.
 static int connect_to(int port) {
@@ -466,39 +440,8 @@ static std::string launched(const std::string& dir, int ranks, const std::string
 // One rank as torchrun starts it.
 static std::string torch_rank(const std::string& dir, int rank, int size, int port,
                               const std::string& flags) {
-    return strf("RANK=%d WORLD_SIZE=%d LOCAL_RANK=%d MASTER_ADDR=127.0.0.1 MASTER_PORT=%d %s --dir %s %s",
-                rank, size, rank, port, stub.c_str(), dir.c_str(), flags.c_str());
-}
-// Commands side by side, as torchrun or mpirun runs them; the last line printed is their statuses.
-static std::string side_by_side(const std::vector<std::string>& commands) {
-    std::string script, waits;
-    for (size_t i = 0; i < commands.size(); i++) {
-        script += commands[i] + strf(" & p%zu=$!; ", i);
-        waits += strf("{ wait $p%zu; } 2>/dev/null; s=\"$s $?\"; ", i);
-    }
-    return script + waits + "echo statuses$s";
-}
-
-// All processes of a run end, within the 5 s that a death may take.
-static bool all_gone(const std::string& dir) {
-    for (const double end = seconds() + 5; seconds() < end; usleep(20000))
-        if (processes_of(dir).empty()) return true;
-    return false;
-}
-
-// One line `moex: ..` with all parts, and nothing left running.
-static bool one_line(const std::string& dir, const Result& r, const std::vector<std::string>& parts) {
-    bool good = r.err.rfind("moex: ", 0) == 0 && r.err.find('\n') == r.err.size() - 1;
-    for (const std::string& part : parts) good = good && r.err.find(part) != std::string::npos;
-    const bool gone = all_gone(dir);
-    if (!good || !gone)
-        printf("%s: status %d, signal %d, %s, stderr: %s\n", dir.c_str(), r.status, r.signal,
-               gone ? "all gone" : "processes are left", r.err.c_str());
-    return good && gone;
-}
-static bool nothing_said(const std::string& dir, const Result& r) {
-    if (!r.err.empty()) printf("%s: stderr: %s\n", dir.c_str(), r.err.c_str());
-    return r.err.empty() && all_gone(dir);
+    return torch_variables(rank, size, port) +
+           strf("%s --dir %s %s", stub.c_str(), dir.c_str(), flags.c_str());
 }
 // The steps at which the ranks ended; -1 where they differ.
 static int common_step(const std::string& dir, int ranks) {

@@ -256,10 +256,7 @@ struct Subject {
 
     Subject(const Config& config, size_t B, size_t T, const std::string& epilogues)
         : model(config, B, T, 0, true, epilogues) {
-        const std::vector<Tensor> table = gpu_tensor_table(config);
-        std::vector<float> weights(block_elements(table));
-        init_parameters(config, table, weights.data(), 1);
-        load_weights(model, weights.data(), 0, 1);
+        load_weights(model, 0, 1, [&](const Tensor& t, float* to) { init_tensor(config, t, to, 1); });
         model.count_units = false; // as in all steps but those that print
         for (size_t i = 0; i < B * T; i++) {
             tokens.push_back(int32_t(random_u64(1, 1, i) % config.vocab_size));
@@ -598,7 +595,9 @@ int main(int argc, char** argv) {
         }
         JsonLines json;
         if (!settings.json.empty()) json.open(settings.json);
-        printf("%s\n", use_gpu(&memory).c_str());
+        const UsedGpu gpu = use_gpu(Ranks());
+        memory = gpu.free;
+        printf("%s\n", gpu.text.c_str());
         Clock clock(settings.tiny ? 1 << 10 : size_t(1) << 30);
         const Card card = measure_card(clock, settings, json);
         for (const Preset& p : chosen)

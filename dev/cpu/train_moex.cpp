@@ -1,5 +1,6 @@
 // train_moex_cpu: trains the reference model. The flags, the files, the loop and what is printed are those of
 // the CUDA trainer (dev/run/train_run.h); here stands what an optimizer step is.
+#include "../lib/stop.h"
 #include "../run/train_run.h"
 #include "decode.h"
 
@@ -33,6 +34,7 @@ static StepResult train_step(Model& model, Run& run, std::vector<int32_t>& token
         backward(model, share * real(run.flags.aux_weight));
     }
     result.norm = gradient_norm(model);
+    result.stop = stop_signal;
     if (!result.finite()) return result;
     AdamW adam;
     adam.lr = lr, adam.weight_decay = run.flags.weight_decay;
@@ -75,7 +77,7 @@ static int train(int argc, char** argv) {
                : family == Family::moment_1  ? model.moment_1.data
                                              : model.moment_2.data;
     };
-    return run_training(run, options, table, engine, argv[0]);
+    return run_training(run, options, table, engine, {argv[0]});
 }
 
 int main(int argc, char** argv) {

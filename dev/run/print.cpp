@@ -28,6 +28,7 @@ void print_settings(const Run& run, const std::vector<Tensor>& table, const std:
     const SettingsTable t(window_width(1));
     t.rule();
     t.row("machine", "%s", machine.c_str());
+    if (!run.ranks_note.empty()) t.row("ranks", "%s", run.ranks_note.c_str());
     t.row("model", "%zu layers, %zu heads, %zu channels, %zu positions", c.n_layer, c.n_head, c.n_embd,
           c.block_size);
     if (c.moe())
@@ -72,6 +73,7 @@ void print_settings(const Run& run, const std::vector<Tensor>& table, const std:
     t.row("optimizer", "AdamW 0.9 0.95, decay %g, clip %g, load balance %g, seed %lld",
           run.flags.weight_decay, run.flags.clip, run.flags.aux_weight, (long long)run.flags.seed);
     t.rule();
+    if (!run.ranks_note.empty()) t.row("on each GPU", "%s", "");
     double total = 0;
     for (const auto& [name, bytes] : memory) {
         t.row(name, "%s", human_bytes(bytes).c_str());
@@ -103,15 +105,14 @@ std::string step_line(const StepRecord& r, int64_t steps, double eta_seconds, si
                        " | ", width);
 }
 
-static bool step_line_stays(const Run& run, int64_t step) {
+bool step_line_stays(const Run& run, int64_t step) {
     return step % run.flags.print_every == 0 || step == 1 || step == run.schedule.steps;
 }
-bool step_line_shows(const Run& run, int64_t step) { return step_line_stays(run, step) || escapes_wanted(1); }
 
 void print_step(const StepRecord& r, const Run& run, double eta_seconds) {
     const int64_t step = int64_t(r.step), steps = run.schedule.steps;
-    if (!step_line_shows(run, step)) return;
     const bool stays = step_line_stays(run, step);
+    if (!stays && !escapes_wanted(1)) return;
     const size_t width = window_width(1);
     const std::string line =
         step_line(r, steps, eta_seconds, width > 0 ? width - 1 : 0); // the last one wraps

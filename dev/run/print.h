@@ -28,5 +28,5 @@ void print_settings(const Run& run, const std::vector<Tensor>& table, const std:
 std::string step_line(const StepRecord& r, int64_t steps, double eta_seconds, size_t width);
 
 // Every line stays that --print-every asks for; on a terminal the others are drawn over.
-bool step_line_shows(const Run& run, int64_t step);
+bool step_line_stays(const Run& run, int64_t step);
 void print_step(const StepRecord& r, const Run& run, double eta_seconds);

@@ -63,6 +63,8 @@ void Flags::declare(Options& o) {
     o.section("GPU only (no effect on the CPU)");
     o.add('z', "zero-stage", "STAGE", &zero_stage, 0, 1, "optimizer state: 0 whole on every GPU, 1 sharded",
           free);
+    o.add(0, "lanes", "V", &lanes, 0, 1 << 16,
+          "parts in which gradients are summed: up to V GPUs give the same bits (0: as many as GPUs)", free);
     o.add('r', "recompute", "LEVEL", &recompute, 0, 2,
           "recompute activations in the backward pass to save memory: 0 none, 1 units, 2 also LayerNorms",
           free);
@@ -137,6 +139,9 @@ static void resume_flags(Run& run, Options& options) {
             }
         } else if (name == "steps" && std::stoll(now) > whole_number(*run.state_file, name, was)) {
             run.steps_before = std::stoll(was);
+        } else if (name == "lanes" && was != "0" && now != was) {
+            run.resumed_note += strf("; summed in %s lanes from here on, not %s: other last bits",
+                                     now == "0" ? "as many as GPUs" : now.c_str(), was.c_str());
         } else if (kind != Stored::Free && now != was) {
             differ += strf("%s--%s %s (was %s%s)", differ.empty() ? "" : ", ", name.c_str(), now.c_str(),
                            was.c_str(), name == "steps" ? ": a run can only be made longer" : "");
@@ -314,6 +319,17 @@ Run resolve_run(Options& options, Flags& flags,
     }
     run.flags = flags;
     return run;
+}
+
+std::vector<std::pair<std::string, std::string>> agreement(const Run& run, const Options& options) {
+    std::vector<std::pair<std::string, std::string>> list = {
+        {"the step to go on from", std::to_string(run.step)},
+        {"the training data", run.data},
+        {"the validation data", run.val ? strf("%zu samples of %zu", run.val->samples, run.val->T) : "none"}};
+    for (const std::string& name : options.names())
+        if (options.stored(name) != Stored::No && name != "train" && name != "val" && name != "tokenizer")
+            list.push_back({"--" + name, options.text(name)});
+    return list;
 }
 
 Strings state_strings(const Run& run, const Options& options) {

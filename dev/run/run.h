@@ -21,7 +21,7 @@ struct Flags {
     bool upcycle = false, resume = false;
     int64_t print_every = 1, val_every = 100, val_batches = 20, sample_every = 500, checkpoint_every = 500,
             keep = 0, keep_every = 0, seed = 1;
-    int64_t zero_stage = 0, recompute = 0, streams = 0;
+    int64_t zero_stage = 1, lanes = 0, recompute = 0, streams = 0;
     int64_t layers = 0, heads = 0, embd = 0, experts = 0, active = 0, d_expert = 0; // 0: as the preset says
     std::string ffn = "moe", act = "relu", router = "sparsity", epilogues = "auto";
 
@@ -45,6 +45,7 @@ struct Run {
     int64_t steps_before = -1;                 // of a resumed run that --steps makes longer
     std::string resumed_note;                  // how it came to be, for a line under the settings
     std::string batch_note;                    // why this B, if choose_batch took it
+    std::string ranks_note;                    // how several GPUs share a step, "" for one
 
     size_t tokens_per_step() const { return accumulate * B * T; }
 };
@@ -53,6 +54,10 @@ struct Run {
 // for a step of `rows`, where no flag does; null: the preset's.
 Run resolve_run(Options& options, Flags& flags,
                 const std::function<size_t(Run& run, size_t rows)>& choose_batch = nullptr);
+
+// What all ranks of a run must have in common, by the names that users know: every flag as resolved, but for
+// names of files, which are each machine's own; the data, and the step from which the run goes on.
+std::vector<std::pair<std::string, std::string>> agreement(const Run& run, const Options& options);
 
 // The strings of a state file: every flag as resolved, the place in the data, the step. Where the run lies
 // and whether it was stopped on its way is left out: the files are then those of the unbroken run.

@@ -4,6 +4,7 @@
 // one that was never interrupted.
 #pragma once
 #include "print.h"
+#include "ranks.h"
 #include "run.h"
 #include <functional>
 
@@ -15,6 +16,7 @@ struct StepResult {
     double norm;
     double l0; // active units per token, mean over the layers; NaN where nobody counted, which a step whose
                // line is not shown may leave out
+    int stop;  // the signal that asked to stop before this step was done, of any rank; 0 for none
     bool finite() const { return std::isfinite(loss) && std::isfinite(aux) && std::isfinite(norm); }
 };
 
@@ -31,11 +33,22 @@ struct TrainingEngine {
     std::function<const float*(int32_t token)> read;
     // A block of parameters in memory of the host, laid out as the table says, until the next step.
     std::function<const float*(Family)> block;
+
+    // Where several processes train together, all of them run the same loop; rank 0 alone writes and prints.
+    // What follows they call together, and block(), which only rank 0 has an answer from; the others' is
+    // null.
+    Ranks ranks;
+    // The sum of each number over all ranks.
+    std::function<std::vector<double>(std::vector<double>)> add = [](std::vector<double> x) { return x; };
+    // Makes sure that all have the same weights.
+    std::function<void()> compare = [] {};
 };
 
-// Initial weights of a tensor: a new model's, a checkpoint's, or those of a dense checkpoint cut into experts.
+// Initial weights of a tensor: a new model's, a checkpoint's, or those of a dense checkpoint cut into
+// experts.
 void initial_weights(const Run& run, const Tensor& t, float* weights);
 
-// The loop. Returns the exit status of the program, whose name is for the command that goes on with the run.
-int run_training(Run& run, const Options& options, const std::vector<Tensor>& table,
-                 const TrainingEngine& engine, const char* program);
+// The loop. Returns the exit status of the program. program: its name, and the flags beside --resume and
+// --out that go on with the run.
+int run_training(Run& run, const Options& options, const std::vector<Tensor>& table, TrainingEngine& engine,
+                 const std::vector<std::string>& program);

@@ -29,9 +29,10 @@
 // Environment:  EMU_ORDER=random[:seed]   threads and blocks in random order: what differs lacks a barrier
 //               EMU_STREAMS=random[:seed] what is put on streams runs late, in any order that streams and
 //                                         events allow: what differs lacks a wait
-//               EMU_THREADS=n             workers (default: the cores this process may use, at most 16)
+//               EMU_THREADS=n             workers (default: OMP_NUM_THREADS, or the cores this process may
+//                                         use, at most 16)
 //               EMU_MEMORY=bytes          what cudaMalloc gives before cudaErrorMemoryAllocation
-//               EMU_DEVICES=n             how many devices there are (1)
+//               EMU_DEVICES=n             how many devices there are (8)
 //               EMU_CUBLASLT_..=          what cublasLt refuses: see cublasLt.h
 //               EMU_NCCL=hang             calls that can never end wait for ever: see nccl.h
 //
@@ -155,7 +156,7 @@ namespace emu {
 // Several devices in name: they share this machine's cores, and a process has one memory for all of them.
 inline int device_count() {
     const char* const text = getenv("EMU_DEVICES");
-    return text ? std::max(1, atoi(text)) : 1;
+    return text ? std::max(1, atoi(text)) : 8;
 }
 inline thread_local constinit int current_device = 0;
 inline bool is_device(int device) { return device >= 0 && device < device_count(); }

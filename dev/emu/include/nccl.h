@@ -35,6 +35,7 @@ typedef enum {
     ncclInvalidArgument = 4,
     ncclInvalidUsage = 5,
     ncclRemoteError = 6,
+    ncclInProgress = 7,
 } ncclResult_t;
 typedef enum {
     ncclInt8 = 0,
@@ -532,8 +533,9 @@ inline const char* ncclGetErrorString(ncclResult_t result) {
                                      "internal error",
                                      "invalid argument",
                                      "invalid usage",
-                                     "remote process exited or there was a network error"};
-    return result >= ncclSuccess && result <= ncclRemoteError ? texts[result] : "unknown result code";
+                                     "remote process exited or there was a network error",
+                                     "operation in progress"};
+    return result >= ncclSuccess && result <= ncclInProgress ? texts[result] : "unknown result code";
 }
 inline const char* ncclGetLastError(ncclComm_t) { return emu::nccl_last_error.c_str(); }
 inline ncclResult_t ncclGetVersion(int* version) {

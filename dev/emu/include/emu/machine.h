@@ -430,7 +430,8 @@ inline char* shared_memory(uint64_t address, size_t bytes, const char* name) {
 // ---- workers --------------------------------------------------------------------------------------------
 
 inline unsigned core_count() {
-    if (const char* text = getenv("EMU_THREADS")) return std::max(1, atoi(text));
+    for (const char* name : {"EMU_THREADS", "OMP_NUM_THREADS"})
+        if (const char* text = getenv(name); text && atoi(text) > 0) return unsigned(std::min(atoi(text), 16));
     cpu_set_t set; // more than 16 workers would need more stacks than Linux maps for one process
     return sched_getaffinity(0, sizeof set, &set) == 0 ? std::min(16u, unsigned(CPU_COUNT(&set))) : 1;
 }
