@@ -4,6 +4,7 @@
 // micro-batch per step.
 //   bench_gpu [--preset chess|small|medium|demo] [--batch N] [--json FILE]
 //   bench_gpu --count        bytes and FLOPs of every launcher on an H100's data sheet; needs no GPU
+//   bench_gpu --count --gpus 8 --nodes 4    what a step should take on so many GPUs of each machine
 //   bench_gpu --tiny         models of a few hundred tokens, to see that it runs (under dev/emu, too)
 //
 // What is timed is the trainer's own step: it calls gpu.before_launch before each launcher, and here that
@@ -18,7 +19,7 @@ constexpr float aux_weight = 1e-3f;
 
 struct Settings {
     std::string preset = "both", json;
-    int64_t batch = 0, steps = 20;
+    int64_t batch = 0, steps = 20, gpus = 1, nodes = 1;
     bool count = false, tiny = false;
 };
 
@@ -546,6 +547,34 @@ static void print_counts(const Preset& p, size_t batch) {
            steps[0][0] / steps[0][1], steps[1][0] / steps[1][1], micros);
 }
 
+// What several GPUs should make of a preset: of its steps, and of steps so large that each GPU has five
+// micro-batches of the size that one would take.
+static void print_scaling(const Preset& p, const Settings& settings, size_t memory) {
+    const Card card = h100_datasheet(fp32);
+    const size_t T = p.config.block_size, G = size_t(settings.gpus), M = size_t(settings.nodes), P = G * M;
+    Sharing sharing;
+    sharing.lanes = {P, M, G};
+    const size_t alone = largest_batch(p.config, T, 0, p.rows, memory);
+    printf("\n%s, %s, on %zu x %zu GPUs, as expected (roofline.h): nothing of this has been measured\n",
+           p.name, precision_name, M, G);
+    printf("  %12s %5s %7s %6s %9s %9s %11s %9s %9s %9s\n", "rows, a step", "B", "rounds", "busy", "reduce",
+           "gather", "step, ms", "hidden", "tok/s", "of ideal");
+    for (const size_t rows : {p.rows, 5 * P * alone}) {
+        const size_t B = settings.batch > 0 ? size_t(settings.batch)
+                                            : largest_batch(p.config, T, 0, rows, memory, sharing);
+        const size_t A = rows / B;
+        if (A < P) {
+            printf("  %12zu %5zu  too few micro-batches for %zu GPUs\n", rows, B, P);
+            continue;
+        }
+        const ScaledStep s = scaled_step(p.config, B, T, A, sizeof(floatX), card, sharing.lanes, {});
+        printf("  %12zu %5zu %7zu %5.0f%% %9.2f %9.2f %11.2f %9.2f %9s %8.0f%%\n", rows, B,
+               sharing.lanes.rounds(A), 100 * sharing.lanes.busy(A), s.reduce * 1e3, s.gather * 1e3,
+               s.step * 1e3, s.step_hidden * 1e3, human_count(double(rows * T) / s.step).c_str(),
+               100 * s.alone / (double(P) * s.step));
+    }
+}
+
 static void bench(const Preset& p, size_t batch, const Card& card, Clock& clock, const Settings& settings,
                   JsonLines& json) {
     std::vector<Measured> all;
@@ -568,6 +597,8 @@ int main(int argc, char** argv) {
         options.add(0, "steps", "N", &settings.steps, 1, 100000, "steps of each model");
         options.add(0, "json", "FILE", &settings.json, "write every row as a line of JSON, too");
         options.add(0, "count", &settings.count, "only count bytes and FLOPs, for an H100; needs no GPU");
+        options.add(0, "gpus", "G", &settings.gpus, 1, 1024, "with --count: GPUs of each machine");
+        options.add(0, "nodes", "M", &settings.nodes, 1, 1024, "with --count: machines");
         options.add(0, "tiny", &settings.tiny, "models of a few hundred tokens, to see that it runs");
         if (!options.parse(argc, argv)) return 0;
         std::vector<Preset> chosen;
@@ -587,6 +618,14 @@ int main(int argc, char** argv) {
             if (large > p.batch) both.push_back(large);
             return both;
         };
+        if (settings.gpus * settings.nodes > 1) {
+            if (!settings.count)
+                fail_usage("several GPUs are not measured yet: --count --gpus %lld --nodes %lld says what is "
+                           "expected of them",
+                           (long long)settings.gpus, (long long)settings.nodes);
+            for (const Preset& p : chosen) print_scaling(p, settings, memory);
+            return 0;
+        }
         if (settings.count) {
             print_formulas(chosen[0].config);
             for (const Preset& p : chosen)

@@ -10,6 +10,7 @@
 #include "../run/sharing.h"
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 // The rates of a card, per second. Those below are NVIDIA's data sheet, and for mma.sync, the instruction
 // that our attention is made of, the 62.9% of it that Luo et al. (arXiv 2402.13499) report: leads, to be
@@ -253,4 +254,47 @@ inline double expected_seconds(const Work& w, const Card& card) {
     for (const MatrixProduct& p : w.products) arithmetic += product_seconds(p, card, w.lanes);
     if (w.products.empty()) arithmetic = w.flops / rate_of(w, card) / w.efficiency + overhead;
     return std::max({memory, arithmetic, issue}) + w.serial + w.idle;
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Several GPUs, on paper. Of a step of A micro-batches each GPU of P = G M (G in each of M machines) does r =
+// ceil(A/P) rounds; then 4 bytes a parameter are summed and x are sent on:
+//   reduce = 4n (G-1)/G / within + 4n/G (M-1)/M / among       gather = the same of x bytes
+//   step   = r a + z + u/P + exposed + 0.1 ms
+//   exposed = max(reduce e/n, reduce - 0.8 (2/3) a) + gather
+// a, z, u: seconds of a micro-batch, of clearing the gradients, and of norm and update on one GPU; n
+// parameters, of which e are the embeddings, whose gradients are the last to be ready. The sums go on beside
+// the backward pass of the last micro-batch, two thirds of a. Were the gather hidden behind the next forward
+// pass, of it max(0, gather - 0.8 a/3) would be left.
+
+// Bytes per second of each GPU: 80% of the 370 GB/s that NVIDIA states for NCCL on the NVSwitch of H100s
+// (nccl-tests, issue 212), and of a port of 400 Gb/s for each GPU between machines: to be measured.
+struct Links {
+    double within = 300e9, among = 40e9;
+};
+
+struct ScaledStep {
+    double alone, reduce, gather, step,
+        step_hidden; // seconds: of one GPU; of all, the gather exposed, hidden
+};
+inline ScaledStep scaled_step(const Config& c, size_t B, size_t T, size_t A, double x, const Card& card,
+                              const Lanes& lanes, const Links& links) {
+    double a = 0, z = 0, u = 0;
+    for (const Work& w : work_of_step(c, B, T, x, {})) {
+        const double seconds = double(w.times) * expected_seconds(w, card);
+        const bool update = strcmp(w.part, "update") == 0 || strcmp(w.phase, "update") == 0;
+        (strcmp(w.name, "zero_gradients") == 0 ? z : update ? u : a) += seconds;
+    }
+    const std::vector<Tensor> table = tensor_table(c, 64);
+    const double n = double(block_elements(table)), e = double(table[2].offset);
+    const double P = double(lanes.places()), G = double(lanes.per_machine), M = double(lanes.machines);
+    const auto sent = [&](double bytes) {
+        return bytes * n * (G - 1) / G / links.within + bytes * n / G * (M - 1) / M / links.among;
+    };
+    ScaledStep s{double(A) * a + z + u, sent(4), sent(x), 0, 0};
+    const double rounds = double(lanes.rounds(A)) * a + z + u / P + 0.1e-3;
+    const double sums = std::max(s.reduce * e / n, s.reduce - 0.8 * (2.0 / 3) * a);
+    s.step = rounds + sums + s.gather;
+    s.step_hidden = rounds + sums + std::max(0.0, s.gather - 0.8 * a / 3);
+    return s;
 }
