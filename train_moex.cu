@@ -2828,9 +2828,33 @@ struct Circle {
 struct Exchange {
     Sharing sharing;
     Network network;
+    std::shared_ptr<std::remove_pointer_t<cudaStream_t>> stream; // beside what is computed
+    std::shared_ptr<std::remove_pointer_t<cudaEvent_t>> reached;
     Block<float> received{}; // what others have of our part, or in a checkpoint of theirs
 
     size_t places() const { return sharing.lanes.places(); }
+
+    void make_stream() {
+        cudaStream_t s;
+        cudaEvent_t e;
+        cuda_check(cudaStreamCreate(&s));
+        stream.reset(s, cudaStreamDestroy);
+        cuda_check(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
+        reached.reset(e, cudaEventDestroy);
+    }
+    // A stream for what needs all that was put on `computing` until now, and nothing after it.
+    cudaStream_t beside(cudaStream_t computing) const {
+        if (!stream) return computing;
+        cuda_check(cudaEventRecord(reached.get(), computing));
+        cuda_check(cudaStreamWaitEvent(stream.get(), reached.get(), 0));
+        return stream.get();
+    }
+    // What is put on `computing` from now on sees what was put beside it.
+    void join(cudaStream_t computing) const {
+        if (!stream) return;
+        cuda_check(cudaEventRecord(reached.get(), stream.get()));
+        cuda_check(cudaStreamWaitEvent(computing, reached.get(), 0));
+    }
 
     // The GPUs of our machine with their columns of a piece; those of our number on all machines, with what
     // each owns of our column; and all there are, with what each owns.
@@ -3562,7 +3586,9 @@ inline void dense_backward(Model& model, size_t l) {
     experts_backward(model.gpu, experts, a.dln, a.dresidual, h.ln_2);
 }
 
-inline void backward(Model& model, float aux_scale) { // aux_scale: gradient_scale * aux_weight
+// aux_scale: gradient_scale * aux_weight. layer_done(1 + l), and at the end layer_done(0) for the embeddings:
+// nothing more is added to these gradients; what has to be done with them goes on beside the other layers.
+inline void backward(Model& model, float aux_scale, const std::function<void(size_t)>& layer_done = nullptr) {
     const Config& c = model.config;
     const size_t B = model.B, T = model.T, N = B * T, C = c.n_embd, Vp = model.shape().padded_vocab();
     Activations& a = model.a;
@@ -3606,10 +3632,12 @@ inline void backward(Model& model, float aux_scale) { // aux_scale: gradient_sca
         linear_backward(gpu, a.dln, a.dqkv, h.ln_1, model.c_attn(l), a.partial, model.whole_batch);
         gpu.mark("layernorm_backward ln_1");
         layernorm_backward(a.dresidual, bias_before(l), model.norm_1(l), a.dln, x, a.partial, stream);
+        if (layer_done) layer_done(1 + l);
     }
     gpu.mark("embedding_backward");
     embedding_backward(g.wte, g.wpe, a.partial, a.dresidual, model.places, B, T, C, stream);
     gpu.mark(nullptr);
+    if (layer_done) layer_done(0);
 }
 
 // From here on backward() adds to this block of gradients.
@@ -3627,20 +3655,19 @@ inline void zero_gradients(Model& model) {
     model.gpu.mark(nullptr);
 }
 
-// After the last micro-batch of a step: what the router asks of the experts' weights.
-inline void finish_gradients(Model& model) {
+// After the last micro-batch: what the router asks of the experts' weights. layer: 1 + l, or 0.
+inline void finish_layer(Model& model, size_t layer) {
     const Config& c = model.config;
+    if (layer == 0 || !c.moe()) return;
     model.gpu.mark("expert_statistics_backward");
-    for (size_t l = 0; l < c.n_layer && c.moe(); l++) {
-        const Router& r = model.a.h[l].router;
-        const LayerParameters<floatX>& w = model.w.h[l];
-        const LayerParameters<float>& dw = model.g.h[l];
-        if (c.topk())
-            router_weights_backward(dw.router, r.dstatistics, c.n_expert, c.n_embd, model.gpu.stream);
-        else
-            expert_statistics_backward(dw.w_enc, dw.b_enc, r.dstatistics, w.w_enc, w.b_enc, r.statistics,
-                                       c.n_expert, c.d_expert, c.n_embd, model.gpu.stream);
-    }
+    const Router& r = model.a.h[layer - 1].router;
+    const LayerParameters<floatX>& w = model.w.h[layer - 1];
+    const LayerParameters<float>& dw = model.g.h[layer - 1];
+    if (c.topk())
+        router_weights_backward(dw.router, r.dstatistics, c.n_expert, c.n_embd, model.gpu.stream);
+    else
+        expert_statistics_backward(dw.w_enc, dw.b_enc, r.dstatistics, w.w_enc, w.b_enc, r.statistics,
+                                   c.n_expert, c.d_expert, c.n_embd, model.gpu.stream);
     model.gpu.mark(nullptr);
 }
 
@@ -3648,21 +3675,39 @@ inline void finish_gradients(Model& model) {
 // 8. Update
 // ---------------------------------------------------------------------------------------------------------
 
-// Step t = 1, 2, ... from the gradients. Several GPUs meet here: each has gradients of its own micro-batches
-// before, and all have the same new weights afterwards.
+// The squares of a layer's gradients (layer 1 + l; 0: the embeddings), which are complete. Several GPUs meet
+// here: what each of them owns is the sum over all of them from here on.
+inline void reduce_layer(Model& model, size_t layer) {
+    const Exchange& exchange = model.exchange;
+    const StepSums& sums = model.sums;
+    model.gpu.mark("gradient_norm");
+    const cudaStream_t stream = exchange.beside(model.gpu.stream);
+    double* const squares = sums.parts.data + sums.layout.of_place[exchange.sharing.place].begin;
+    for (const Piece& p : model.pieces) {
+        if (p.layer != layer) continue;
+        exchange.reduce(model.gradients.data, p.all, stream);
+        segment_squares(squares + p.squares, model.gradients.data + p.owned.begin, p.owned.count(), stream);
+        if (!exchange.sharing.sharded) exchange.gather(model.gradients.data, sizeof(float), p.all, stream);
+    }
+    model.gpu.mark(nullptr);
+}
+// All layers, where that was not done on the way.
+inline void finish_gradients(Model& model) {
+    for (size_t layer = model.config.n_layer + 1; layer-- > 0;) {
+        finish_layer(model, layer);
+        reduce_layer(model, layer);
+    }
+}
+
+// Step t = 1, 2, ... from the gradients, which finish_gradients() has left, to weights that are the same on
+// all GPUs.
 inline void update(Model& model, const AdamW& adam, uint64_t t, uint64_t seed) {
     Totals* totals = model.a.totals;
     const Exchange& exchange = model.exchange;
-    const bool sharded = exchange.sharing.sharded;
     const StepSums& sums = model.sums;
     const cudaStream_t stream = model.gpu.stream;
     model.gpu.mark("gradient_norm");
-    double* const squares = sums.parts.data + sums.layout.of_place[exchange.sharing.place].begin;
-    for (const Piece& p : model.pieces) {
-        exchange.reduce(model.gradients.data, p.all, stream);
-        segment_squares(squares + p.squares, model.gradients.data + p.owned.begin, p.owned.count(), stream);
-        if (!sharded) exchange.gather(model.gradients.data, sizeof(float), p.all, stream);
-    }
+    exchange.join(stream);
     exchange.spread(sums.parts.data, sizeof(double), exchange.everyone(sums.layout.of_place), stream);
     step_totals(totals, sums.parts.data, sums.order.data, sums.layout.segments, sums.layout.micro_batches,
                 stream);
@@ -3678,7 +3723,7 @@ inline void update(Model& model, const AdamW& adam, uint64_t t, uint64_t seed) {
                 (float4*)(model.moment_2.data + p.state), model.decays.data + first / 32, totals, adam, fix_1,
                 fix_2, rounding_key(seed, t), first, fours);
         cuda_check(cudaGetLastError());
-        if (sharded) exchange.gather(model.weights.data, sizeof(floatX), p.all, stream);
+        if (exchange.sharing.sharded) exchange.gather(model.weights.data, sizeof(floatX), p.all, stream);
     }
     model.gpu.mark(nullptr);
     model.statistics_stale = true;
@@ -3843,11 +3888,13 @@ inline void compute_gradients(Model& model, Run& run, Ranks& ranks, std::vector<
     const Lanes& lanes = model.exchange.sharing.lanes;
     const float share = 1.0f / run.accumulate;
     const std::vector<size_t> order = lanes.order(model.exchange.sharing.place);
-    size_t waiting = 0; // sums of lanes
+    const size_t layers = model.config.n_layer + 1; // and the embeddings
+    size_t waiting = 0;                             // sums of lanes
     for (size_t index = 0; index < order.size(); index++) {
         add_gradients_to(model, model.gradients_of(waiting++));
         zero_gradients(model);
-        for (const size_t micro : lanes.micro_batches(order[index], run.accumulate)) {
+        const std::vector<size_t> micro_batches = lanes.micro_batches(order[index], run.accumulate);
+        for (const size_t micro : micro_batches) {
             ranks.at(t, Phase::data);
             run.train->read(run.train->position + micro * run.B, run.B, tokens.data(), targets.data());
             run.train->will_need(run.train->position + (micro + lanes.places()) * run.B, run.B);
@@ -3857,13 +3904,17 @@ inline void compute_gradients(Model& model, Run& run, Ranks& ranks, std::vector<
             ranks.at(t, Phase::forward);
             forward(model, share, share);
             ranks.at(t, Phase::backward);
-            backward(model, share * float(run.flags.aux_weight));
+            backward(model, share * float(run.flags.aux_weight), [&](size_t layer) {
+                if (micro != micro_batches.back()) return;
+                finish_layer(model, layer);
+                if (order.size() == 1) reduce_layer(model, layer); // while the layers below it are computed
+            });
         }
-        finish_gradients(model);
         for (size_t n = Lanes::additions_after(index); n > 0; n--, waiting--)
             add_parts(model.gradients_of(waiting - 2), model.gradients_of(waiting - 1), model.gradients.count,
                       model.gpu.stream);
     }
+    for (size_t layer = layers; order.size() > 1 && layer-- > 0;) reduce_layer(model, layer);
     run.train->position += run.accumulate * run.B;
     model.totals = model.a.totals;
 }
@@ -4052,6 +4103,7 @@ inline Exchange meet(Ranks& ranks, Run& run, const Options& options, const UsedG
                           sharing.lanes.busy_text(run.B, run.accumulate).c_str());
     const size_t before = free_memory();
     exchange.network.join(id, sharing.place, places);
+    exchange.make_stream();
     ranks.watch([network = exchange.network] { return network.error(); });
     exchange.add(std::vector<double>(1 << 17), nullptr); // NCCL takes its memory with the first messages
     *network = double(before) - double(free_memory());
