@@ -259,9 +259,9 @@ test: $(addprefix $(B)/,$(TESTS) $(PROGRAMS) rank_stub) $(CUDA_TEST_BINARIES)
 
 # On the GPU: kernels, whole model and sampler; the programs from the command line; compute-sanitizer.
 BOTH = $(1) $(addsuffix _fp32,$(1))
-test-gpu: $(addprefix $(B)/gpu/,$(call BOTH,$(CUDA_TESTS))) $(B)/sample_cpu
+test-gpu: $(addprefix $(B)/gpu/,$(call BOTH,$(CUDA_TESTS)) $(if $(filter yes,$(NCCL)),test_exchange)) $(B)/sample_cpu
 	@test/on_gpu.sh $(B)
-test-gpu-programs: $(addprefix $(B)/,$(PROGRAMS) test_programs test_interp bsp_gpu_fp32 $(call BOTH,train_moex sample))
+test-gpu-programs: $(addprefix $(B)/,$(PROGRAMS) test_programs test_training_ranks test_interp bsp_gpu_fp32 $(call BOTH,train_moex sample))
 	@test/on_gpu.sh $(B) programs
 sanitize-gpu: $(addprefix $(B)/,make_chess $(call BOTH,train_moex sample))
 	@test/test_sanitizer.sh $(B)

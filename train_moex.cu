@@ -121,6 +121,38 @@ __device__ inline float warp_max(float x) {
     return x;
 }
 
+// A block of GPU memory, its contents undefined: a kernel that reads what none has written can so be found.
+template <class T> struct Block {
+    T* data = nullptr;
+    size_t count = 0;
+    explicit Block(size_t count = 0) : count(count) {
+        if (!count) return;
+        const cudaError_t error = cudaMalloc(&data, count * sizeof(T));
+        if (error == cudaErrorMemoryAllocation) {
+            cudaGetLastError();
+            fail("the GPU has no block of %s left: a smaller --batch or --recompute 1 or 2 would help",
+                 human_bytes(double(count) * sizeof(T)).c_str());
+        }
+        cuda_check(error);
+    }
+    Block(Block&& other) noexcept
+        : data(std::exchange(other.data, nullptr)), count(std::exchange(other.count, 0)) {}
+    Block& operator=(Block&& other) noexcept {
+        std::swap(data, other.data);
+        std::swap(count, other.count);
+        return *this;
+    }
+    ~Block() { cudaFree(data); }
+
+    void zero() const { cuda_check(cudaMemset(data, 0, count * sizeof(T))); }
+    void upload(const T* from, size_t n) const {
+        cuda_check(cudaMemcpy(data, from, n * sizeof(T), cudaMemcpyHostToDevice));
+    }
+    void download(T* to, size_t n) const {
+        cuda_check(cudaMemcpy(to, data, n * sizeof(T), cudaMemcpyDeviceToHost));
+    }
+};
+
 // ---------------------------------------------------------------------------------------------------------
 // 2. Kernels
 // ---------------------------------------------------------------------------------------------------------
@@ -2721,38 +2753,6 @@ inline bool choose_epilogues(Gpu& gpu, const Experts& e, const std::string& epil
 // on the number of GPUs, nor do the bits. One GPU alone is everyone, and sends nothing.
 // ---------------------------------------------------------------------------------------------------------
 
-// A block of GPU memory, its contents undefined: a kernel that reads what none has written can so be found.
-template <class T> struct Block {
-    T* data = nullptr;
-    size_t count = 0;
-    explicit Block(size_t count = 0) : count(count) {
-        if (!count) return;
-        const cudaError_t error = cudaMalloc(&data, count * sizeof(T));
-        if (error == cudaErrorMemoryAllocation) {
-            cudaGetLastError();
-            fail("the GPU has no block of %s left: a smaller --batch or --recompute 1 or 2 would help",
-                 human_bytes(double(count) * sizeof(T)).c_str());
-        }
-        cuda_check(error);
-    }
-    Block(Block&& other) noexcept
-        : data(std::exchange(other.data, nullptr)), count(std::exchange(other.count, 0)) {}
-    Block& operator=(Block&& other) noexcept {
-        std::swap(data, other.data);
-        std::swap(count, other.count);
-        return *this;
-    }
-    ~Block() { cudaFree(data); }
-
-    void zero() const { cuda_check(cudaMemset(data, 0, count * sizeof(T))); }
-    void upload(const T* from, size_t n) const {
-        cuda_check(cudaMemcpy(data, from, n * sizeof(T), cudaMemcpyHostToDevice));
-    }
-    void download(T* to, size_t n) const {
-        cuda_check(cudaMemcpy(to, data, n * sizeof(T), cudaMemcpyDeviceToHost));
-    }
-};
-
 // Bytes from GPU to GPU: what is sent and received between begin() and end() goes side by side, in the order
 // of the stream. Nothing more is asked of NCCL: its sums have no order that one could rely on.
 #ifdef MOEX_NCCL
@@ -2793,8 +2793,12 @@ struct Network {
         if (result == ncclSuccess || result == ncclInProgress) return "";
         return strf("NCCL: %s: %s", ncclGetErrorString(result), ncclGetLastError(communicator.get()));
     }
-    void begin() const { nccl_check(ncclGroupStart()); }
-    void end() const { nccl_check(ncclGroupEnd()); }
+    void begin() const {
+        if (communicator) nccl_check(ncclGroupStart());
+    }
+    void end() const {
+        if (communicator) nccl_check(ncclGroupEnd());
+    }
     void send(const void* from, size_t bytes, size_t to_place, cudaStream_t stream) const {
         if (bytes) nccl_check(ncclSend(from, bytes, ncclUint8, int(to_place), communicator.get(), stream));
     }
@@ -4142,32 +4146,10 @@ inline void collect_family(Model& model, Family family, std::vector<float>& host
     }
 }
 
-// One rank, or all there is.
-inline int train(Ranks& ranks, Options& options, Flags& flags, const std::vector<std::string>& program) {
-    if (ranks.size > 1) Network::version(); // or an error: before anything is taken
-    std::optional<UsedGpu> gpu;
-    auto check_and_use_gpu = [&](const Run& run) {
-        if (gpu) return;
-        check_gpu_config(run.config, run.init_file ? run.init_file->path : "model");
-        gpu = use_gpu(ranks);
-    };
-    Run run = resolve_run(options, flags, [&](Run& run, size_t rows) {
-        check_and_use_gpu(run);
-        Sharing sharing;
-        sharing.lanes = {size_t(flags.lanes ? flags.lanes : ranks.size), 1, size_t(ranks.size)};
-        sharing.sharded = flags.zero_stage > 0;
-        return choose_batch(run, rows, gpu->free, sharing);
-    });
-    check_and_use_gpu(run);
-    if (flags.lanes == 0) flags.lanes = ranks.size;
-    run.flags = flags;
-    double network = 0;
-    Exchange exchange = meet(ranks, run, options, *gpu, &network);
-    const std::vector<Tensor> table = gpu_tensor_table(run.config);
-    print_settings(run, table, gpu->text, memory_of(run, free_memory(), exchange.sharing, network));
-
-    Model model(run.config, run.B, run.T, int(run.flags.recompute), true, run.flags.epilogues,
-                std::move(exchange));
+// From the first weights to the last step.
+inline int train(Model& model, Run& run, Ranks& ranks, Options& options, Flags& flags,
+                 const std::vector<std::string>& program) {
+    const std::vector<Tensor>& table = model.table;
     load_weights(model, uint64_t(run.step), uint64_t(run.flags.seed),
                  [&](const Tensor& t, float* to) { initial_weights(run, t, to); });
     if (run.state_file) {
@@ -4217,6 +4199,40 @@ inline int train(Ranks& ranks, Options& options, Flags& flags, const std::vector
     return status;
 }
 
+// One rank, or all there is.
+inline int train_rank(Ranks& ranks, Options& options, Flags& flags, const std::vector<std::string>& program) {
+    if (ranks.size > 1) Network::version(); // or an error: before anything is taken
+    std::optional<UsedGpu> gpu;
+    auto check_and_use_gpu = [&](const Run& run) {
+        if (gpu) return;
+        check_gpu_config(run.config, run.init_file ? run.init_file->path : "model");
+        gpu = use_gpu(ranks);
+    };
+    Run run = resolve_run(options, flags, [&](Run& run, size_t rows) {
+        check_and_use_gpu(run);
+        Sharing sharing;
+        sharing.lanes = {size_t(flags.lanes ? flags.lanes : ranks.size), 1, size_t(ranks.size)};
+        sharing.sharded = flags.zero_stage > 0;
+        return choose_batch(run, rows, gpu->free, sharing);
+    });
+    check_and_use_gpu(run);
+    if (flags.lanes == 0) flags.lanes = ranks.size;
+    run.flags = flags;
+    double network = 0;
+    Exchange exchange = meet(ranks, run, options, *gpu, &network);
+    print_settings(run, gpu_tensor_table(run.config), gpu->text,
+                   memory_of(run, free_memory(), exchange.sharing, network));
+
+    Model model(run.config, run.B, run.T, int(run.flags.recompute), true, run.flags.epilogues,
+                std::move(exchange));
+    try {
+        return train(model, run, ranks, options, flags, program);
+    } catch (...) {
+        ranks.error(); // before anything is freed: that might wait for what other GPUs do not send any more
+        throw;
+    }
+}
+
 inline int start(int argc, char** argv) {
     Flags flags;
     RankFlags rank_flags;
@@ -4229,7 +4245,7 @@ inline int start(int argc, char** argv) {
         if (options.given(name))
             program.insert(program.end(), {std::string("--") + name, options.text(name)});
     return run_ranks(rank_flags, argv, &stop_signal,
-                     [&](Ranks& ranks) { return train(ranks, options, flags, program); });
+                     [&](Ranks& ranks) { return train_rank(ranks, options, flags, program); });
 }
 
 #ifndef MOEX_LIBRARY // sample.cu and the tests use the model and have a main of their own

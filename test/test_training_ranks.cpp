@@ -35,7 +35,8 @@ static void write_rows(const string& path, size_t rows, uint64_t seed) {
     shard.commit();
 }
 
-static const string model = " --layers 2 --heads 2 --embd 16 --experts 4 --d-expert 16 --seq 16 --batch 1 ";
+// Layers of three segments (4096 numbers each are owned together).
+static const string model = " --layers 2 --heads 2 --embd 16 --experts 4 --d-expert 64 --seq 16 --batch 1 ";
 static const string data = " --train data/train.bin --val data/val.bin ";
 static string flags_of(const string& out, int steps, const string& more) {
     return data + model + " --total-tokens 64 --lanes 4 --sample-every 0 --val-batches 5 --lr 3e-3 --out " +
@@ -258,12 +259,13 @@ static void test_kills() {
     const string every = "--checkpoint-every 2 --val-every 3 --timeout 60 ", whole = fresh_dir();
     check(good(shell(alone(flags_of(whole, steps, every)))));
     srand(1);
-    for (const char* setting : {"", "EMU_NCCL=hang "}) {
+    const string setting = emulated ? "EMU_NCCL=hang " : ""; // those that are left wait for ever
+    {
         const string dir = fresh_dir();
         double longest = 0;
-        for (int round = 0; round < (*setting ? 3 : 8); round++) {
+        for (int round = 0; round < 10; round++) {
             const int victim = ranks < 4 ? rand() % ranks : vector<int>{0, 1, 3}[size_t(rand() % 3)];
-            Process p(setting + string("exec ") + on_gpus(ranks, flags_of(dir, steps, every + "--resume")));
+            Process p(setting + "exec " + on_gpus(ranks, flags_of(dir, steps, every + "--resume")));
             const pid_t pid = pid_of_rank(dir, victim);
             usleep(useconds_t(rand() % (round < 2 ? 300000 : emulated ? 3000000 : 10000000)));
             const double killed = seconds();
@@ -280,7 +282,7 @@ static void test_kills() {
         }
         check(longest < (emulated ? 5 : 15), "%.1f s", longest);
         check(good(shell(on_gpus(ranks, flags_of(dir, steps, every + "--resume")))));
-        check(same(whole, dir, steps), "killed, %s", setting);
+        check(same(whole, dir, steps));
     }
 }
 
@@ -330,7 +332,7 @@ static void test_errors() {
     for (const string& path : {model_path("", 2), state_path("", 2)}) fs::copy_file(a + path, b + path);
     dir = b;
     refused(two(alone(" --resume --out " + a), alone(" --resume --out " + b)),
-            {"the step to go on from of rank 1 (", "is 2, of rank 0", "4"});
+            {"the step of the checkpoint of rank 1 (", "is 2, of rank 0", "4"});
     // Another checkpoint of the same step: the weights differ.
     fs::copy_file(a + model_path("", 2), b + model_path("", 4));
     fs::copy_file(a + state_path("", 4), b + state_path("", 4));

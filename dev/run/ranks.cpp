@@ -605,6 +605,21 @@ void Ranks::watch(std::function<std::string()> check) {
     connection->check = std::move(check);
 }
 
+void Ranks::error() {
+    if (!connection) return;
+    try {
+        throw;
+    } catch (const UsageError& e) {
+        connection->fail_rank(std::string(e.what()) + " (see --help)", 2);
+    } catch (const std::bad_alloc&) {
+        connection->fail_rank("out of memory", 1);
+    } catch (const std::length_error&) {
+        connection->fail_rank("out of memory: a size beyond what any machine holds was asked for", 1);
+    } catch (const std::exception& e) {
+        connection->fail_rank(e.what(), 1);
+    }
+}
+
 void Ranks::finish(int status) {
     if (!connection) return;
     const std::lock_guard lock(connection->mutex);
@@ -656,7 +671,8 @@ Launcher::Launcher(const RankIdentity& of, const RankFlags& flags) : id(of), fir
     signals = signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
-// fork and exec, for neither CUDA nor a team of threads survives a fork alone. The variables are those of torchrun.
+// fork and exec, for neither CUDA nor a team of threads survives a fork alone. The variables are those of
+// torchrun.
 void Launcher::start(char** argv) {
     const auto set = [](const char* name, int value) { setenv(name, std::to_string(value).c_str(), 1); };
     set("WORLD_SIZE", id.size);
@@ -788,17 +804,11 @@ int run_ranks(const RankFlags& flags, char** argv, volatile std::sig_atomic_t* s
     ranks.launcher = id.launcher;
     if (id.size == 1) return body(ranks);
     ranks.connection = std::make_shared<Ranks::Connection>(id, flags, stop);
-    int status;
+    int status = 1;
     try {
         status = body(ranks);
-    } catch (const UsageError& e) {
-        ranks.connection->fail_rank(std::string(e.what()) + " (see --help)", 2);
-    } catch (const Error& e) {
-        ranks.connection->fail_rank(e.what(), 1);
-    } catch (const std::bad_alloc&) {
-        ranks.connection->fail_rank("out of memory", 1);
-    } catch (const std::length_error&) {
-        ranks.connection->fail_rank("out of memory: a size beyond what any machine holds was asked for", 1);
+    } catch (...) {
+        ranks.error();
     }
     return ranks.connection->leave(status);
 }

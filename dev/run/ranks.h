@@ -67,6 +67,10 @@ struct Ranks {
     // Asked every second, beside the main thread: a text that is not empty is this rank's error.
     void watch(std::function<std::string()> check);
 
+    // To be called where an exception is handled: it ends this rank, and the run. Returns where there is one
+    // process. What is thrown out of run_ranks()'s body comes here as well, but by then its objects are gone.
+    void error();
+
     // All is done but freeing: whoever is not gone 10 s later is ended, with this status.
     void finish(int status);
 

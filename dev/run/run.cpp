@@ -323,7 +323,7 @@ Run resolve_run(Options& options, Flags& flags,
 
 std::vector<std::pair<std::string, std::string>> agreement(const Run& run, const Options& options) {
     std::vector<std::pair<std::string, std::string>> list = {
-        {"the step to go on from", std::to_string(run.step)},
+        {"the step of the checkpoint", std::to_string(run.step)},
         {"the training data", run.data},
         {"the validation data", run.val ? strf("%zu samples of %zu", run.val->samples, run.val->T) : "none"}};
     for (const std::string& name : options.names())
