@@ -171,7 +171,8 @@ static void test_other_numbers() {
         check(good(shell(alone(flags_of(one, 12, "--lanes 1"), name))));
         check(good(shell(alone(flags_of(four, 12, ""), name))));
         const std::map<int, double> x = losses_of(one), y = losses_of(four);
-        check(x.size() == 12 && y.size() == 12 && !same(one, four, 12, false));
+        check(x.size() == 12 && y.size() == 12 &&
+              read_file(model_path(one, 12)) != read_file(model_path(four, 12)));
         for (const auto& [step, loss] : x) check_near(y.at(step), loss, exact ? 1e-6 * loss : 1e-2);
     }
 }
