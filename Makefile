@@ -64,8 +64,7 @@ $(BY_NAME): %: $(B)/%
 found:
 	@echo "compiler   $$($(CXX) --version | head -1)"
 	@echo "OpenMP     $(if $(OPENMP),found,not found: programs will use one thread)"
-	@echo "NCCL       $(if $(filter yes,$(NCCL)),found,not found: programs will use one GPU)"
-	@echo "CUDA       $(if $(NVCC),$(NVCC) for sm_$(subst $(space),$(comma) sm_,$(strip $(GPU_ARCH))),nvcc not found: no GPU programs; make train_moex_emu runs them on the CPU)"
+	@echo "CUDA       $(if $(NVCC),$(NVCC) for sm_$(subst $(space),$(comma) sm_,$(strip $(GPU_ARCH)))$(comma) $(if $(filter yes,$(NCCL)),with NCCL,without NCCL: for one GPU),nvcc not found: no GPU programs; make train_moex_emu runs them on the CPU)"
 
 help:
 	@echo "make               build $(PROGRAMS)"
