@@ -112,7 +112,7 @@ struct TextGameReader {
 
     // beginnings: games are given as they stand, unread and uncounted but for their number, for those who
     // look at beginnings only (a row's last game is cut anywhere, and what is behind its first part may be
-    // anything); text alone is filled in.
+    // anything); only text, line and tags are filled in.
     TextGameReader(ByteReader bytes, std::string name, TableLayout layout,
                    std::function<bool(const Tags&)> wanted = {}, bool beginnings = false)
         : bytes(std::move(bytes)), name(std::move(name)), layout(std::move(layout)), beginnings(beginnings) {
@@ -134,6 +134,7 @@ struct TextGameReader {
                 game = {};
                 game.text = ";" + text;
                 game.line = record.line;
+                add_tags(game);
                 counts.of[GOOD]++;
                 return true;
             }
@@ -177,12 +178,16 @@ struct TextGameReader {
         return true;
     }
 
+    void add_tags(GameRecord& game) const {
+        for (size_t i = 0; i < layout.names.size() && i < record.fields.size(); i++)
+            if (i != layout.column && !record.fields[i].empty())
+                game.tags.add(layout.names[i], record.fields[i]);
+    }
+
     void read_game(const std::string& text, bool last_of_several) {
         builder.begin();
         builder.game.line = record.line;
-        for (size_t i = 0; i < layout.names.size() && i < record.fields.size(); i++)
-            if (i != layout.column && !record.fields[i].empty())
-                builder.game.tags.add(layout.names[i], record.fields[i]);
+        add_tags(builder.game);
         if (record.unclosed) builder.set_fault(CUT, strf("line %zu, a quote without end", record.line));
         const std::string plain = plain_movetext(text);
         for (size_t at = 0; at < plain.size() && !builder.ended;) {

@@ -1,7 +1,7 @@
-// Tests of the board functions (dev/interp/boards.h) and of their table (dev/interp/labels_csv.h): facts known
-// from the definitions' own tests; every function against a slow implementation on a plain array of squares,
-// which shares nothing with the bitboards; labels at dots against the board found by counting spaces; the
-// table read back; files of every wrong kind.
+// Tests of the board functions (dev/interp/boards.h) and of their table (dev/interp/labels_csv.h): facts
+// known from the definitions' own tests; every function against a slow implementation on a plain array of
+// squares, which shares nothing with the bitboards; labels at dots against the board found by counting
+// spaces; the table read back; files of every wrong kind.
 #include "../data/selfplay.h"
 #include "../dev/interp/labels_csv.h"
 #include "check.h"
@@ -885,7 +885,9 @@ static void test_labels() {
     refused("bad.txt", ";1.e4 e5\n;1.e4 e5 2.Ke3 d5\n", "line 2", "game 2", "ply 3", "'2.Ke3'",
             "illegal move");
     refused("bad.txt", ";1.e4 e5 3.Nf3 d5\n", "line 1", "expected '2.'");
-    refused("bad.txt", ";1.e4 e5\n1.d4\n", "line 2", "expected ';'");
+    check(labels_of(folder.file("no_mark.txt", ";1.e4 e5\n1.d4\n"), &counts).size() == 5 &&
+          counts.games == 2);
+    refused("bad.txt", ";1.e4 e5\n;1. e4 e5 2. Ke3\n", "line 2", "Ke3", "not a legal move");
     refused("text.txt", "To be, or not to be\n", "not PGN");
     refused("empty.pgn", "", "empty");
     refused("blank.pgn", "\n  \n", "no game found");

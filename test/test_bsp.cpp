@@ -29,7 +29,7 @@ static UnitFires fires_of(const std::vector<float>& values, size_t units, const 
     for (size_t n = 0; n < at.size(); n++)
         for (uint32_t u = 0; u < units; u++)
             if (values[n * units + u] > 0) at[n].push_back({u, values[n * units + u]});
-    return unit_fires(at, max);
+    return unit_fires(at, cuts_of_maximum(max));
 }
 static bool is_on(const std::vector<float>& values, const std::vector<float>& max, size_t n, size_t u,
                   size_t t) {
@@ -192,19 +192,22 @@ static SlowFunction slow_function(const Case& c, size_t function, size_t set, co
 
 static void test_levels() {
     for (size_t t = 0; t < n_thresholds; t++) check(threshold(t) == float(double(t) / 10));
-    check(level_of(0, 1) == 0);
-    check(level_of(-1, 1) == 0);
-    check(level_of(1, 1) == 10); // strictly above 0.9, not above 1.0
-    check(level_of(1.5f, 1) == 11);
-    check(level_of(1e-30f, 1) == 1);
-    check(level_of(0.6f, 1) == 6); // 0.6 is not above 0.6
-    check(level_of(5, INFINITY) == 0);
-    check(level_of(1, 0) == 11);
+    const auto level_of_max = [](float value, float max) {
+        return level_of(value, cuts_of_maximum({max}).data());
+    };
+    check(level_of_max(0, 1) == 0);
+    check(level_of_max(-1, 1) == 0);
+    check(level_of_max(1, 1) == 10); // strictly above 0.9, not above 1.0
+    check(level_of_max(1.5f, 1) == 11);
+    check(level_of_max(1e-30f, 1) == 1);
+    check(level_of_max(0.6f, 1) == 6); // 0.6 is not above 0.6
+    check(level_of_max(5, INFINITY) == 0);
+    check(level_of_max(1, 0) == 11);
     Random random{1};
     size_t wrong = 0;
     for (size_t i = 0; i < 100000; i++) {
         const float max = float(random.uniform() * 3), value = float(double(random.below(21)) * 0.05) * max;
-        const size_t level = level_of(value, max);
+        const size_t level = level_of_max(value, max);
         for (size_t t = 0; t < n_thresholds; t++) wrong += (value > float(t) / 10.0f * max) != (t < level);
     }
     check(wrong == 0, "%zu", wrong);
@@ -235,13 +238,13 @@ static void test_fires() {
     const float x[B * T][4] = {{-1, 0, 0, -2}, {-3, 0, 2, -2}, {-1, 0, 0, -2}, {-1, 0, 0, -4},
                                {-1, 0, 5, -2}, {-1, 0, 0, -2}, {-1, 0, 0, 0},  {-2, 0, 1, -2}};
     FireCollector collector(4);
-    const size_t bad = collector.add(B, T, {{1, 3}, {0, 3}}, [&](size_t n, auto f) {
+    const size_t bad = collector.add(B, T, {{}, {1, 3}, {0, 3}}, 1, [&](size_t n, auto f) {
         f(0, x[n], 1, 1.0f); // of two experts, the second with a gate weight
         const float half[3] = {2 * x[n][1], 2 * x[n][2], 2 * x[n][3]};
         f(1, half, 3, 0.5f);
     });
     check(bad == B * T && collector.characters == 8 && collector.values.size() == 4);
-    const LayerFires layer = train_fires(collector);
+    const LayerFires layer = train_fires(collector, Ladder::OF_MAXIMUM);
     check(layer.alive == 3 && layer.rate[0] == 0 && layer.rate[1] == 0 && layer.rate[2] == 0.375);
     check(layer.max[0] == 1); // |-1|: never zero, never positive
     check(layer.max[1] == INFINITY && layer.max[2] == 5 && layer.max[3] == 0);
@@ -255,8 +258,8 @@ static void test_fires() {
             f(2, z, 2, 1.0f);
         };
     };
-    check(broken.add(B, T, {{0}, {0}}, with(5, 6, NAN)) == 5);
-    check(FireCollector(4).add(B, T, {{0}, {0}}, with(7, 7, INFINITY)) == 7);
+    check(broken.add(B, T, {{0}, {0}}, 0, with(5, 6, NAN)) == 5);
+    check(FireCollector(4).add(B, T, {{0}, {0}}, 0, with(7, 7, INFINITY)) == 7);
 }
 
 // Facts of the published code's tests and arithmetic.
@@ -798,7 +801,7 @@ static void test_program() {
         for (size_t set = 0; set < 2; set++) {
             const GameSet& from = set ? games.test : games.train;
             all[set].assign(from.size() * 256 * units, 0);
-            read_batches(reader, from, "test", [&](size_t first, size_t B) {
+            read_rows(reader, game_rows(from), "test", [&](size_t first, size_t B) {
                 const LayerUnits layer = reader.layer(layer_index);
                 for (size_t n = 0; n < B * 256; n++)
                     for (size_t k = 0; k < layer.K; k++)

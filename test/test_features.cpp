@@ -78,13 +78,17 @@ struct Planted {
                 if (cells[c][n]) out.set(c, n);
         return out;
     }
-    Answers answers() const { return {labels_of(holds), labels_of(says), strata, games, {}}; }
-    UnitFires fires(const vector<float>& max) const {
-        TokenValues values(places);
+    Answers answers() const { return {labels_of(holds), labels_of(says), strata, games}; }
+    TokenValues values() const {
+        TokenValues list(places);
         for (size_t n = 0; n < places; n++)
             for (uint32_t u = 0; u < n_units; u++)
-                if (value[u][n] > 0) values[n].push_back({u, value[u][n]});
-        return unit_fires(values, max);
+                if (value[u][n] > 0) list[n].push_back({u, value[u][n]});
+        return list;
+    }
+    UnitFires fires(const vector<float>& cuts) const {
+        TokenValues list = values();
+        return unit_fires(list, cuts);
     }
 };
 
@@ -105,12 +109,9 @@ struct PlantedSplit {
         for (size_t n = 0; n < places; n += per_game) seen.seen[n] = 1;
         e = make_evidence(properties, questions, train.answers(), seen);
         fires.units = n_units;
-        for (const vector<float>& v : train.value) {
-            const float max = *std::max_element(v.begin(), v.end());
-            fires.max.push_back(max > 0 ? max : INFINITY);
-        }
+        fires.cuts = cuts_of_firings(train.values(), n_units);
         fires.rate.assign(n_units, 0.5);
-        fires.train = train.fires(fires.max), fires.test = test.fires(fires.max);
+        fires.train = train.fires(fires.cuts), fires.test = test.fires(fires.cuts);
     }
     // Cells of the properties that were kept.
     size_t cell(size_t property) const { return size_t(std::stoul(e.properties[property].words[0])); }
@@ -123,7 +124,7 @@ static Counts slow_counts(const Planted& p, const LayerFires& fires, size_t unit
         const double weight = fresh && n % per_game == 0 ? 0
                               : times.empty()            ? 1
                                                          : double(times[n / per_game]);
-        const bool on = p.value[unit][n] > float(t) / 10.0f * fires.max[unit],
+        const bool on = p.value[unit][n] > fires.cuts[unit * n_thresholds + t],
                    holds = p.holds[cell][n] != negated;
         counts.n += weight, counts.on += weight * on, counts.positives += weight * holds,
             counts.tp += weight * (on && holds);
@@ -172,9 +173,32 @@ static void test_evidence(const PlantedSplit& s) {
     check((distinct_cells(labels, per_game) == vector<uint32_t>{1}));
 }
 
+// Cuts by shares of a unit's firings: no more than the share is above, and with the value itself it would be.
+static void test_cuts(const PlantedSplit& s) {
+    size_t wrong = 0, several = 0;
+    for (size_t unit = 0; unit < n_units; unit++) {
+        vector<float> fired;
+        for (const float v : s.train.value[unit])
+            if (v > 0) fired.push_back(v);
+        const float* cuts = &s.fires.cuts[unit * n_thresholds];
+        wrong += cuts[0] != 0;
+        double share = 1;
+        for (size_t t = 1; t < n_thresholds; t++) {
+            share *= 0.7;
+            const auto count = [&](auto is) { return double(std::count_if(fired.begin(), fired.end(), is)); };
+            const double most = share * double(fired.size()),
+                         above = count([&](float v) { return v > cuts[t]; }),
+                         from = count([&](float v) { return v >= cuts[t]; });
+            wrong += fired.empty() ? std::isfinite(cuts[t]) : !(above <= most + 1e-6 && from > most - 1e-6);
+            wrong += cuts[t] < cuts[t - 1];
+            several += cuts[t] > cuts[t - 1];
+        }
+    }
+    check(wrong == 0 && several > 30, "%zu wrong, %zu steps", wrong, several);
+}
+
 // The threshold and the order of the candidates: by the correlation less two standard errors.
 static void test_choose(const PlantedSplit& s) {
-    vector<uint32_t> scratch;
     for (size_t unit = 0; unit < n_units; unit++) {
         double best = -INFINITY;
         size_t threshold = 0, property = SIZE_MAX;
@@ -184,7 +208,7 @@ static void test_choose(const PlantedSplit& s) {
                 const double sure = std::fabs(c.mcc()) - 2 * mcc_error_by_places(c);
                 if (c.on >= 10 && c.mcc() != 0 && sure > best) best = sure, threshold = t, property = p;
             }
-        const Candidates found = choose(s.fires.train, unit, s.e, nullptr, scratch);
+        const Candidates found = choose(s.fires.train, unit, s.e, nullptr);
         if (!check(found.best.empty() == (property == SIZE_MAX), "unit %zu", unit) || found.best.empty())
             continue;
         check(found.best[0].property == property && found.best[0].threshold == threshold,
@@ -206,7 +230,7 @@ static void test_choose(const PlantedSplit& s) {
     // Squares are told from the rest, and are the best of their own.
     Evidence e = s.e;
     e.properties[0].square = 0;
-    const Candidates found = choose(s.fires.train, 8, e, nullptr, scratch);
+    const Candidates found = choose(s.fires.train, 8, e, nullptr);
     check(s.cell(found.best[0].property) == 1 && found.square.any() && found.square.property == 0);
 }
 
@@ -239,7 +263,7 @@ static void test_verdicts(const PlantedSplit& s) {
     expect(13, KNOWS, 10, false);
     check(found[13].outright && found[0].outright && !found[9].rivals.size() && found[13].rule.mcc() < 0.8);
     for (const size_t unit : {6, 7, 12}) check(!found[unit].choice.any(), "unit %zu is tested", unit);
-    check(found[5].choice.threshold == 4, "threshold %zu", found[5].choice.threshold);
+    check(found[5].choice.threshold == 1, "threshold %zu", found[5].choice.threshold); // the strong ones only
     for (const size_t unit : {0, 1, 4, 5, 13}) check(found[unit].counts.f1() == 1);
 
     // With the labels of other games nothing is known, whatever the unit is.
@@ -283,6 +307,43 @@ static void test_verdicts(const PlantedSplit& s) {
     one.choice = {0, 0, false, 1, 0}, one.verdict = KNOWS, one.text = {0, 0, 8, 0};
     measure(one, s.fires.test, 12, truth);
     check(one.verdict == NOTHING && one.beyond.errors() < 1.5);
+}
+
+// Games of one event count as one witness: what is on in many games of a few events is not tested, what holds
+// everywhere still is, with larger errors.
+static void test_blocks(const PlantedSplit& s) {
+    const auto evidence = [&](size_t games_of_block) {
+        Answers answers[2] = {s.train.answers(), s.test.answers()};
+        for (Answers& a : answers)
+            for (size_t g = 0; g < games; g++) a.block.push_back(uint32_t(g / games_of_block));
+        vector<Property> properties(n_cells, {"cell", {"holds", "fails"}}),
+            questions(n_questions, {"text", {"says", "does not say"}});
+        return make_evidence(properties, questions, std::move(answers[0]), std::move(answers[1]));
+    };
+    const Evidence apart = evidence(1), blocks = evidence(5), few = evidence(20);
+    const vector<size_t> one = {8};
+    const Finding alone = find(s.fires, one, apart)[0], grouped = find(s.fires, one, blocks)[0],
+                  none = find(s.fires, one, few)[0];
+    check(alone.verdict == KNOWS && grouped.verdict == KNOWS && !none.choice.any());
+    check(alone.witnesses == games && grouped.witnesses == games / 5);
+    check_near(alone.beyond.value, grouped.beyond.value, 1e-9 * alone.beyond.value);
+    check(alone.beyond.error != grouped.beyond.error);
+
+    // A property of events: by games it would seem surer than it is.
+    vector<uint8_t> on(places), holds(places);
+    vector<uint32_t> block(games);
+    Random random{2};
+    for (size_t g = 0; g < games; g++) {
+        block[g] = uint32_t(g / 15);
+        for (size_t d = 0; d < per_game; d++) {
+            on[g * per_game + d] = g / 15 % 3 == 0 && random.uniform() < 0.5;
+            holds[g * per_game + d] = g / 15 % 3 == 0;
+        }
+    }
+    const Strata all = {vector<uint32_t>(places), 1};
+    const double by_games = matched_excess(on, holds, all, nullptr, per_game).errors(),
+                 by_events = matched_excess(on, holds, all, nullptr, {per_game, block}).errors();
+    check(by_games > 20 && by_events < 8, "%g, %g", by_games, by_events);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -472,7 +533,7 @@ static void test_squares(const string& folder) {
         if (const double x = random.uniform(); x < 0.4) values[n].push_back({0, float(x)});
     vector<float> value(300);
     for (size_t n = 0; n < 300; n++) value[n] = values[n].empty() ? 0 : values[n][0].value;
-    const UnitFires fires = unit_fires(values, {0.4f});
+    const UnitFires fires = unit_fires(values, cuts_of_maximum({0.4f}));
     const size_t f = board_function("piece_state"), cls = 7; // white pawns
     const vector<double> lifts = square_lifts(fires, 0, 3, first_cell(f) + cls, 13, labels, 10);
     for (size_t s = 0; s < 64; s++) {
@@ -685,6 +746,10 @@ static void test_chess_model(const string& folder) {
               features.trained.units == 2 * E * D && features.untrained.units == 2 * E * D);
         check(features.other_labels.knows <= 1, "%zu", features.other_labels.knows);
         check(features.trained.knows <= 2, "%zu units of random weights", features.trained.knows);
+        const Census& census = features.trained;
+        check(census.known.size() <= census.knows && (census.knows_firing > 0) == (census.knows > 0) &&
+              (census.reads_firing > 0) == (census.reads > 0) &&
+              census.firing >= census.reads_firing + census.knows_firing && census.firing > 0);
 
         // All of it again, slowly, for every listed unit.
         const GameSet test = read_games(o.test_games, T, 10, 1000);
@@ -722,7 +787,7 @@ static void test_chess_model(const string& folder) {
                         value = layer.z[n * D + f.unit];
                     }
                     if (value > best) best = value, place = t;
-                    if (!(value > float(f.finding.choice.threshold) / 10.0f * f.max)) continue;
+                    if (!(value > f.cut)) continue;
                     on++;
                     for (size_t k = 0; c.moe() && k < 2; k++) with[size_t(layer.choice[n * 2 + k])]++;
                 }
@@ -790,10 +855,11 @@ static void test_chess_model(const string& folder) {
               json.find("weights")->text == weights_hash(path));
         for (const Json& unit : units->items) {
             for (const char* key :
-                 {"layer",     "expert",        "unit",         "rate",        "max",     "threshold",
-                  "precision", "precision_low", "recall",       "f1",          "f1_low",  "f1_high",
-                  "base",      "floor",         "shuffled",     "matched",     "rule_f1", "rule_mcc",
-                  "text_mcc",  "beyond",        "beyond_error", "on_anywhere", "places",  "precision_high"})
+                 {"layer",     "expert",       "unit",        "rate",          "max",
+                  "threshold", "share",        "precision",   "precision_low", "recall",
+                  "f1",        "f1_low",       "f1_high",     "base",          "floor",
+                  "shuffled",  "matched",      "rule_f1",     "rule_mcc",      "text_mcc",
+                  "beyond",    "beyond_error", "on_anywhere", "places",        "precision_high"})
                 check(unit.find(key) && (unit.find(key)->is_number() || unit.find(key)->type == Json::Null),
                       "%s", key);
             check(unit.find("found")->type == Json::Boolean && !unit.find("property")->text.empty() &&
@@ -995,8 +1061,10 @@ int main() {
         const PlantedSplit planted;
         test_counts();
         test_evidence(planted);
+        test_cuts(planted);
         test_choose(planted);
         test_verdicts(planted);
+        test_blocks(planted);
         test_text_labels();
         test_contexts();
         test_squares(folder.path);

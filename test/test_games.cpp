@@ -5,6 +5,7 @@
 #include "../dev/interp/games.h"
 #include "check.h"
 #include <filesystem>
+#include <map>
 
 static std::string folder;
 
@@ -331,6 +332,41 @@ static void test_split() {
     for (const GameSplit& s : {one, few, both})
         for (const std::string& text : s.test.texts)
             check(std::find(s.train.texts.begin(), s.train.texts.end(), text) == s.train.texts.end());
+    check((one.test.block.back() + 1 == one.test.size()) &&
+          one.train.texts[0] == read_games(path, 200, 10, 1).texts[0]);
+
+    // Games of one event stay together, whatever their number; of a file that names one event for all of them
+    // every hundredth part does.
+    std::string rows = "Event,transcript\n";
+    std::map<std::string, std::string> event_of;
+    for (size_t i = 0; i < 260; i++) {
+        const std::string game = random_game(1000 + i, 140), event = strf("event %zu", i / 3);
+        rows += event + ",\"" + game + "\"\n";
+        event_of[game.substr(0, 200)] = event;
+    }
+    const std::string sorted = written("sorted.csv", rows);
+    const GameSet all = read_games(sorted, 200, 10, 1000);
+    const GameSplit dealt = split_games(sorted, "", 200, 10, 1000);
+    check(all.size() > 200 && all.block.size() == all.size() && all.block.back() + 1 < all.size());
+    for (size_t i = 1; i < all.size(); i++) {
+        const bool same = all.block[i] == all.block[i - 1];
+        check(!same || event_of[all.texts[i]] == event_of[all.texts[i - 1]]);
+        const auto is_test = [&](size_t game) {
+            const std::vector<std::string>& texts = dealt.test.texts;
+            return std::find(texts.begin(), texts.end(), all.texts[game]) != texts.end();
+        };
+        check(!same || is_test(i) == is_test(i - 1));
+    }
+    for (const GameSet* set : {&dealt.train, &dealt.test})
+        for (size_t i = 1; i < set->size(); i++)
+            check((set->block[i] == set->block[i - 1]) <=
+                  (event_of[set->texts[i]] == event_of[set->texts[i - 1]]));
+    std::vector<std::string> names;
+    for (size_t i = 0; i < 1000; i++)
+        names.push_back(i < 500 ? strf("event %zu", i / 4) : i < 900 ? "club" : "?");
+    const std::vector<uint32_t> blocks = blocks_of_events(names);
+    check(blocks[0] == 0 && blocks[3] == 0 && blocks[4] == 1 && blocks[499] == 124 && blocks[500] == 125 &&
+          blocks[509] == 125 && blocks[510] == 126 && blocks[899] == 164 && blocks[901] == 166);
     check_error(split_games(path, path, 200, 10, 1000), "split.txt", "every one of its games");
     check_error(split_games(written("lone.txt", random_game(1, 140)), "", 200, 10, 9), "lone.txt",
                 "1 fit game");

@@ -332,11 +332,15 @@ static std::string made_up_features(const MadeUp& m, size_t per_expert) {
                     .member("unit", i * 17 + 5)
                     .member("rate", .001 + .2 * share(index, 2))
                     .member("max", 3.4)
+                    .member("share", .49)
                     .member("threshold", .1 * double(index % 5));
                 const char* const verdict = p > .7 ? "knows" : p > .3 ? "reads" : "nothing";
                 const std::string text = m.hostile ? std::string(escape) : "White's last move was a capture";
                 knows += p > .7, reads += p > .3 && p <= .7;
-                out.member("on_anywhere", 3.5).member("on", 200).member("places", 39000).member("games", 150);
+                out.member("on_anywhere", 3.5)
+                    .member("on", 200)
+                    .member("places", 39000)
+                    .member("witnesses", 150);
                 out.member("function", chess ? "piece" : "next token").member("property", property);
                 out.member("verdict", verdict).member("found", p > .7).member("outright", p > .9);
                 out.key("rivals").open('[');
@@ -395,14 +399,19 @@ static std::string made_up_features(const MadeUp& m, size_t per_expert) {
     out.member(
         "sentence",
         "layer 0, unit 90 tells that a black queen stands on d8: right at 0.98 of the places where it is on");
-    out.key("summary").open('{').member("tested", index * 20).member("knows", knows).member("reads", reads);
-    out.member("outright", 2);
+    out.key("summary").open('{').member("units", index * 25).member("tested", index * 20);
+    out.member("knows", knows).member("reads", reads).member("outright", 2).member("properties", knows);
+    out.member("knows_firing", .01).member("reads_firing", .7);
     for (const char* control : {"untrained", "other_labels"})
         out.key(control)
             .open('{')
+            .member("units", index * 25)
             .member("tested", index * 20)
             .member("knows", 1)
             .member("reads", 90)
+            .member("properties", 1)
+            .member("knows_firing", .001)
+            .member("reads_firing", .6)
             .close();
     out.close().close();
     return out.text;

@@ -201,6 +201,13 @@ static void test_bootstrap() {
     set_thread_count(1);
     check(three.interval.low == a.interval.low && three.interval.high == a.interval.high);
 
+    // Groups of a block are drawn together, as many blocks as there are.
+    const std::vector<uint32_t> block = {0, 0, 1, 2, 2, 2};
+    for (const std::vector<uint32_t>& times : resample(
+             6, 3, [](const std::vector<uint32_t>& t) { return t; }, block))
+        check(times[0] == times[1] && times[3] == times[4] && times[4] == times[5] &&
+              times[0] + times[2] + times[3] == 3);
+
     // Pairs that lie on a line in every group: whatever is drawn, r = 1. Groups of opposite signs: all of it.
     std::vector<double> x, same, opposite;
     std::vector<uint32_t> rows;

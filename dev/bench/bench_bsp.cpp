@@ -16,7 +16,7 @@ static UnitFires random_fires(size_t units, size_t tokens, double rate, uint64_t
                 values[n].push_back({u, float(level * level)});
             }
     });
-    return unit_fires(values, std::vector<float>(units, 1.0f));
+    return unit_fires(values, cuts_of_maximum(std::vector<float>(units, 1.0f)));
 }
 
 static double seconds_of(auto work) {

@@ -125,29 +125,18 @@ void label_board(const BoardHistory& history, std::vector<uint8_t>& cells, Label
 Labels label_boards(const GameSet& games, const Boundaries& where) {
     const size_t per_game = where.per_game(), plies = where.ply(per_game - 1);
     Labels labels = empty_labels(BoardFamilies::size, games.size() * per_game);
-    // Games are taken in groups whose places fill whole words, so that no two threads write to the same word.
-    const size_t group = 64 / std::gcd(size_t(64), per_game), n_groups = (games.size() + group - 1) / group;
-    Progress progress("boards", "games", double(games.size()));
-    size_t done = 0;
-#pragma omp parallel for schedule(dynamic, 1)
-    for (size_t i = 0; i < n_groups; i++) {
+    each_labelled_game("boards", games.size(), per_game, [&](size_t g) {
         std::vector<uint8_t> cells;
-        const size_t end = std::min(games.size(), (i + 1) * group);
-        for (size_t g = i * group; g < end; g++) {
-            chess::GameTextReader reader; // the games of a set are legal up to their last dot
-            for (const char c : games.texts[g]) {
-                if (reader.moves.size() == plies) break;
-                reader.push(c);
-            }
-            BoardHistory history;
-            for (size_t place = 0, ply = 0; place < per_game; place++) {
-                for (; ply < where.ply(place); ply++) history.play(reader.moves[ply]);
-                label_board(history, cells, labels, g * per_game + place);
-            }
+        chess::GameTextReader reader; // the games of a set are legal up to their last dot
+        for (const char c : games.texts[g]) {
+            if (reader.moves.size() == plies) break;
+            reader.push(c);
         }
-#pragma omp critical(label_boards_progress)
-        progress.update(double(done += end - i * group));
-    }
-    progress.finish(double(games.size()));
+        BoardHistory history;
+        for (size_t place = 0, ply = 0; place < per_game; place++) {
+            for (; ply < where.ply(place); ply++) history.play(reader.moves[ply]);
+            label_board(history, cells, labels, g * per_game + place);
+        }
+    });
     return labels;
 }

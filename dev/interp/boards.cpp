@@ -24,7 +24,8 @@ Forks find_forks(const chess::Position& p) {
             for (const PieceType target : {KNIGHT, BISHOP, ROOK, QUEEN})
                 if (worth[target] > worth[type]) {
                     const int n = count(hit & p.types[target]);
-                    pairs[target] += n, targets += n;
+                    pairs[target] += n;
+                    targets += n;
                 }
             forks.one |= targets >= 2;
             if (type == KNIGHT) knight_pairs += targets;
@@ -38,7 +39,9 @@ Forks find_forks(const chess::Position& p) {
 bool opponent_mates_next(chess::Position p) {
     using namespace chess;
     if (in_check(p)) return false;
-    p.turn = !p.turn, p.en_passant = NO_SQUARE, p.en_passant_legal = false;
+    p.turn = !p.turn;
+    p.en_passant = NO_SQUARE;
+    p.en_passant_legal = false;
     for (Move m : legal_moves(p)) {
         const Undo undo = make(p, m);
         const bool mate = is_checkmate(p);
@@ -64,7 +67,10 @@ MoveFacts find_move_facts(chess::Position p) {
         facts.captures_queen |= m.to == queen;
         if (facts.mate) continue;
         const Undo undo = make(p, m);
-        if (in_check(p)) facts.check = true, facts.mate = !has_legal_move(p);
+        if (in_check(p)) {
+            facts.check = true;
+            facts.mate = !has_legal_move(p);
+        }
         unmake(p, m, undo);
     }
     return facts;
@@ -132,48 +138,26 @@ void label_position(const BoardHistory& history, std::vector<uint8_t>& cells) {
 }
 
 Labels label_games(const GameSet& games, size_t dots) {
-    const size_t n_games = games.size();
-    Labels labels;
-    labels.tokens = n_games * dots;
-    labels.words = (labels.tokens + 63) / 64;
-    labels.bits.assign(total_cells() * labels.words, 0);
+    Labels labels = empty_labels(total_cells(), games.size() * dots);
     if (labels.tokens == 0) return labels;
-
-    // Games are taken in groups whose tokens fill whole words, so that no two threads write to the same word.
-    const size_t group = 64 / std::gcd(size_t(64), dots), n_groups = (n_games + group - 1) / group;
-    std::vector<std::string> errors(n_groups); // an exception must not leave a parallel loop
-    Progress progress("board functions", "games", double(n_games));
-    size_t done = 0;
-#pragma omp parallel for schedule(dynamic)
-    for (size_t i = 0; i < n_groups; i++) {
-        std::vector<uint8_t> cells;
-        const size_t end = std::min(n_games, (i + 1) * group);
-        for (size_t g = i * group; g < end && errors[i].empty(); g++) {
-            chess::GameTextReader reader;
-            for (char c : games.texts[g]) {
-                if (!reader.ok() || reader.moves.size() >= 2 * (dots - 1)) break;
-                reader.push(c);
-            }
-            if (reader.moves.size() < 2 * (dots - 1)) {
-                errors[i] = strf("%s: fit game %zu has %zu legal plies, expected %zu or more",
-                                 games.source.c_str(), g + 1, reader.moves.size(), 2 * (dots - 1));
-                break;
-            }
-            BoardHistory history;
-            for (size_t d = 0; d < dots; d++) {
-                if (d > 0) history.play(reader.moves[2 * d - 2]), history.play(reader.moves[2 * d - 1]);
-                label_position(history, cells);
-                const size_t token = g * dots + d;
-                for (size_t c = 0; c < cells.size(); c++)
-                    if (cells[c]) labels.bits[c * labels.words + token / 64] |= uint64_t(1) << (token % 64);
-            }
+    each_labelled_game("board functions", games.size(), dots, [&](size_t g) {
+        chess::GameTextReader reader;
+        for (const char c : games.texts[g]) {
+            if (!reader.ok() || reader.moves.size() >= 2 * (dots - 1)) break;
+            reader.push(c);
         }
-#pragma omp critical(label_games_progress)
-        progress.update(double(done += end - i * group));
-    }
-    progress.finish(double(n_games));
-    for (const std::string& error : errors)
-        if (!error.empty()) fail("%s", error.c_str());
+        if (reader.moves.size() < 2 * (dots - 1))
+            fail("%s: fit game %zu has %zu legal plies, expected %zu or more", games.source.c_str(), g + 1,
+                 reader.moves.size(), 2 * (dots - 1));
+        BoardHistory history;
+        std::vector<uint8_t> cells;
+        for (size_t d = 0; d < dots; d++) {
+            for (size_t ply = d ? 2 * d - 2 : 0; ply < 2 * d; ply++) history.play(reader.moves[ply]);
+            label_position(history, cells);
+            for (size_t c = 0; c < cells.size(); c++)
+                if (cells[c]) labels.set(c, g * dots + d);
+        }
+    });
     return labels;
 }
 

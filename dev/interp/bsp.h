@@ -6,7 +6,9 @@
 // (controls.h). Features made elsewhere (an SAE's, say) are measured by the same ruler when they come as .npy
 // files.
 //
-//   1 options    2 the ruler    3 a layer    4 the model    5 table, JSON, program
+//   1 options                          4 the model, the program (bsp_tool.cpp)
+//   2 the ruler (bsp_ruler.cpp)        5 tables, JSON (bsp_output.cpp)
+//   3 a layer (bsp_layer.cpp)
 #pragma once
 #include "../lib/options.h"
 #include "labels_csv.h"

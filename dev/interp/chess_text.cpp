@@ -1,5 +1,6 @@
 // What the text of a game says aloud: see chess_text.h.
 #include "chess_text.h"
+#include <array>
 
 WrittenMove read_written_move(std::string san, bool white) {
     WrittenMove m;
@@ -12,7 +13,8 @@ WrittenMove read_written_move(std::string san, bool white) {
     constexpr size_t king = 5, rook = 3;
     const size_t rank = white ? 0 : 56;
     if (san == "O-O" || san == "O-O-O") {
-        m.castles = true, m.castles_long = san.size() > 3;
+        m.castles = true;
+        m.castles_long = san.size() > 3;
         m.landings = {{king, rank + (m.castles_long ? 2 : 6)}, {rook, rank + (m.castles_long ? 3 : 5)}};
         return m;
     }
@@ -165,89 +167,132 @@ ChessQuestions chess_questions(const GameSet& games, const Boundaries& where) {
     return q;
 }
 
-Labels label_chess_text(const GameSet& games, const ChessQuestions& q) {
-    const size_t per_game = q.where.per_game(), plies = q.where.ply(per_game - 1);
-    Labels labels = empty_labels(q.list.size(), games.size() * per_game);
-    // Games are taken in groups whose places fill whole words, so that no two threads write to the same word.
-    const size_t group = 64 / std::gcd(size_t(64), per_game), n_groups = (games.size() + group - 1) / group;
-#pragma omp parallel for schedule(dynamic, 1)
-    for (size_t i = 0; i < n_groups; i++)
-        for (size_t g = i * group; g < std::min(games.size(), (i + 1) * group); g++) {
-            const std::string& text = games.texts[g];
-            const std::vector<std::string> words = words_of(text);
-            const std::vector<size_t> characters = boundary_characters(text, q.where);
-            std::vector<WrittenMove> moves;             // of both sides in turn
-            std::vector<uint8_t> so_far[2];             // as in the list, up to the marks
-            int last_kind[64], captured_on[2][64] = {}; // side * 6 + kind; -1: nobody
-            std::fill(std::begin(last_kind), std::end(last_kind), -1);
-            size_t captures[2] = {};
-            for (auto& list : so_far) list.assign(slot_size, 0);
-            for (size_t place = 0; place < per_game; place++) {
-                for (; moves.size() < std::min(q.where.ply(place), plies);) {
-                    const size_t side = moves.size() % 2;
-                    const WrittenMove m = read_written_move(words[moves.size()], side == 0);
-                    for (const auto& [kind, square] : m.landings) {
-                        so_far[side][kind] = so_far[side][slot_square + square] = 1;
-                        so_far[side][slot_both + kind * 64 + square] = 1;
-                        last_kind[square] = int(side * n_kinds + kind);
-                        if (m.capture) captured_on[side][square] = 1;
-                    }
-                    const bool marks[] = {m.capture, m.check, m.promotion, m.castles, m.castles_long};
-                    for (size_t k = 0; k < n_marks; k++) so_far[side][slot_marks + k] |= marks[k];
-                    captures[side] += m.capture;
-                    moves.push_back(m);
-                }
-                const size_t n = g * per_game + place, ply = moves.size(), side = ply % 2;
-                const auto set_slot = [&](MoveSlot slot, size_t back) { // the move `back` plies ago
-                    if (back == 0 || back > ply) return;
-                    const WrittenMove& m = moves[ply - back];
-                    const size_t first = q.slot[slot];
-                    for (const auto& [kind, square] : m.landings) {
-                        labels.set(first + kind, n);
-                        labels.set(first + slot_square + square, n);
-                        labels.set(first + slot_both + kind * 64 + square, n);
-                    }
-                    const bool marks[] = {m.capture, m.check, m.promotion, m.castles, m.castles_long};
-                    for (size_t k = 0; k < n_marks; k++)
-                        if (marks[k]) labels.set(first + slot_marks + k, n);
-                };
-                const size_t white = side == 0 ? 2 : 1, black = 3 - white; // plies back to their last moves
-                set_slot(WHITE_LAST, white), set_slot(WHITE_BEFORE, white + 2);
-                set_slot(BLACK_LAST, black), set_slot(BLACK_BEFORE, black + 2);
-                set_slot(OTHER_LAST, 1), set_slot(OWN_LAST, 2);
-                for (size_t who = 0; who < (q.where.both ? 4 : 2); who++) {
-                    const size_t s = who < 2 ? who : who == 2 ? side : 1 - side;
-                    for (size_t k = 0; k < slot_size; k++)
-                        if (so_far[s][k]) labels.set(q.so_far[who] + k, n);
-                    const size_t first = q.so_far[who] + slot_size;
-                    for (size_t k = 1; k <= std::min(captures[s], side_captures); k++)
-                        labels.set(first + k - 1, n);
-                    for (size_t square = 0; square < 64; square++)
-                        if (captured_on[s][square]) labels.set(first + side_captures + square, n);
-                }
-                for (size_t square = 0; square < 64; square++)
-                    if (const int by = last_kind[square]; by >= 0) {
-                        labels.set(q.square + size_t(by) * 64 + square, n);
-                        const size_t other = size_t(by) / n_kinds != side;
-                        if (q.where.both)
-                            labels.set(q.own_square + (other * n_kinds + size_t(by) % n_kinds) * 64 + square,
-                                       n);
-                        labels.set(q.square + (2 * n_kinds + size_t(by) / n_kinds) * 64 + square, n);
-                        labels.set(q.square + (2 * n_kinds + 2) * 64 + square, n);
-                    }
-                for (size_t k = 1; k <= std::min(captures[0] + captures[1], most_captures); k++)
-                    labels.set(q.captures + k - 1, n);
-                for (size_t move = 2; move <= ply / 2 + 1; move++) labels.set(q.move + move - 2, n);
-                const size_t at = characters[place];
-                for (size_t k = 0; k < q.steps.size(); k++)
-                    if (at >= q.steps[k]) labels.set(q.characters + k, n);
-                if (side == 1) labels.set(q.turn, n);
-                for (size_t length = 2; length <= std::min<size_t>(4, at + 1); length++)
-                    if (const auto known = q.endings.find(text.substr(at + 1 - length, length));
-                        known != q.endings.end())
-                        labels.set(known->second, n);
-            }
+// What a game has written up to some ply.
+struct TextSoFar {
+    std::vector<WrittenMove> moves;                 // of both sides in turn
+    std::vector<uint8_t> so_far[2], captured_on[2]; // as in the list, up to the marks; (64)
+    int last_kind[64];                              // side * 6 + kind; -1: nobody
+    size_t captures[2] = {};
+
+    TextSoFar() {
+        for (size_t side = 0; side < 2; side++) {
+            so_far[side].assign(slot_size, 0);
+            captured_on[side].assign(64, 0);
         }
+        std::fill(std::begin(last_kind), std::end(last_kind), -1);
+    }
+
+    void add(const std::string& word) {
+        const size_t side = moves.size() % 2;
+        const WrittenMove m = read_written_move(word, side == 0);
+        for (const auto& [kind, square] : m.landings) {
+            so_far[side][kind] = 1;
+            so_far[side][slot_square + square] = 1;
+            so_far[side][slot_both + kind * 64 + square] = 1;
+            last_kind[square] = int(side * n_kinds + kind);
+            if (m.capture) captured_on[side][square] = 1;
+        }
+        const auto marks = marks_of(m);
+        for (size_t k = 0; k < n_marks; k++) so_far[side][slot_marks + k] |= marks[k];
+        captures[side] += m.capture;
+        moves.push_back(m);
+    }
+    static std::array<bool, n_marks> marks_of(const WrittenMove& m) {
+        return {m.capture, m.check, m.promotion, m.castles, m.castles_long};
+    }
+};
+
+// The answers at one place.
+struct TextAnswers {
+    const ChessQuestions& q;
+    const TextSoFar& text;
+    Labels& labels;
+    size_t n; // the place
+
+    size_t ply() const { return text.moves.size(); }
+    size_t side() const { return ply() % 2; }
+    void set(size_t question) { labels.set(question, n); }
+    // Those of questions that ask for at least 1, 2, .. of something.
+    void set_steps(size_t first, size_t reached, size_t most) {
+        for (size_t k = 0; k < std::min(reached, most); k++) set(first + k);
+    }
+
+    void last_move(MoveSlot slot, size_t back) { // the move `back` plies ago
+        if (back > ply()) return;
+        const WrittenMove& m = text.moves[ply() - back];
+        const size_t first = q.slot[slot];
+        for (const auto& [kind, square] : m.landings) {
+            set(first + kind);
+            set(first + slot_square + square);
+            set(first + slot_both + kind * 64 + square);
+        }
+        const auto marks = TextSoFar::marks_of(m);
+        for (size_t k = 0; k < n_marks; k++)
+            if (marks[k]) set(first + slot_marks + k);
+    }
+    void last_moves() {
+        const size_t white = side() == 0 ? 2 : 1, black = 3 - white; // plies back to their last moves
+        last_move(WHITE_LAST, white);
+        last_move(WHITE_BEFORE, white + 2);
+        last_move(BLACK_LAST, black);
+        last_move(BLACK_BEFORE, black + 2);
+        last_move(OTHER_LAST, 1);
+        last_move(OWN_LAST, 2);
+    }
+    void written_so_far() {
+        for (size_t who = 0; who < (q.where.both ? 4 : 2); who++) {
+            const size_t s = who < 2 ? who : who == 2 ? side() : 1 - side();
+            const size_t first = q.so_far[who], counts = first + slot_size;
+            for (size_t k = 0; k < slot_size; k++)
+                if (text.so_far[s][k]) set(first + k);
+            set_steps(counts, text.captures[s], side_captures);
+            for (size_t square = 0; square < 64; square++)
+                if (text.captured_on[s][square]) set(counts + side_captures + square);
+        }
+    }
+    void last_to_squares() {
+        for (size_t square = 0; square < 64; square++) {
+            if (text.last_kind[square] < 0) continue;
+            const size_t by = size_t(text.last_kind[square]), of_side = by / n_kinds, kind = by % n_kinds;
+            set(q.square + by * 64 + square);
+            set(q.square + (2 * n_kinds + of_side) * 64 + square);
+            set(q.square + (2 * n_kinds + 2) * 64 + square);
+            if (q.where.both) set(q.own_square + ((of_side != side()) * n_kinds + kind) * 64 + square);
+        }
+    }
+    void clocks(size_t character) {
+        set_steps(q.captures, text.captures[0] + text.captures[1], most_captures);
+        set_steps(q.move, ply() / 2, SIZE_MAX);
+        for (size_t k = 0; k < q.steps.size(); k++)
+            if (character >= q.steps[k]) set(q.characters + k);
+        if (side() == 1) set(q.turn);
+    }
+    void ending(const std::string& game, size_t character) {
+        for (size_t length = 2; length <= std::min<size_t>(4, character + 1); length++) {
+            const auto known = q.endings.find(game.substr(character + 1 - length, length));
+            if (known != q.endings.end()) set(known->second);
+        }
+    }
+};
+
+Labels label_chess_text(const GameSet& games, const ChessQuestions& q) {
+    const size_t per_game = q.where.per_game();
+    Labels labels = empty_labels(q.list.size(), games.size() * per_game);
+    each_labelled_game("questions about the text", games.size(), per_game, [&](size_t g) {
+        const std::string& game = games.texts[g];
+        const std::vector<std::string> words = words_of(game);
+        const std::vector<size_t> characters = boundary_characters(game, q.where);
+        TextSoFar text;
+        for (size_t place = 0; place < per_game; place++) {
+            while (text.moves.size() < q.where.ply(place)) text.add(words[text.moves.size()]);
+            TextAnswers answers{q, text, labels, g * per_game + place};
+            answers.last_moves();
+            answers.written_so_far();
+            answers.last_to_squares();
+            answers.clocks(characters[place]);
+            answers.ending(game, characters[place]);
+        }
+    });
     return labels;
 }
 

@@ -70,7 +70,7 @@ Strata chess_strata(const GameSet& games, const Boundaries& where) {
 }
 
 Excess matched_excess(const std::vector<uint8_t>& on, const std::vector<uint8_t>& holds, const Strata& strata,
-                      const uint8_t* finer, size_t per_game) {
+                      const uint8_t* finer, const Witnesses& witnesses) {
     struct Sums {
         uint32_t n = 0, on = 0, positives = 0;
     };
@@ -84,17 +84,17 @@ Excess matched_excess(const std::vector<uint8_t>& on, const std::vector<uint8_t>
         s.positives += holds[n];
     }
     Excess out;
-    std::vector<double> games(on.size() / per_game);
+    std::vector<double> told(witnesses.count(on.size())); // by each
     double tp = 0;
     for (size_t n = 0; n < on.size(); n++) {
         const Sums& s = sums[key(n)];
         if (s.on == 0 || s.positives == 0) continue; // adds nothing
-        games[n / per_game] += (on[n] - double(s.on) / s.n) * (holds[n] - double(s.positives) / s.n);
+        told[witnesses.of(n)] += (on[n] - double(s.on) / s.n) * (holds[n] - double(s.positives) / s.n);
         tp += on[n] & holds[n];
     }
-    for (const double g : games) out.value += g;
+    for (const double t : told) out.value += t;
     out.expected = tp - out.value;
-    out.error = error_of_sum(games);
+    out.error = error_of_sum(told);
     return out;
 }
 

@@ -7,9 +7,8 @@
 // places drawn at random,
 //     E[TP] = sum over strata s of on_s positives_s / n_s,
 // and TP - E[TP] is what it tells beyond them (Cochran, Mantel and Haenszel). Nothing is drawn, so there is
-// no seed and no noise. Its standard error is over games, since the places of one are no independent
-// witnesses: a unit that fires in k games, however often in each, is sqrt(k) standard errors from nothing at
-// most.
+// no seed and no noise. Its standard error is over witnesses, since the places of one game are no independent
+// ones: a unit that fires in k games, however often in each, is sqrt(k) standard errors from nothing at most.
 //
 //   1 counts    2 permuted labels    3 the matched null    4 what has been seen before
 #pragma once
@@ -55,6 +54,19 @@ inline double mcc_error_by_places(const Counts& c) {
     const double squares = c.tp * both * both + fp * d.on * d.on + fn * d.positives * d.positives;
     return std::sqrt(std::max(0.0, squares - sum * sum / c.n));
 }
+
+// Whose word counts once. Places come as so many of a game, one game after the other; games of one block
+// (games.h) are one witness.
+struct Witnesses {
+    size_t per_game;
+    std::vector<uint32_t> block; // (games) in rising order; none: every game by itself
+
+    Witnesses(size_t per_game, std::vector<uint32_t> block = {})
+        : per_game(per_game), block(std::move(block)) {}
+    size_t of_game(size_t game) const { return block.empty() ? game : block[game]; }
+    size_t of(size_t place) const { return of_game(place / per_game); }
+    size_t count(size_t places) const { return places ? of(places - 1) + 1 : 0; }
+};
 
 // The standard error of a sum of independent values of groups: sqrt(G/(G-1) sum of (value - mean)^2).
 double error_of_sum(const std::vector<double>& values);
@@ -110,7 +122,7 @@ constexpr size_t games_per_range = 60, most_ranges = 16;
 
 Strata chess_strata(const GameSet& games, const Boundaries& where);
 
-// What a unit tells beyond the strata, (TP - E[TP]), with its standard error over games.
+// What a unit tells beyond the strata, (TP - E[TP]), with its standard error over witnesses.
 struct Excess {
     double value = 0, error = INFINITY, expected = 0;
 
@@ -118,7 +130,7 @@ struct Excess {
 };
 // on, holds (places): 0 or 1; finer (places): 0 to 3, strata within the strata, or null.
 Excess matched_excess(const std::vector<uint8_t>& on, const std::vector<uint8_t>& holds, const Strata& strata,
-                      const uint8_t* finer, size_t per_game);
+                      const uint8_t* finer, const Witnesses& witnesses);
 
 // ---------------------------------------------------------------------------------------------------------
 // 4 What has been seen before

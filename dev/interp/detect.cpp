@@ -12,10 +12,13 @@ Evidence make_evidence(const std::vector<Property>& properties, const std::vecto
     for (const bool is_test : {false, true}) {
         Answers& from = is_test ? test : train;
         Places& to = is_test ? e.test : e.train;
-        to.games = from.games, to.per_game = from.properties.tokens / from.games;
+        to.games = from.games;
+        to.per_game = from.properties.tokens / from.games;
         to.properties = chosen_cells(from.properties, kept);
         to.questions = chosen_cells(from.questions, asked);
-        to.strata = std::move(from.strata), to.seen = std::move(from.seen);
+        to.strata = std::move(from.strata);
+        to.seen = std::move(from.seen);
+        to.witnesses = {to.per_game, std::move(from.block)};
     }
     std::vector<uint32_t> all(kept.size());
     std::vector<uint32_t> place(questions.size(), UINT32_MAX); // of a question among those kept
@@ -40,11 +43,13 @@ Firing firing_of(const UnitFires& fires, size_t unit, size_t threshold, const Pl
     f.on.assign(places.size(), 0);
     f.list.reserve(fires.on(unit, threshold));
     for (const uint32_t* n = fires.first(unit); n < fires.last(unit, threshold); n++) f.on[*n] = 1;
-    for (size_t game = 0; game < places.games; game++) {
-        const size_t before = f.list.size();
-        for (size_t n = game * places.per_game; n < (game + 1) * places.per_game; n++)
-            if (f.on[n]) f.list.push_back(uint32_t(n));
-        f.games += f.list.size() > before;
+    size_t last = SIZE_MAX; // witness
+    for (size_t n = 0; n < places.size(); n++) {
+        if (!f.on[n]) continue;
+        const size_t witness = places.witnesses.of(n);
+        f.list.push_back(uint32_t(n));
+        f.witnesses += witness != last;
+        last = witness;
     }
     return f;
 }
@@ -55,12 +60,12 @@ Truth::Truth(const Places& places, const Order* order) : places(places), order(o
     for (size_t n = 0; n < place_of.size(); n++) place_of[(*order)[n]] = uint32_t(n);
     positives.assign(P, 0);
     in_game.assign(P * places.games, 0);
-#pragma omp parallel for schedule(dynamic, 16)
-    for (size_t p = 0; p < P; p++)
+    parallel_items(P, [&](size_t p) {
         each_place(places.properties, p, [&](size_t n) {
             positives[p]++;
             in_game[p * places.games + (order ? place_of[n] : n) / places.per_game]++;
         });
+    });
 }
 
 std::vector<uint8_t> Truth::holds(const Choice& c) const {
@@ -79,20 +84,21 @@ Counts count(const Firing& firing, const Choice& c, const Truth& truth) {
 
 double mcc_error(const Firing& firing, const Choice& c, const Truth& truth, const Counts& unit) {
     const MccSlopes d = mcc_slopes(unit);
-    const size_t G = truth.places.games, per_game = truth.places.per_game;
-    std::vector<double> games(G);
+    const Places& places = truth.places;
+    const size_t G = places.games, per_game = places.per_game;
+    std::vector<double> parts(places.witnesses.count(places.size())); // of each
     for (size_t g = 0; g < G; g++) {
         const double holds = truth.in_game[c.property * G + g];
-        games[g] = d.positives * (c.negated ? double(per_game) - holds : holds);
+        parts[places.witnesses.of_game(g)] += d.positives * (c.negated ? double(per_game) - holds : holds);
     }
-    for (const uint32_t n : firing.list) games[n / per_game] += d.on + truth.holds(c, n) * d.tp;
-    return error_of_sum(games);
+    for (const uint32_t n : firing.list) parts[places.witnesses.of(n)] += d.on + truth.holds(c, n) * d.tp;
+    return error_of_sum(parts);
 }
 
-Candidates choose(const UnitFires& fires, size_t unit, const Evidence& e, const Order* order,
-                  std::vector<uint32_t>& tp) {
+Candidates choose(const UnitFires& fires, size_t unit, const Evidence& e, const Order* order) {
     const LabelRows& labels = e.rows;
     Candidates out;
+    std::vector<uint32_t> tp;
     if (fires.on(unit, 0) < least_places) return out;
     count_cells(fires, unit, labels, order, tp);
     const auto choice = [&](size_t t, size_t c) {
@@ -136,7 +142,7 @@ Excess excess_beyond(const Firing& firing, const Choice& c, const Truth& truth, 
         for (size_t n = 0; n < finer.size(); n++) finer[n] = uint8_t(2 * finer[n] + says[n]);
     }
     return matched_excess(firing.on, truth.holds(c), places.strata, rules ? finer.data() : nullptr,
-                          places.per_game);
+                          places.witnesses);
 }
 
 void settle(Finding& f, const Candidates& candidates, const Firing& firing, const Truth& train) {
@@ -152,13 +158,11 @@ void settle(Finding& f, const Candidates& candidates, const Firing& firing, cons
     for (size_t i = 0; i < std::min(n_candidates, list.size()) && !text_fits; i++) {
         if (f.text.score >= list[i].score - list[i].error) continue;
         const Excess e = excess_beyond(firing, list[i], train, f.text, true);
-        const Counts c = count(firing, list[i], train);
-        const double square = c.on * (c.n - c.on) * c.positives * (c.n - c.positives);
-        if (const double tells = square > 0 ? (e.value - 2 * e.error) * c.n / std::sqrt(square) : 0;
-            tells > most) {
-            most = tells;
-            f.choice = list[i];
-        }
+        const double tells =
+            (e.value - 2 * e.error) * mcc_slopes(count(firing, list[i], train)).tp; // as a part of Matthews
+        if (!(tells > most)) continue;
+        most = tells;
+        f.choice = list[i];
     }
     for (const Choice& c : list)
         if (c.property != f.choice.property && f.rivals.size() < n_rivals &&
@@ -168,7 +172,7 @@ void settle(Finding& f, const Candidates& candidates, const Firing& firing, cons
 }
 
 // Does the unit tell its property better than the property's best rule does: the difference of their Matthews
-// correlations in standard errors over games.
+// correlations in standard errors over witnesses.
 static double errors_over_rule(Finding& f, const Firing& firing, const Truth& test) {
     const Places& places = test.places;
     const std::vector<uint8_t> holds = test.holds(f.choice);
@@ -180,17 +184,17 @@ static double errors_over_rule(Finding& f, const Firing& firing, const Truth& te
         f.rule.tp += says[n] & holds[n];
     }
     const MccSlopes d = mcc_slopes(f.counts), r = mcc_slopes(f.rule);
-    std::vector<double> games(places.games);
+    std::vector<double> parts(places.witnesses.count(places.size())); // of each
     for (size_t n = 0; n < places.size(); n++)
-        games[n / places.per_game] += firing.on[n] * (d.on + holds[n] * d.tp) + holds[n] * d.positives -
-                                      says[n] * (r.on + holds[n] * r.tp) - holds[n] * r.positives;
-    return (f.counts.mcc() - f.rule.mcc()) / error_of_sum(games);
+        parts[places.witnesses.of(n)] += firing.on[n] * (d.on + holds[n] * d.tp) + holds[n] * d.positives -
+                                         says[n] * (r.on + holds[n] * r.tp) - holds[n] * r.positives;
+    return (f.counts.mcc() - f.rule.mcc()) / error_of_sum(parts);
 }
 
 void measure(Finding& f, const UnitFires& fires, size_t unit, const Truth& test) {
     const Places& places = test.places;
     const Firing firing = firing_of(fires, unit, f.choice.threshold, places);
-    f.games = firing.games;
+    f.witnesses = firing.witnesses;
     f.counts = count(firing, f.choice, test);
     const std::vector<uint8_t> says = f.text.answers(places.questions);
     f.text_counts = {f.counts.n, f.counts.on, 0, 0};
@@ -198,7 +202,7 @@ void measure(Finding& f, const UnitFires& fires, size_t unit, const Truth& test)
         f.text_counts.positives += says[n];
         f.text_counts.tp += firing.on[n] & says[n];
     }
-    const bool often = firing.list.size() >= least_places && firing.games >= least_games;
+    const bool often = firing.list.size() >= least_places && firing.witnesses >= least_games;
     if (f.verdict == KNOWS && often && f.counts.mcc() > 0) {
         f.beyond = excess_beyond(firing, f.choice, test, f.text, true);
         if (f.beyond.errors() > least_clearance) {
@@ -206,52 +210,51 @@ void measure(Finding& f, const UnitFires& fires, size_t unit, const Truth& test)
             return;
         }
     }
-    f.reads =
-        matched_excess(firing.on, says, {std::vector<uint32_t>(places.size()), 1}, nullptr, places.per_game);
+    const Strata all = {std::vector<uint32_t>(places.size()), 1};
+    f.reads = matched_excess(firing.on, says, all, nullptr, places.witnesses);
     f.verdict = f.text.any() && often && f.reads.errors() > least_clearance ? READS : NOTHING;
+}
+
+static void add(Counts& sum, const Counts& c, double times = 1) {
+    sum.n += times * c.n;
+    sum.on += times * c.on;
+    sum.positives += times * c.positives;
+    sum.tp += times * c.tp;
+}
+
+// Precision: Wilson's interval for as many independent witnesses as its spread over them says, and no more
+// than there are where it is always right or always wrong.
+static Interval precision_interval(const Counts& all, const std::vector<Counts>& parts, size_t witnesses) {
+    if (!(all.on > 0)) return {};
+    const double p = all.precision(), binomial = p * (1 - p) * all.on;
+    double spread = 0;
+    for (const Counts& part : parts) spread += (part.tp - p * part.on) * (part.tp - p * part.on);
+    return wilson(p, binomial > 0 ? all.on * std::min(1.0, binomial / spread) : double(witnesses));
 }
 
 void describe(Finding& f, const UnitFires& fires, size_t unit, const Truth& test, uint64_t seed) {
     const Places& places = test.places;
-
     const Firing firing = firing_of(fires, unit, f.choice.threshold, places);
     f.matched = excess_beyond(firing, f.choice, test, f.text, false);
     f.beyond = excess_beyond(firing, f.choice, test, f.text, true);
     errors_over_rule(f, firing, test);
-    std::vector<Counts> games(places.games);
+    std::vector<Counts> parts(places.witnesses.count(places.size())); // of each
     for (size_t n = 0; n < places.size(); n++) {
         Counts here = {1, double(firing.on[n]), double(test.holds(f.choice, n)), 0};
         here.tp = here.on * here.positives;
-        for (Counts* sum : {&games[n / places.per_game], &f.fresh}) {
-            if (sum == &f.fresh && (places.seen.empty() || places.seen[n])) continue;
-            sum->n++;
-            sum->on += here.on;
-            sum->positives += here.positives;
-            sum->tp += here.tp;
-        }
+        add(parts[places.witnesses.of(n)], here);
+        if (!places.seen.empty() && !places.seen[n]) add(f.fresh, here);
     }
-    const auto interval = [&](auto number) { // resamples without a firing count as 0
-        return bootstrap(places.games, seed, [&](const std::vector<uint32_t>& times) {
+    const auto interval = [&](double (*number)(const Counts&)) { // resamples without a firing count as 0
+        return bootstrap(parts.size(), seed, [&](const std::vector<uint32_t>& times) {
             Counts sum;
-            for (size_t g = 0; g < games.size(); g++) {
-                sum.n += times[g] * games[g].n;
-                sum.on += times[g] * games[g].on;
-                sum.positives += times[g] * games[g].positives;
-                sum.tp += times[g] * games[g].tp;
-            }
+            for (size_t i = 0; i < parts.size(); i++) add(sum, parts[i], times[i]);
             return number(sum);
         });
     };
-    f.f1 = interval(f1_of), f.mcc = interval(mcc_of);
-    // Precision: Wilson's interval for as many independent witnesses as its spread over games says, and no
-    // more than there are games where it is always right or always wrong.
-    if (!(f.counts.on > 0)) return;
-    const double p = f.counts.precision();
-    double spread = 0;
-    for (const Counts& game : games) spread += (game.tp - p * game.on) * (game.tp - p * game.on);
-    const double binomial = p * (1 - p) * f.counts.on;
-    const double witnesses = binomial > 0 ? f.counts.on * std::min(1.0, binomial / spread) : double(f.games);
-    f.precision = wilson(p, witnesses);
+    f.f1 = interval(f1_of);
+    f.mcc = interval(mcc_of);
+    f.precision = precision_interval(f.counts, parts, f.witnesses);
 }
 
 std::vector<Finding> find(const LayerFires& fires, const std::vector<size_t>& units, const Evidence& e,
@@ -261,29 +264,23 @@ std::vector<Finding> find(const LayerFires& fires, const std::vector<size_t>& un
     std::vector<Finding> findings(n);
     std::vector<Candidates> candidates(n);
     std::vector<std::vector<uint32_t>> targets(n);
-#pragma omp parallel
-    {
-        std::vector<uint32_t> scratch;
-#pragma omp for schedule(dynamic, 8)
-        for (size_t i = 0; i < n; i++) {
-            candidates[i] = choose(fires.train, units[i], e, train.order, scratch);
-            if (candidates[i].best.empty()) continue;
-            const Firing f = firing_of(fires.train, units[i], candidates[i].best[0].threshold, e.train);
-            if (f.games < least_games)
-                candidates[i].best.clear();
-            else
-                targets[i] = f.list;
-        }
-    }
+    parallel_items(n, [&](size_t i) {
+        candidates[i] = choose(fires.train, units[i], e, train.order);
+        if (candidates[i].best.empty()) return;
+        Firing f = firing_of(fires.train, units[i], candidates[i].best[0].threshold, e.train);
+        if (f.witnesses < least_games)
+            candidates[i].best.clear();
+        else
+            targets[i] = std::move(f.list);
+    });
     const std::vector<Rule> rules = best_rules(e.train.questions, targets, mcc_of);
-#pragma omp parallel for schedule(dynamic, 8)
-    for (size_t i = 0; i < n; i++) {
-        if (candidates[i].best.empty()) continue;
+    parallel_items(n, [&](size_t i) {
+        if (candidates[i].best.empty()) return;
         Finding& f = findings[i];
         f.text = rules[i];
         const size_t threshold = candidates[i].best[0].threshold;
         settle(f, candidates[i], firing_of(fires.train, units[i], threshold, e.train), train);
         measure(f, fires.test, units[i], test);
-    }
+    });
     return findings;
 }

@@ -1,12 +1,13 @@
 // What a unit detects, and whether it is more than the text says. For a unit the property (of the board:
-// board_labels.h; of a text: what comes next, text_labels.h) and the threshold that go best with its firing
-// are chosen on one set of games; all numbers are from another. A unit is said to
+// board_labels.h; of a text: what comes next, text_labels.h) and the threshold (a share of its firings,
+// fires.h) that go best with its firing are chosen on one set of games; all numbers are from another. A unit
+// is said to
 //   read the text   if a rule about the text (rules.h) goes with its firing as well as any property does
-//                   (within one standard error, on the train games), and on the test games, too;
-//   know            if a property goes better, and its firing tells of it beyond the text: among places
-//                   that agree in the strata (controls.h), in the answer of the best text rule for the
+//                   (within one standard error, on the train games), and goes with it on the test games, too;
+//   know            if a property goes better, and its firing tells of that property beyond the text: among
+//                   places that agree in the strata (controls.h), in the answer of the best text rule for the
 //                   property and in that of the text rule that fits the unit best, it is on more often where
-//                   the property holds, by four standard errors over the test games.
+//                   the property holds, by four standard errors over the witnesses of the test games.
 // The comparison is made among such places, and not of a unit's score with the rule's, because a unit of one
 // expert fires in a part of the cases: one that is always right and seldom on knows something, and has a low
 // score. How many units tell a property better than its best rule does by itself is counted, too (outright).
@@ -23,6 +24,7 @@
 // game, one game after the other.
 struct Places {
     size_t games = 0, per_game = 0;
+    Witnesses witnesses = 0;             // the games, or blocks of them
     Labels properties, questions, rules; // rules: of every property the answers of its best one
     Strata strata;
     std::vector<uint8_t> seen; // the whole text so far stands in a train game; none: not known
@@ -42,7 +44,8 @@ struct Answers {
     Labels properties, questions;
     Strata strata;
     size_t games = 0;
-    std::vector<uint8_t> seen;
+    std::vector<uint8_t> seen = {};
+    std::vector<uint32_t> block = {}; // (games) as in controls.h
 };
 // natural: by property its natural questions (rules.h); or empty.
 Evidence make_evidence(const std::vector<Property>& properties, const std::vector<Property>& questions,
@@ -55,7 +58,7 @@ struct Choice {
     size_t property = SIZE_MAX, threshold = 0; // SIZE_MAX: none, the unit is on too seldom
     bool negated = false;
     double score = 0,
-           error = 0; // the Matthews correlation on the train games and its standard error over games
+           error = 0; // the Matthews correlation on the train games and its standard error over witnesses
 
     bool any() const { return property != SIZE_MAX; }
 };
@@ -78,13 +81,13 @@ struct Truth {
 struct Firing {
     std::vector<uint8_t> on;
     std::vector<uint32_t> list; // in rising order
-    size_t games = 0;           // in which it is on
+    size_t witnesses = 0;       // in which it is on
 };
 Firing firing_of(const UnitFires& fires, size_t unit, size_t threshold, const Places& places);
 
 Counts count(const Firing& firing, const Choice& c, const Truth& truth);
 
-// The standard error over games of the unit's Matthews correlation with the property.
+// The standard error over witnesses of the unit's Matthews correlation with the property.
 double mcc_error(const Firing& firing, const Choice& c, const Truth& truth, const Counts& unit);
 
 // Properties that may be a unit's, at the threshold where one of them goes best with it; in falling order of
@@ -95,8 +98,7 @@ struct Candidates {
     std::vector<Choice> best;
     Choice square; // the best of those that ask about a square
 };
-Candidates choose(const UnitFires& fires, size_t unit, const Evidence& e, const Order* order,
-                  std::vector<uint32_t>& tp);
+Candidates choose(const UnitFires& fires, size_t unit, const Evidence& e, const Order* order);
 
 // ---------------------------------------------------------------------------------------------------------
 // 3 Measuring it
@@ -117,12 +119,12 @@ struct Finding {
     Counts fresh;          // .. at places whose text is in no train game; of listed units
     Counts rule;           // the property's best rule in the unit's place
     Counts text_counts;    // how the unit goes with its own rule
-    size_t games = 0;      // test games in which it is on
+    size_t witnesses = 0;  // among the test games, in which it is on
     Excess beyond;         // within the strata and both rules
     Excess reads;          // of the unit's own rule
     // Of listed units:
     Excess matched;              // within the strata alone
-    Interval precision, f1, mcc; // 95%, over games
+    Interval precision, f1, mcc; // 95%, over witnesses
 
     bool found() const { return verdict == KNOWS; }
     // What is told beyond the text, as the part of the Matthews correlation that it makes up.
@@ -132,11 +134,7 @@ struct Finding {
     double matched_f1() const { return Counts{counts.n, counts.on, counts.positives, matched.expected}.f1(); }
 
   private:
-    double of_mcc(double tp) const {
-        const double square =
-            counts.on * (counts.n - counts.on) * counts.positives * (counts.n - counts.positives);
-        return square > 0 ? tp * counts.n / std::sqrt(square) : 0;
-    }
+    double of_mcc(double tp) const { return tp * mcc_slopes(counts).tp; }
 };
 
 // The unit's firing, the property, and the answers of both rules as strata within the strata.
@@ -149,8 +147,8 @@ void settle(Finding& f, const Candidates& candidates, const Firing& firing, cons
 // On the test games.
 void measure(Finding& f, const UnitFires& fires, size_t unit, const Truth& test);
 
-// What a page shows beside: intervals over games, what the strata alone give, what is beyond the text where a
-// unit reads it.
+// What a page shows beside: intervals over witnesses, what the strata alone give, what is beyond the text
+// where a unit reads it.
 void describe(Finding& f, const UnitFires& fires, size_t unit, const Truth& test, uint64_t seed);
 
 // ---------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@
 #include "../lib/options.h"
 #include "../lib/terminal.h"
 #include "../run/checkpoint.h"
+#include <mutex>
 
 struct Evaluation {
     double loss = 0, uniform = 0, unigram = 0;
@@ -52,7 +53,15 @@ static Evaluation evaluate(Model& model, Loader& data, size_t rows, size_t T) {
 constexpr size_t last_ply = 40, plies_per_band = 10;
 
 struct LegalMoves {
-    size_t positions[last_ply / plies_per_band] = {}, legal[last_ply / plies_per_band] = {};
+    static constexpr size_t bands = last_ply / plies_per_band;
+    size_t positions[bands] = {}, legal[bands] = {};
+
+    void add(const LegalMoves& other) {
+        for (size_t b = 0; b < bands; b++) {
+            positions[b] += other.positions[b];
+            legal[b] += other.legal[b];
+        }
+    }
 };
 
 // Plays through one game of the data; before each of its moves up to ply 40 asks for the model's own move,
@@ -97,21 +106,18 @@ static LegalMoves legal_moves(const Model& model, Loader& data, size_t games, si
     LegalMoves total;
     Progress progress("legal moves", "games", double(n));
     size_t done = 0;
-#pragma omp parallel
-    {
+    std::mutex mutex;
+    Items games_left(n);
+    parallel_parts(std::max<size_t>(1, std::min(thread_count(), n)), [&](size_t) {
         Decoder decoder(model);
-#pragma omp for schedule(dynamic, 1)
-        for (size_t i = 0; i < n; i++) {
+        for (size_t i; games_left.take(&i);) {
             LegalMoves counts;
             count_legal(decoder, texts[i], counts);
-#pragma omp critical
-            {
-                for (size_t b = 0; b < last_ply / plies_per_band; b++)
-                    total.positions[b] += counts.positions[b], total.legal[b] += counts.legal[b];
-                progress.update(double(++done));
-            }
+            const std::lock_guard lock(mutex);
+            total.add(counts);
+            progress.update(double(++done));
         }
-    }
+    });
     progress.finish(double(n));
     return total;
 }
@@ -159,11 +165,13 @@ static int run(int argc, char** argv) {
         data.position = 0;
         const LegalMoves m = legal_moves(model, data, size_t(games), T);
         size_t positions = 0, legal = 0;
-        for (size_t b = 0; b < last_ply / plies_per_band; b++)
-            positions += m.positions[b], legal += m.legal[b];
+        for (size_t b = 0; b < LegalMoves::bands; b++) {
+            positions += m.positions[b];
+            legal += m.legal[b];
+        }
         printf("legal     %.1f%% of %zu positions up to ply %zu have a legal most probable move  (",
                positions ? 100.0 * legal / positions : 0.0, positions, last_ply);
-        for (size_t b = 0; b < last_ply / plies_per_band; b++)
+        for (size_t b = 0; b < LegalMoves::bands; b++)
             printf("%splies %zu-%zu %.1f%%", b ? ", " : "", b * plies_per_band + 1, (b + 1) * plies_per_band,
                    m.positions[b] ? 100.0 * m.legal[b] / m.positions[b] : 0.0);
         printf(")\n");

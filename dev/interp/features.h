@@ -4,8 +4,10 @@
 // Of every expert the units that say most go to the JSON, for the report; a page of each of the best is
 // printed, and at the end the best of all in a sentence.
 //
-//   1 one unit: squares, output tokens, contexts, experts    3 measuring a checkpoint
-//   2 what is read                                           4 pages, JSON, the program
+//   1 one unit: squares, output tokens, contexts, experts (features_unit.cpp)
+//   2 what is read (features_material.cpp)
+//   3 measuring a checkpoint, the program (features_tool.cpp)
+//   4 pages, JSON (features_output.cpp)
 #pragma once
 #include "../lib/options.h"
 #include "board_labels.h"
@@ -34,6 +36,7 @@ struct Feature {
     size_t layer = 0, expert = 0, unit = 0;
     float max = 0;   // over all characters of the train games
     double rate = 0; // share of those characters where it fires
+    float cut = 0;   // it is on above this value
     Property property;
     Finding finding;
     std::string heat_words;
@@ -87,70 +90,27 @@ struct Peaks {
 // Looks at the units of a list over a set of games, batch by batch: their peaks, and the experts at work
 // where they are on.
 struct UnitWatch {
+    UnitWatch(const std::vector<Feature>& list, const Reader& reader, bool gated);
+    // The batch that the reader holds: B games of T tokens, the first of them number `first`.
+    void add(const Reader& reader, size_t first, size_t B, size_t T);
+    // What was seen of unit i of the list but its contexts.
+    void fill(Feature& f, size_t i) const;
+    const std::vector<Peak>& peaks(size_t i) const { return units[i].peaks.best; }
+
+  private:
     struct Watched {
+        float cut = 0; // it is on above
         Peaks peaks;
         size_t on = 0;
         std::vector<size_t> experts; // (E) places where it is on and that expert is chosen, too
     };
+    void add_layer(const LayerUnits& layer, size_t l, size_t first, size_t B, size_t T);
+
     bool gated;
-    std::vector<std::vector<size_t>> together; // (L,E*E) tokens that go to both experts
     size_t games = 0;
     std::vector<Watched> units;                // as in the list
     std::vector<std::vector<size_t>> of_layer; // (L,units of the layer) place in the list, or SIZE_MAX
-    std::vector<float> level;                  // above which it is on
-
-    UnitWatch(const std::vector<Feature>& list, const Reader& reader, bool gated)
-        : gated(gated), units(list.size()),
-          of_layer(reader.config.n_layer, std::vector<size_t>(reader.units(), SIZE_MAX)) {
-        const size_t E = reader.config.moe() ? reader.config.n_expert : 1;
-        for (size_t i = 0; i < list.size(); i++) {
-            of_layer[list[i].layer][list[i].expert * (reader.units() / E) + list[i].unit] = i;
-            level.push_back(threshold(list[i].finding.choice.threshold) * list[i].max);
-            units[i].experts.resize(E);
-        }
-        together.assign(reader.config.n_layer, std::vector<size_t>(E * E));
-    }
-    // The batch that the reader holds: B games of T tokens, the first of them number `first`.
-    void add(const Reader& reader, size_t first, size_t B, size_t T) {
-        std::vector<LayerUnits> layers;
-        for (size_t l = 0; l < of_layer.size(); l++) layers.push_back(reader.layer(l));
-        games += B;
-#pragma omp parallel for schedule(dynamic, 1)
-        for (size_t l = 0; l < layers.size(); l++) {
-            const LayerUnits& layer = layers[l];
-            std::vector<Peak> top(units.size());
-            for (size_t n = 0; layer.choice && n < B * T; n++)
-                for (size_t k = 0; k < layer.K * layer.K; k++)
-                    together[l][size_t(layer.choice[n * layer.K + k / layer.K]) * layer.E +
-                                size_t(layer.choice[n * layer.K + k % layer.K])]++;
-            for (size_t b = 0; b < B; b++) {
-                for (Peak& peak : top) peak = {0, first + b, 0};
-                for (size_t t = 0; t < T; t++)
-                    layer.each(b * T + t, gated, [&](size_t unit, float value) {
-                        const size_t i = of_layer[l][unit];
-                        if (i == SIZE_MAX) return;
-                        if (value > top[i].value) top[i].value = value, top[i].place = t;
-                        if (!(value > level[i])) return;
-                        units[i].on++;
-                        for (size_t k = 0; layer.choice && k < layer.K; k++)
-                            units[i].experts[size_t(layer.choice[(b * T + t) * layer.K + k])]++;
-                    });
-                for (size_t i = 0; i < units.size(); i++)
-                    if (top[i].value > 0) units[i].peaks.add(top[i]);
-            }
-        }
-    }
-    void fill(Feature& f, const Watched& w) const {
-        const size_t E = w.experts.size();
-        f.on_anywhere = games ? double(w.on) / double(games) : 0;
-        for (size_t e = 0; e < E; e++)
-            if (e != f.expert && w.experts[e])
-                f.with.push_back({e, double(w.experts[e]) / double(w.on),
-                                  double(together[f.layer][f.expert * E + e]) /
-                                      double(together[f.layer][f.expert * E + f.expert])});
-        std::stable_sort(f.with.begin(), f.with.end(),
-                         [](const auto& a, const auto& b) { return a.share > b.share; });
-    }
+    std::vector<std::vector<size_t>> together; // (L,E*E) tokens that go to both experts
 };
 
 // A place of a game: some 60 characters before it and 20 behind it, from move to move.
@@ -211,39 +171,35 @@ size_t split_rows(const TokenRows& all, TokenRows& train, TokenRows& test);
 // What a checkpoint is measured on: games, or rows of text.
 struct Material {
     bool chess = false;
-    size_t T = 0; // characters of a game, tokens of a row
-    Boundaries where;
-    GameSplit games;
-    Labels test_boards; // every cell, at the boundaries of the test games
-    TokenRows train, test;
-    TextProperties text;
     std::string train_name, test_name;
+    PlacedRows train, test; // the places of the evidence
     Evidence evidence;
+    double seen = 0;                      // share of the test places whose whole text stands in a train game
     std::vector<std::string> token_names; // (V), as they are shown
+    // chess:
+    std::vector<std::string> test_texts;
+    Labels test_boards; // every cell, at the boundaries of the test games
+    // text:
+    std::vector<std::string> vocabulary; // (V) the bytes of every token
+
+    size_t T() const { return train.rows.T; } // characters of a game, tokens of a row
 };
-
-void read_games_material(Material& m, const FeatureOptions& o, const Config& c, const std::string& model);
-
-void read_text_material(Material& m, const FeatureOptions& o, const Config& c, const std::string& model);
 
 Material read_material(const FeatureOptions& o, const Config& c, const std::string& model);
 
 // ---------------------------------------------------------------------------------------------------------
 // 3 Measuring a checkpoint
 
-// How many units of all layers there are of each kind.
+// How many units of all layers there are of each kind; and since units differ in how often they fire, and
+// many tell the same, what part of all firing is theirs and how many properties they know.
 struct Census {
     size_t units = 0, tested = 0, knows = 0, outright = 0, reads = 0;
+    size_t firing = 0, knows_firing = 0, reads_firing = 0; // test places where units are above zero
+    std::set<std::string> known;                           // the properties that any of them knows
 
-    void add(const std::vector<Finding>& findings) {
-        for (const Finding& f : findings) {
-            units++;
-            tested += f.choice.any();
-            knows += f.verdict == KNOWS;
-            outright += f.outright;
-            reads += f.verdict == READS;
-        }
-    }
+    void add(const std::vector<Finding>& findings, const std::vector<size_t>& which, const UnitFires& test,
+             const std::vector<Property>& properties);
+    double share(size_t of_firing) const { return firing ? double(of_firing) / double(firing) : 0; }
 };
 
 struct Features {
@@ -266,7 +222,7 @@ struct Features {
     double seconds = 0;
 
     bool any_found() const { return !ranking.empty() && units[ranking[0]].finding.found(); }
-    const std::string& rival_words(const Choice& c) const { return asked[c.property].words[c.negated]; }
+    const std::string& words(const Choice& c) const { return asked[c.property].words[c.negated]; }
 };
 
 // What knows first, and of those what tells most beyond the text; then what reads, by how well.
@@ -278,18 +234,10 @@ std::vector<size_t> rank_units(const std::vector<Feature>& units);
 // All units of a layer, or those wanted.
 std::vector<size_t> units_of_layer(const Config& c, size_t layer, const std::set<UnitName>& wanted);
 
-// Tests the units asked for, all if none is, and lists the best of every expert.
-void search_units(Features& out, const std::set<UnitName>& wanted, size_t per_expert,
-                  const std::vector<LayerFires>& layers, const Evidence& e);
-
-// What else the listed units show.
-void describe_units(std::vector<Feature>& units, Reader& reader, const Material& m,
-                    const std::vector<LayerFires>& layers, uint64_t seed, bool gated);
-
 Features measure_features(const FeatureOptions& o, const MakeReader& make_reader);
 
 // ---------------------------------------------------------------------------------------------------------
-// 4 Pages, JSON, the program
+// 4 Pages, JSON
 
 inline std::string unit_text(const Feature& f, const Config& c) {
     return strf("layer %zu, ", f.layer) + (c.moe() ? strf("expert %zu, ", f.expert) : "") +
@@ -316,6 +264,8 @@ void print_feature(const Features& features, size_t i);
 
 // "12 of 4,000 know, 900 read the text".
 std::string census_text(const Census& c);
+
+void census_json(JsonWriter& out, const Census& c);
 
 void print_features(const Features& features, size_t best);
 

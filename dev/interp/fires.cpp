@@ -1,6 +1,32 @@
 // Which units are on where: see fires.h.
 #include "fires.h"
 
+// ---------------------------------------------------------------------------------------------------------
+// Thresholds and lists
+
+std::vector<float> cuts_of_maximum(const std::vector<float>& max) {
+    std::vector<float> cuts;
+    for (const float m : max)
+        for (size_t t = 0; t < n_thresholds; t++) cuts.push_back(threshold(t) * m);
+    return cuts;
+}
+
+std::vector<float> cuts_of_firings(const TokenValues& values, size_t units) {
+    std::vector<std::vector<float>> fired(units);
+    for (const std::vector<UnitValue>& at : values)
+        for (const UnitValue& v : at) fired[v.unit].push_back(v.value);
+    std::vector<float> cuts(units * n_thresholds);
+    parallel_items(units, [&](size_t u) {
+        std::vector<float>& list = fired[u];
+        std::sort(list.begin(), list.end(), std::greater<float>());
+        for (size_t t = 1; t < n_thresholds; t++) { // no more than that share is strictly above
+            const size_t above = size_t(firing_share(t) * double(list.size()));
+            cuts[u * n_thresholds + t] = list.empty() ? INFINITY : list[above];
+        }
+    });
+    return cuts;
+}
+
 void count_cells(const UnitFires& fires, size_t unit, const LabelRows& labels,
                  const std::vector<uint32_t>* order, std::vector<uint32_t>& tp) {
     const size_t columns = labels.columns();
@@ -14,14 +40,15 @@ void count_cells(const UnitFires& fires, size_t unit, const LabelRows& labels,
     }
 }
 
-UnitFires unit_fires(TokenValues& values, const std::vector<float>& max) {
+UnitFires unit_fires(TokenValues& values, const std::vector<float>& cuts) {
     UnitFires fires;
-    fires.units = max.size(), fires.tokens = values.size();
-    fires.begin.assign(max.size() * n_thresholds + 1, 0);
+    fires.units = cuts.size() / n_thresholds;
+    fires.tokens = values.size();
+    fires.begin.assign(cuts.size() + 1, 0);
     for (std::vector<UnitValue>& at : values) { // from here on the place of the list takes the value's place
         size_t kept = 0;
         for (const UnitValue& v : at)
-            if (const size_t level = level_of(v.value, max[v.unit])) {
+            if (const size_t level = level_of(v.value, &cuts[v.unit * n_thresholds])) {
                 const uint32_t list = uint32_t(v.unit * n_thresholds + n_thresholds - level);
                 fires.begin[list + 1]++;
                 at[kept++].unit = list;
@@ -38,10 +65,14 @@ UnitFires unit_fires(TokenValues& values, const std::vector<float>& max) {
     return fires;
 }
 
-LayerFires train_fires(FireCollector& train) {
+// ---------------------------------------------------------------------------------------------------------
+// Layers
+
+LayerFires train_fires(FireCollector& train, Ladder ladder) {
     LayerFires fires;
     fires.units = train.max.size();
-    fires.max.assign(fires.units, INFINITY), fires.rate.resize(fires.units);
+    fires.max.assign(fires.units, INFINITY);
+    fires.rate.resize(fires.units);
     for (size_t u = 0; u < fires.units; u++) {
         if (train.nonzero[u] == 0) continue;
         const bool always = train.nonzero[u] == train.characters; // if not, some of its values are zeros
@@ -49,78 +80,84 @@ LayerFires train_fires(FireCollector& train) {
         fires.rate[u] = double(train.above[u]) / double(train.characters);
         fires.alive++;
     }
-    fires.train = unit_fires(train.values, fires.max);
+    fires.cuts = ladder == Ladder::OF_MAXIMUM ? cuts_of_maximum(fires.max)
+                                              : cuts_of_firings(train.values, fires.units);
+    fires.train = unit_fires(train.values, fires.cuts);
     return fires;
 }
 
-std::vector<std::vector<size_t>> boundaries_of_games(const GameSet& games, const Boundaries& where,
-                                                     size_t first, size_t n) {
-    std::vector<std::vector<size_t>> places(n);
-    for (size_t i = 0; i < n; i++) places[i] = boundary_characters(games.texts[first + i], where);
+std::vector<std::vector<size_t>> boundaries_of_games(const GameSet& games, const Boundaries& where) {
+    std::vector<std::vector<size_t>> places;
+    for (const std::string& text : games.texts) places.push_back(boundary_characters(text, where));
     return places;
 }
 
-std::vector<LayerFires> model_fires(Reader& reader, const GameSplit& games, const Boundaries& where,
-                                    bool gated, const std::string& name, std::vector<size_t> which) {
-    if (which.empty())
-        for (size_t l = 0; l < reader.config.n_layer; l++) which.push_back(l);
-    std::vector<LayerFires> layers;
-    for (const bool test : {false, true}) {
-        const GameSet& set = test ? games.test : games.train;
-        std::vector<FireCollector> collectors(which.size(), FireCollector(reader.units()));
-        const std::string label =
-            name.substr(name.rfind('/') + 1) + (test ? " on the test games" : " on the train games");
-        read_batches(reader, set, label.c_str(), [&](size_t first, size_t B) {
-            const auto dots = boundaries_of_games(set, where, first, B);
-            for (size_t i = 0; i < which.size(); i++) {
-                const LayerUnits layer = reader.layer(which[i]);
-                const size_t bad = collectors[i].add(
-                    B, set.characters, dots, [&](size_t n, auto f) { layer.each_expert(n, gated, f); });
-                if (bad < B * set.characters)
-                    fail(
-                        "%s: layer %zu has a value that is not finite at character %zu of fit game %zu of %s",
-                        name.c_str(), which[i], bad % set.characters, first + bad / set.characters + 1,
-                        set.source.c_str());
-            }
-        });
-        layers.resize(which.size());
-#pragma omp parallel for schedule(dynamic, 1)
-        for (size_t i = 0; i < which.size(); i++) // lists take half the memory of the values, which are freed
-            if (test)
-                layers[i].test = unit_fires(collectors[i].values, layers[i].max);
-            else
-                layers[i] = train_fires(collectors[i]);
-    }
-    return layers;
+PlacedRows placed_games(const GameSet& games, const Boundaries& where) {
+    return {game_rows(games), boundaries_of_games(games, where)};
 }
 
-std::vector<LayerFires> text_fires(Reader& reader, const TokenRows& train, const TokenRows& test,
-                                   bool gated) {
-    std::vector<LayerFires> layers;
-    std::vector<size_t> all(train.T);
+PlacedRows all_places(TokenRows rows) {
+    std::vector<size_t> all(rows.T);
     std::iota(all.begin(), all.end(), size_t(0));
-    for (const bool is_test : {false, true}) {
-        const TokenRows& rows = is_test ? test : train;
-        std::vector<FireCollector> collectors(reader.config.n_layer, FireCollector(reader.units()));
-        read_rows(reader, rows, is_test ? "model on the test rows" : "model on the train rows",
-                  [&](size_t first, size_t B) {
-                      const std::vector<std::vector<size_t>> chosen(B, all);
-                      for (size_t l = 0; l < collectors.size(); l++) {
-                          const LayerUnits layer = reader.layer(l);
-                          const size_t bad = collectors[l].add(
-                              B, rows.T, chosen, [&](size_t n, auto f) { layer.each_expert(n, gated, f); });
-                          if (bad < B * rows.T)
-                              fail("%s: layer %zu has a value that is not finite at token %zu of row %zu",
-                                   rows.source.c_str(), l, bad % rows.T, first + bad / rows.T + 1);
-                      }
-                  });
-        for (size_t l = 0; l < collectors.size(); l++)
-            if (is_test)
-                layers[l].test = unit_fires(collectors[l].values, layers[l].max);
-            else
-                layers.push_back(train_fires(collectors[l]));
+    const size_t n = rows.rows;
+    return {std::move(rows), std::vector<std::vector<size_t>>(n, all)};
+}
+
+// One set of rows into a collector of each layer.
+static std::vector<FireCollector> collect_fires(const FireReading& r, const std::vector<size_t>& layers,
+                                                const PlacedRows& set, const char* which) {
+    const TokenRows& rows = set.rows;
+    std::vector<FireCollector> collectors(layers.size(), FireCollector(r.reader.units()));
+    const std::string label = r.name.substr(r.name.rfind('/') + 1) + " on the " + which;
+    read_rows(r.reader, rows, label.c_str(), [&](size_t first, size_t B) {
+        for (size_t i = 0; i < layers.size(); i++) {
+            const LayerUnits layer = r.reader.layer(layers[i]);
+            const size_t bad = collectors[i].add(B, rows.T, set.places, first,
+                                                 [&](size_t n, auto f) { layer.each_expert(n, r.gated, f); });
+            if (bad < B * rows.T)
+                fail("%s: layer %zu has a value that is not finite at token %zu of row %zu of %s",
+                     r.name.c_str(), layers[i], bad % rows.T, first + bad / rows.T, rows.source.c_str());
+        }
+    });
+    return collectors;
+}
+
+std::vector<LayerFires> model_fires(const FireReading& r, const std::vector<size_t>& layers) {
+    std::vector<LayerFires> fires(layers.size());
+    std::vector<FireCollector> collectors = collect_fires(r, layers, r.train, "train rows");
+    parallel_items(layers.size(), [&](size_t i) { fires[i] = train_fires(collectors[i], r.ladder); });
+    collectors = collect_fires(r, layers, r.test, "test rows");
+    parallel_items(layers.size(),
+                   [&](size_t i) { fires[i].test = unit_fires(collectors[i].values, fires[i].cuts); });
+    return fires;
+}
+
+void each_layer_group(const FireReading& r, const std::vector<size_t>& layers,
+                      const std::function<void(const std::vector<size_t>&, std::vector<LayerFires>&)>& visit,
+                      size_t most_bytes) {
+    // Units above zero at a place, of every layer, by the first batch.
+    const TokenRows& rows = r.train.rows;
+    const size_t B = std::min(r.reader.max_B, rows.rows);
+    r.reader.read(rows.tokens.data(), B, rows.T);
+    std::vector<double> bytes;
+    for (const size_t l : layers) {
+        const LayerUnits layer = r.reader.layer(l);
+        size_t above = 0;
+        for (size_t n = 0; n < B * rows.T; n++)
+            layer.each(n, false, [&](size_t, float value) { above += value > 0; });
+        const double places =
+            double(r.train.places.size() + r.test.places.size()) * double(r.train.places[0].size());
+        bytes.push_back(double(above) / double(B * rows.T) * places * sizeof(UnitValue));
     }
-    return layers;
+    for (size_t first = 0, end; first < layers.size(); first = end) {
+        double sum = bytes[first];
+        for (end = first + 1; end < layers.size() && sum + bytes[end] <= double(most_bytes);)
+            sum += bytes[end++];
+        const std::vector<size_t> group(layers.begin() + std::ptrdiff_t(first),
+                                        layers.begin() + std::ptrdiff_t(end));
+        std::vector<LayerFires> fires = model_fires(r, group);
+        visit(group, fires);
+    }
 }
 
 LayerFires array_fires(const float* train, const float* test, size_t features, const GameSplit& games,
@@ -129,15 +166,15 @@ LayerFires array_fires(const float* train, const float* test, size_t features, c
     for (const bool is_test : {false, true}) {
         FireCollector collector(features);
         const GameSet& set = is_test ? games.test : games.train;
+        const auto places = boundaries_of_games(set, {set.dots, false});
         const size_t T = set.characters, batch = 64;
         const float* values = is_test ? test : train;
         Progress progress(is_test ? "test features" : "train features", "games", double(set.size()));
         for (size_t first = 0; first < set.size(); first += batch) {
             const size_t B = std::min(batch, set.size() - first);
             const float* here = values + first * T * features;
-            const size_t bad =
-                collector.add(B, T, boundaries_of_games(set, {set.dots, false}, first, B),
-                              [&](size_t n, auto f) { f(0, here + n * features, features, 1.0f); });
+            const size_t bad = collector.add(
+                B, T, places, first, [&](size_t n, auto f) { f(0, here + n * features, features, 1.0f); });
             if (bad < B * T) {
                 size_t i = 0;
                 while (std::isfinite(here[bad * features + i])) i++;
@@ -148,9 +185,9 @@ LayerFires array_fires(const float* train, const float* test, size_t features, c
         }
         progress.finish(double(set.size()));
         if (is_test)
-            fires.test = unit_fires(collector.values, fires.max);
+            fires.test = unit_fires(collector.values, fires.cuts);
         else
-            fires = train_fires(collector);
+            fires = train_fires(collector, Ladder::OF_MAXIMUM);
     }
     return fires;
 }

@@ -13,7 +13,8 @@ std::vector<uint8_t> answers_of(const Labels& labels, size_t cell) {
 
 Labels chosen_cells(const Labels& labels, const std::vector<uint32_t>& cells) {
     Labels out;
-    out.tokens = labels.tokens, out.words = labels.words;
+    out.tokens = labels.tokens;
+    out.words = labels.words;
     for (const uint32_t c : cells)
         out.bits.insert(out.bits.end(), labels.cell(c), labels.cell(c) + labels.words);
     return out;
@@ -33,13 +34,12 @@ std::vector<uint32_t> distinct_cells(const Labels& labels, size_t per_game, size
     std::vector<uint32_t> kept;
     std::unordered_multimap<uint64_t, uint32_t> of_hash;
     std::vector<uint8_t> enough(labels.cells());
-#pragma omp parallel for schedule(dynamic, 64)
-    for (size_t c = 0; c < labels.cells(); c++) {
+    parallel_items(labels.cells(), [&](size_t c) {
         const size_t positives = labels.positives(c);
         enough[c] = positives >= places && positives + places <= labels.tokens &&
                     games_where(labels, c, per_game, true) >= games &&
                     games_where(labels, c, per_game, false) >= games;
-    }
+    });
     for (uint32_t c = 0; c < labels.cells(); c++) {
         if (!enough[c]) continue;
         const uint64_t *row = labels.cell(c), *end = row + labels.words;
@@ -66,10 +66,9 @@ LabelRows label_rows(const Labels& labels, const std::vector<uint32_t>& cells, b
     }
     out.tiles = (out.columns() + tile_cells - 1) / tile_cells;
     out.rows.assign(out.tiles * out.tokens, TileRow{});
-#pragma omp parallel for
-    for (size_t tile = 0; tile < out.tiles; tile++) {
+    parallel_for(out.tiles, [&](size_t tile) {
         const size_t first = tile * tile_cells, last = std::min(out.columns(), first + tile_cells);
         fill_tile(labels, out.cell.data() + first, last - first, out.rows.data() + tile * out.tokens);
-    }
+    });
     return out;
 }

@@ -7,10 +7,13 @@
 //   1 questions and answers    2 counting many questions at the same places
 #pragma once
 #include "../lib/random.h"
+#include "../lib/terminal.h"
 #include "../lib/threads.h"
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <mutex>
+#include <numeric>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -44,7 +47,8 @@ struct Labels {
 };
 inline Labels empty_labels(size_t cells, size_t places) {
     Labels labels;
-    labels.tokens = places, labels.words = (places + 63) / 64;
+    labels.tokens = places;
+    labels.words = (places + 63) / 64;
     labels.bits.assign(cells * labels.words, 0);
     return labels;
 }
@@ -57,6 +61,22 @@ template <class F> void each_place(const Labels& labels, size_t cell, F f) {
     for (size_t w = 0; w < labels.words; w++)
         for (uint64_t bits = labels.cell(cell)[w]; bits; bits &= bits - 1)
             f(w * 64 + size_t(std::countr_zero(bits)));
+}
+
+// f(g) for every game of a set, which may write to the labels of its places, per_game of each. Games are
+// taken in groups whose places fill whole words, so that no two threads write to the same word.
+template <class F> void each_labelled_game(const char* label, size_t games, size_t per_game, F f) {
+    const size_t group = 64 / std::gcd(size_t(64), per_game);
+    Progress progress(label, "games", double(games));
+    std::mutex mutex;
+    size_t done = 0;
+    parallel_items((games + group - 1) / group, [&](size_t i) {
+        const size_t end = std::min(games, (i + 1) * group);
+        for (size_t g = i * group; g < end; g++) f(g);
+        const std::lock_guard lock(mutex);
+        progress.update(double(done += end - i * group));
+    });
+    progress.finish(double(games));
 }
 
 // The answers of a cell by place, (places) 0 or 1.

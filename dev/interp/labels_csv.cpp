@@ -38,92 +38,88 @@ std::string labels_row(size_t game, size_t ply, const BoardHistory& history, std
     return line + "\n";
 }
 
-LabelCounts write_labels(const std::string& path, FILE* out) {
-    const MappedFile file(path);
-    const std::string_view text((const char*)file.data, file.size);
-    Progress progress("labels", "bytes", double(file.size));
+// Rows to a file, each a position.
+struct LabelWriter {
+    const std::string& path; // that the positions are from, for messages
+    FILE* out;
     LabelCounts counts;
     std::vector<uint8_t> cells;
-    const auto write = [&](const std::string& line) {
+
+    void write(const std::string& line) {
         if (fwrite(line.data(), 1, line.size(), out) != line.size())
             fail("%s: its labels cannot be written: %s", path.c_str(), strerror(errno));
-    };
-    const auto write_row = [&](size_t game, size_t ply, const BoardHistory& history) {
-        if (counts.positions == 0) write(labels_header());
+    }
+    void position(size_t game, size_t ply, const BoardHistory& history) {
+        if (counts.positions++ == 0) write(labels_header());
         write(labels_row(game, ply, history, cells));
-        counts.positions++;
-    };
-    const auto write_game = [&](size_t game, const std::vector<chess::Move>& moves) {
+    }
+    void game(size_t number, const std::vector<chess::Move>& moves) {
         BoardHistory history;
-        write_row(game, 0, history);
+        position(number, 0, history);
         for (size_t ply = 1; ply <= moves.size(); ply++) {
             history.play(moves[ply - 1]);
-            write_row(game, ply, history);
+            position(number, ply, history);
         }
         counts.games++;
-    };
-    // f(line, its number from 1, where it ends) for every line that is not empty, without blanks around it.
-    const size_t start = text.substr(0, 3) == "\xEF\xBB\xBF" ? 3 : 0; // behind a byte order mark
-    const auto each_line = [&](auto f) {
-        for (size_t at = start, number = 1; at < text.size(); number++) {
-            const size_t end = std::min(text.find('\n', at), text.size());
-            std::string line(text.substr(at, end - at));
-            line.erase(line.find_last_not_of(" \t\r") + 1);
-            line.erase(0, line.find_first_not_of(" \t\r"));
-            if (!line.empty()) f(line, number, end);
-            at = end + 1;
-        }
-    };
-
-    // What kind of file it is shows at its beginning: game text begins with a semicolon, and only a FEN's
-    // first word has many slashes.
-    const size_t begin = std::min(text.find_first_not_of(" \t\r\n", start), text.size());
-    const std::string_view first_word =
-        text.substr(begin, text.find_first_of(" \t\r\n", begin) - begin); // to the end if nothing follows
-    if (std::count(first_word.begin(), first_word.end(), '/') >= 3) {
-        each_line([&](const std::string& line, size_t number, size_t end) {
-            chess::Position p;
-            try {
-                p = chess::parse_fen(line);
-            } catch (const Error& e) {
-                fail("%s: line %zu: %s", path.c_str(), number, e.what());
-            }
-            write_row(number, size_t(p.fullmove - 1) * 2 + (p.turn == chess::BLACK), BoardHistory(p));
-            progress.update(double(end));
-        });
-    } else if (first_word.substr(0, 1) == ";") {
-        each_line([&](const std::string& line, size_t number, size_t end) {
-            for (size_t at = 0; at < line.size();) {
-                const size_t next = std::min(line.find(';', at + 1), line.size());
-                const chess::GameTextReader game = chess::parse_game_text(line.substr(at, next - at));
-                if (!game.ok())
-                    fail("%s: line %zu: game %zu, ply %zu %s: %s", path.c_str(), number, counts.games + 1,
-                         game.moves.size() + 1, quoted(game.token).c_str(), game.error.c_str());
-                write_game(counts.games + 1, game.moves);
-                at = next;
-            }
-            progress.update(double(end));
-        });
-    } else {
-        size_t done = 0;
-        const ByteSource source = [&](char* to, size_t n) {
-            n = std::min(n, file.size - done);
-            std::copy_n(text.data() + done, n, to);
-            return done += n, n;
-        };
-        chess::PgnReader reader(ByteReader(source), path);
-        const uint64_t& illegal = reader.counts.of[chess::ILLEGAL];
-        for (chess::GameRecord game; reader.next(game);) {
-            if (illegal) break;
-            write_game(reader.counts.games(), game.moves);
-            progress.update(double(done));
-        }
-        if (illegal)
-            fail("%s: %s: not a legal move", path.c_str(), reader.counts.example[chess::ILLEGAL].c_str());
-        reader.fail_if_none();
-        counts.left_out = reader.counts.dropped();
     }
+};
+
+// A FEN in every line that is not blank.
+static void write_positions(LabelWriter& to, std::string_view text, Progress& progress) {
+    for (size_t at = 0, number = 1; at < text.size(); number++) {
+        const size_t end = std::min(text.find('\n', at), text.size());
+        std::string line(text.substr(at, end - at));
+        line.erase(line.find_last_not_of(" \t\r") + 1);
+        line.erase(0, line.find_first_not_of(" \t\r"));
+        at = end + 1;
+        if (line.empty()) continue;
+        chess::Position p;
+        try {
+            p = chess::parse_fen(line);
+        } catch (const Error& e) {
+            fail("%s: line %zu: %s", to.path.c_str(), number, e.what());
+        }
+        to.position(number, size_t(p.fullmove - 1) * 2 + (p.turn == chess::BLACK), BoardHistory(p));
+        progress.update(double(end));
+    }
+}
+
+static void write_games_labels(LabelWriter& to, Progress& progress) {
+    const chess::InputFile input(to.path);
+    chess::GameFile games(input.source(), to.path, "", {}, true);
+    const auto& counts = games.counts();
+    for (chess::GameRecord game; games.next(game) && !counts.of[chess::ILLEGAL];) {
+        const size_t number = size_t(counts.games());
+        if (game.moves.empty()) { // of game text the reader gives the text: a cut last move does not matter
+            const chess::GameTextReader moves = chess::parse_game_text(game.text);
+            if (!moves.ok())
+                fail("%s: line %zu: game %zu, ply %zu %s: %s", to.path.c_str(), game.line, number,
+                     moves.moves.size() + 1, quoted(moves.token).c_str(), moves.error.c_str());
+            game.moves = moves.moves;
+        }
+        to.game(number, game.moves);
+        progress.update(double(games.bytes_read()));
+    }
+    if (counts.of[chess::ILLEGAL])
+        fail("%s: %s: not a legal move", to.path.c_str(), counts.example[chess::ILLEGAL].c_str());
+    games.fail_if_none();
+    to.counts.left_out = counts.dropped();
+}
+
+LabelCounts write_labels(const std::string& path, FILE* out) {
+    const MappedFile file(path);
+    std::string_view text((const char*)file.data, file.size);
+    if (text.substr(0, 3) == "\xEF\xBB\xBF") text.remove_prefix(3); // a byte order mark
+    // Only a FEN's first word has many slashes.
+    const size_t begin = std::min(text.find_first_not_of(" \t\r\n"), text.size());
+    const std::string_view first_word = text.substr(begin, text.find_first_of(" \t\r\n", begin) - begin);
+    Progress progress("labels", "bytes", double(file.size));
+    LabelWriter to{path, out, {}, {}};
+    if (std::count(first_word.begin(), first_word.end(), '/') >= 3)
+        write_positions(to, text, progress);
+    else
+        write_games_labels(to, progress);
     progress.finish(double(file.size));
     if (fflush(out) != 0) fail("%s: its labels cannot be written: %s", path.c_str(), strerror(errno));
-    return counts;
+    return to.counts;
 }

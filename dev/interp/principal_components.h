@@ -31,13 +31,16 @@ inline void jacobi(std::vector<double>& a, std::vector<double>& vectors, size_t 
                 const double c = 1 / std::sqrt(t * t + 1), s = t * c;
                 for (size_t k = 0; k < n; k++) {
                     const double x = a[k * n + p], y = a[k * n + q];
-                    a[k * n + p] = c * x - s * y, a[k * n + q] = s * x + c * y;
+                    a[k * n + p] = c * x - s * y;
+                    a[k * n + q] = s * x + c * y;
                 }
                 for (size_t k = 0; k < n; k++) {
                     const double x = a[p * n + k], y = a[q * n + k];
-                    a[p * n + k] = c * x - s * y, a[q * n + k] = s * x + c * y;
+                    a[p * n + k] = c * x - s * y;
+                    a[q * n + k] = s * x + c * y;
                     const double u = vectors[p * n + k], v = vectors[q * n + k];
-                    vectors[p * n + k] = c * u - s * v, vectors[q * n + k] = s * u + c * v;
+                    vectors[p * n + k] = c * u - s * v;
+                    vectors[q * n + k] = s * u + c * v;
                 }
             }
     }
@@ -84,9 +87,9 @@ inline Projection principal_components(const float* x, size_t n, size_t C) {
         }
     };
     const auto apply = [&] {
-#pragma omp parallel for collapse(2) schedule(static) if (C >= 512)
-        for (size_t i = 0; i < p; i++)
-            for (size_t c = 0; c < C; c++) image[i * C + c] = dot(&covariance[c * C], &basis[i * C]);
+        parallel_ranges(p * C, 1 << 14, [&](size_t begin, size_t end) {
+            for (size_t i = begin; i < end; i++) image[i] = dot(&covariance[i % C * C], &basis[i / C * C]);
+        });
     };
     orthonormal(basis);
     double last = 0;
@@ -119,12 +122,11 @@ inline Projection principal_components(const float* x, size_t n, size_t C) {
         if (*largest < 0)
             for (size_t c = 0; c < C; c++) axis[c] = -axis[c];
         if (total > 0) projection.explained[a] = small[order[a] * p + order[a]] / total;
-#pragma omp parallel for schedule(static)
-        for (size_t i = 0; i < n; i++) {
+        parallel_for(n, [&](size_t i) {
             double at = 0;
             for (size_t c = 0; c < C; c++) at += axis[c] * centred[i * C + c];
             projection.points[i * 2 + a] = float(at);
-        }
+        });
     }
     return projection;
 }

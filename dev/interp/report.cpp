@@ -11,22 +11,27 @@ static Measurements measurements() {
     Measurements m;
     m.bsp = [](const MeasureInputs& in) {
         BspOptions o;
-        o.ckpt = in.ckpt, o.games = in.games;
+        o.ckpt = in.ckpt;
+        o.games = in.games;
         write_json(in.json, bsp_json(measure_bsp(o, cpu_reader)));
     };
     m.sparsity = [](const MeasureInputs& in) {
         SparsityOptions o;
-        o.ckpt = in.ckpt, o.data = in.data.empty() ? in.games : in.data;
+        o.ckpt = in.ckpt;
+        o.data = in.data.empty() ? in.games : in.data;
         write_json(in.json, sparsity_json(measure_sparsity(o, cpu_reader)));
     };
     m.router = [](const MeasureInputs& in) {
         RouterOptions o;
-        o.ckpt = in.run, o.data = in.data.empty() ? in.games : in.data;
+        o.ckpt = in.run;
+        o.data = in.data.empty() ? in.games : in.data;
         write_json(in.json, router_json(measure_router(o, cpu_reader)));
     };
     m.features = [](const MeasureInputs& in) {
         FeatureOptions o;
-        o.ckpt = in.ckpt, o.games = in.games, o.data = in.games.empty() ? in.data : "";
+        o.ckpt = in.ckpt;
+        o.games = in.games;
+        o.data = in.games.empty() ? in.data : "";
         write_json(in.json, features_json(measure_features(o, cpu_reader)));
     };
     return m;

@@ -44,7 +44,10 @@ struct Curve {
     std::vector<double> step, value;
 
     void add(double s, const Json* x) {
-        if (x && x->is_number()) step.push_back(s), value.push_back(x->number);
+        if (x && x->is_number()) {
+            step.push_back(s);
+            value.push_back(x->number);
+        }
     }
     void write(JsonWriter& out, const char* name, size_t most) const {
         out.key(name).open('[');
@@ -53,8 +56,11 @@ struct Curve {
             const double end = step[0] + width * (std::floor((step[i] - step[0]) / width) + 1);
             double n = 0, at = 0, mean = 0, low = value[i], high = value[i];
             for (; i < step.size() && step[i] < end; i++) {
-                n++, at += step[i], mean += value[i];
-                low = std::min(low, value[i]), high = std::max(high, value[i]);
+                n++;
+                at += step[i];
+                mean += value[i];
+                low = std::min(low, value[i]);
+                high = std::max(high, value[i]);
             }
             out.open('[').value(at / n, 7).value(mean / n, 5).value(low, 5).value(high, 5).close();
         }

@@ -4,7 +4,8 @@
 void write_curves(JsonWriter& out, const std::string& path, uint64_t last_step) {
     Curve loss, l0;
     JsonWriter val_loss, load;
-    val_loss.open('['), load.open('[');
+    val_loss.open('[');
+    load.open('[');
     double ms = 0, tokens = 0;
     scan_log(path, last_step, [&](const Json& line) {
         const double step = line.find("step")->number;
@@ -12,8 +13,10 @@ void write_curves(JsonWriter& out, const std::string& path, uint64_t last_step) 
             const Json* x = line.find(name);
             return x && x->is_number() ? x->number : 0;
         };
-        loss.add(step, line.find("loss")), l0.add(step, line.find("l0"));
-        ms += number("ms"), tokens += number("ms") / 1000 * number("tok_s");
+        loss.add(step, line.find("loss"));
+        l0.add(step, line.find("l0"));
+        ms += number("ms");
+        tokens += number("ms") / 1000 * number("tok_s");
         if (const Json* x = line.find("val_loss"); x && x->is_number())
             val_loss.open('[').value(step, 9).value(x->number).close();
         if (const Json* layers = line.find("load"); layers && layers->type == Json::Array) {
@@ -26,8 +29,10 @@ void write_curves(JsonWriter& out, const std::string& path, uint64_t last_step) 
             load.close().close();
         }
     });
-    val_loss.close(), load.close();
-    loss.write(out, "loss", 500), l0.write(out, "l0", 250);
+    val_loss.close();
+    load.close();
+    loss.write(out, "loss", 500);
+    l0.write(out, "l0", 250);
     out.key("val_loss").text += val_loss.text;
     out.key("load").text += load.text;
     out.member("train_seconds", ms / 1000).member("tokens_per_second", ms > 0 ? tokens / (ms / 1000) : 0.0);

@@ -3,6 +3,7 @@
 #pragma once
 #include "../../data/loader.h"
 #include "../lib/json.h"
+#include "../lib/options.h"
 #include "../lib/random.h"
 #include "../run/checkpoint.h"
 #include <set>
@@ -31,3 +32,17 @@ inline std::string json_path(const std::string& given, const std::string& checkp
     return given.empty() ? parent_directory(checkpoint) + "/interp/" + tool + ".json" : given;
 }
 void write_json(const std::string& path, const std::string& text);
+
+// The program of a tool: its options, what it measures, printed and as JSON. Flags has declare() and json.
+template <class Flags, class Measure, class Print, class ToJson>
+int tool_program(int argc, char** argv, const char* name, const char* purpose, Measure measure, Print print,
+                 ToJson to_json) {
+    Flags flags;
+    Options options(name, purpose);
+    flags.declare(options);
+    if (!options.parse(argc, argv)) return 0;
+    const auto result = measure(flags);
+    print(result);
+    write_json(json_path(flags.json, result.checkpoint, name), to_json(result));
+    return 0;
+}

@@ -52,8 +52,13 @@ struct ExpertSample { // of one layer, S tokens
         double ks_fitted = 0; // from N with the mean and the sd that the values have
         double sd_ratio = 0;  // the sd they have, in units of the router's
         void add(const Shape& s) {
-            n += s.n, skew += s.skew, skew_squared += s.skew_squared, kurtosis += s.kurtosis;
-            ks += s.ks, ks_fitted += s.ks_fitted, sd_ratio += s.sd_ratio;
+            n += s.n;
+            skew += s.skew;
+            skew_squared += s.skew_squared;
+            kurtosis += s.kurtosis;
+            ks += s.ks;
+            ks_fitted += s.ks_fitted;
+            sd_ratio += s.sd_ratio;
         }
     };
     std::vector<Shape> shape; // (E)

@@ -1,11 +1,15 @@
 // Rows of tokens and their groups: see rows.h.
 #include "rows.h"
+#include "../lib/threads.h"
 
 void phases_of(const int32_t* tokens, size_t T, uint8_t* group) { // tokens of chess-32
     bool known = false;
     for (size_t t = 0, plies = 0; t < T; t++) {
         const char c = chess_char(tokens[t]);
-        if (c == ';') known = true, plies = 0;
+        if (c == ';') {
+            known = true;
+            plies = 0;
+        }
         plies += c == ' ';
         const size_t move = plies / 2 + 1;
         group[t] = !known ? no_group : move <= 10 ? 0 : move <= 25 ? 1 : 2;
@@ -50,6 +54,17 @@ bool is_games_file(const std::string& path) {
     return file.size < sizeof shard_magic || memcmp(file.data, &shard_magic, sizeof shard_magic) != 0;
 }
 
+TokenRows game_rows(const GameSet& games) {
+    TokenRows rows;
+    rows.source = games.source;
+    rows.rows = games.size();
+    rows.T = games.characters;
+    rows.tokens.reserve(rows.size());
+    for (const std::string& text : games.texts)
+        for (const char character : text) rows.tokens.push_back(chess_id(character));
+    return rows;
+}
+
 TokenRows token_rows(const std::string& data, const Config& c, size_t T, size_t most,
                      const std::string& gpt2_file, const std::string& model) {
     TokenRows rows;
@@ -64,11 +79,8 @@ TokenRows token_rows(const std::string& data, const Config& c, size_t T, size_t 
     };
     if (is_games_file(data)) {
         check_tokenizer(TOKENIZER_CHESS);
-        rows.T = T ? T : std::min<size_t>(c.block_size, 256);
-        const GameSet games = read_games(data, rows.T, std::max<size_t>(1, rows.T * 20 / 256), most);
-        rows.rows = games.size();
-        for (const std::string& text : games.texts)
-            for (const char character : text) rows.tokens.push_back(chess_id(character));
+        const size_t characters = T ? T : std::min<size_t>(c.block_size, 256);
+        rows = game_rows(read_games(data, characters, std::max<size_t>(1, characters * 20 / 256), most));
         group_tokens(rows, TOKENIZER_CHESS, "");
         return rows;
     }
@@ -87,17 +99,17 @@ TokenRows token_rows(const std::string& data, const Config& c, size_t T, size_t 
 void check_finite(Reader& reader, const TokenRows& rows, size_t first, size_t N) {
     const LayerUnits units = reader.layer(reader.config.n_layer - 1);
     const size_t C = reader.config.n_embd, D = units.D, slots = units.choice ? units.K : 1;
-    size_t bad = N;
-#pragma omp parallel for reduction(min : bad)
-    for (size_t n = 0; n < N; n++) {
+    std::vector<uint8_t> broken(N);
+    parallel_for(N, [&](size_t n) {
         bool finite = true;
         for (size_t i = 0; i < C; i++) finite &= std::isfinite(units.x[n * C + i]);
         for (size_t k = 0; k < slots; k++) {
             const float* z = units.z + (units.slot ? size_t(units.slot[n * slots + k]) : n) * D;
             for (size_t i = 0; i < D; i++) finite &= std::isfinite(z[i]);
         }
-        if (!finite) bad = std::min(bad, n);
-    }
+        broken[n] = !finite;
+    });
+    const size_t bad = size_t(std::find(broken.begin(), broken.end(), 1) - broken.begin());
     if (bad < N)
         fail("%s: the model's units at row %zu, token %zu are not finite", rows.source.c_str(),
              first + bad / rows.T, bad % rows.T);

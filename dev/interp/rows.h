@@ -42,6 +42,9 @@ void group_tokens(TokenRows& rows, Tokenizer kind, const std::string& gpt2_file)
 // Does the path name one file that is no token shard?
 bool is_games_file(const std::string& path);
 
+// The games of a set, a row each. Of no groups.
+TokenRows game_rows(const GameSet& games);
+
 // Up to `most` rows of T tokens for a model of config c, in the order of the file. T = 0: as long as model
 // and data have them; of a game the first 256 characters, as in the board metrics, with their 20 moves of
 // White. model: its file, for messages.
@@ -56,13 +59,15 @@ inline size_t batch_rows(size_t T) { return std::max<size_t>(1, std::min<size_t>
 void check_finite(Reader& reader, const TokenRows& rows, size_t first, size_t N);
 
 // Runs the model over the rows in batches; visit(first row, rows) after each, with the reader holding all
-// their tokens.
+// their tokens. What the model makes of them may not be finite.
 template <class Visit> void read_rows(Reader& reader, const TokenRows& rows, const char* label, Visit visit) {
+    if (rows.T > reader.max_T)
+        fail("the model reads %zu tokens at most, expected the %zu of each row of %s", reader.max_T, rows.T,
+             rows.source.c_str());
     Progress progress(label, "rows", double(rows.rows));
     for (size_t first = 0; first < rows.rows; first += reader.max_B) {
         const size_t B = std::min(reader.max_B, rows.rows - first);
         reader.read(rows.tokens.data() + first * rows.T, B, rows.T);
-        check_finite(reader, rows, first, B * rows.T);
         visit(first, B);
         progress.update(double(first + B));
     }

@@ -57,16 +57,18 @@ struct QuestionRows {
 
 static QuestionRows question_rows(const Labels& questions) {
     QuestionRows out;
-    out.n = questions.tokens, out.Q = questions.cells(), out.on.resize(out.Q);
+    out.n = questions.tokens;
+    out.Q = questions.cells();
+    out.on.resize(out.Q);
     out.rows.assign(out.tiles() * out.n, BitRow{});
-#pragma omp parallel for schedule(dynamic, 1)
-    for (size_t tile = 0; tile < out.tiles(); tile++)
+    parallel_items(out.tiles(), [&](size_t tile) {
         for (size_t q = tile * row_bits; q < std::min(out.Q, (tile + 1) * row_bits); q++) {
             out.on[q] = uint32_t(questions.positives(q));
             each_place(questions, q, [&](size_t at) {
                 out.rows[tile * out.n + at].word[q % row_bits / 64] |= uint64_t(1) << q % 64;
             });
         }
+    });
     return out;
 }
 
@@ -117,106 +119,120 @@ static std::vector<uint32_t> count_lists(const QuestionRows& q,
     std::vector<uint32_t> sums(lists.size() * q.Q);
     for (size_t tile = 0; tile < q.tiles(); tile++) { // one after the other, as a tile may stay in cache
         const size_t first = tile * row_bits;
-#pragma omp parallel for schedule(dynamic, 16)
-        for (size_t i = 0; i < lists.size(); i++) {
+        parallel_items(lists.size(), [&](size_t i) {
             uint32_t sum[row_bits];
             count_list(&q.rows[tile * q.n], lists[i], sum);
             std::copy(sum, sum + std::min(row_bits, q.Q - first), &sums[i * q.Q + first]);
-        }
+        });
     }
     return sums;
 }
 
-// For a block of targets, so that the counts of each with every question need no more than some 100 MB.
-static std::vector<Rule> best_rules_of_block(const Labels& questions, const QuestionRows& rows,
-                                             const std::vector<std::vector<uint32_t>>& targets,
-                                             double (*score)(const Counts&),
-                                             const std::vector<std::vector<uint32_t>>& natural) {
-    constexpr size_t n_first = 3; // the two best questions, the best natural one
-    const size_t n = rows.n, Q = rows.Q, n_targets = targets.size();
-    const std::vector<uint32_t>& on = rows.on;
-    std::vector<Rule> rules(n_targets);
-    if (n_targets == 0) return rules;
-    std::vector<double> charged(n_targets);                      // of the best rule so far
-    const std::vector<uint32_t> tp = count_lists(rows, targets); // of every target and question
+// The search for some targets at a time, so that the counts of each with every question need no more than
+// some 100 MB.
+struct RuleSearch {
+    using Lists = std::vector<std::vector<uint32_t>>;
+    const Labels& questions;
+    const QuestionRows& rows;
+    const Lists &targets, &natural;
+    double (*score)(const Counts&);
 
-    // Single questions, as they are or negated.
-    std::vector<uint32_t> best(n_targets * n_first, UINT32_MAX);
-#pragma omp parallel for schedule(dynamic, 16)
-    for (size_t i = 0; i < n_targets; i++) {
-        const double N = double(n), T = double(targets[i].size());
-        const auto single = [&](uint32_t q, double charge) {
-            const double a = on[q], at = tp[i * Q + q];
-            const double yes = score({N, a, T, at}), no = score({N, N - a, T, T - at});
-            const double higher = std::max(yes, no), rest = higher - charge;
-            if (higher > 0 && (!rules[i].any() || rest > charged[i])) {
-                rules[i] = {q, q, uint8_t(yes >= no ? 8 : 1), higher};
-                charged[i] = rest;
-            }
-            return higher;
-        };
+    static constexpr size_t n_first = 3; // of every target: the two best questions, the best natural one
+    std::vector<Rule> rules = std::vector<Rule>(targets.size());
+    std::vector<double> charged = std::vector<double>(targets.size()); // what the best rule has so far
+    std::vector<uint32_t> first = std::vector<uint32_t>(targets.size() * n_first, UINT32_MAX);
+    std::vector<uint32_t> tp = count_lists(rows, targets); // (targets,Q)
+
+    double places() const { return double(rows.n); }
+    double positives(size_t i) const { return double(targets[i].size()); }
+
+    void offer(size_t i, const Rule& r, double charge, double least_gain) {
+        const double rest = r.score - charge;
+        if (!(r.score > 0) || (rules[i].any() && !(rest > charged[i] + least_gain))) return;
+        rules[i] = r;
+        charged[i] = rest;
+    }
+
+    // A single question, as it is or negated; the higher score.
+    double single(size_t i, uint32_t q, double charge) {
+        const double N = places(), T = positives(i), a = rows.on[q], at = tp[i * rows.Q + q];
+        const double yes = score({N, a, T, at}), no = score({N, N - a, T, T - at});
+        const double higher = std::max(yes, no);
+        offer(i, {q, q, uint8_t(yes >= no ? 8 : 1), higher}, charge, 0);
+        return higher;
+    }
+
+    void singles(size_t i) {
         double top[2] = {}, top_natural = 0;
-        const double charge = rule_charge(2 * Q, N, T);
-        for (uint32_t q = 0; q < Q; q++) {
-            const double higher = single(q, charge);
+        uint32_t* best = &first[i * n_first];
+        const double N = places(), T = positives(i), charge = rule_charge(2 * rows.Q, N, T);
+        for (uint32_t q = 0; q < rows.Q; q++) {
+            const double higher = single(i, q, charge);
             const size_t k = higher > top[0] ? 0 : 1;
             if (!(higher > top[k])) continue;
             if (k == 0) {
                 top[1] = top[0];
-                best[i * n_first + 1] = best[i * n_first];
+                best[1] = best[0];
             }
             top[k] = higher;
-            best[i * n_first + k] = q;
+            best[k] = q;
         }
-        for (size_t k = 0; !natural.empty() && k < natural[i].size(); k++)
-            if (const double higher = single(natural[i][k], rule_charge(2 * (k + 1), N, T));
-                higher > top_natural) {
-                top_natural = higher;
-                best[i * n_first + 2] = natural[i][k];
-            }
+        for (size_t k = 0; !natural.empty() && k < natural[i].size(); k++) {
+            const double higher = single(i, natural[i][k], rule_charge(2 * (k + 1), N, T));
+            if (!(higher > top_natural)) continue;
+            top_natural = higher;
+            best[2] = natural[i][k];
+        }
     }
 
-    // Pairs. both (firsts,Q): places where two questions hold; both_target (targets*3,Q): .. of a target.
-    std::vector<uint32_t> firsts = best;
-    std::sort(firsts.begin(), firsts.end());
-    firsts.erase(std::unique(firsts.begin(), firsts.end()), firsts.end());
-    if (!firsts.empty() && firsts.back() == UINT32_MAX) firsts.pop_back();
-    std::vector<std::vector<uint32_t>> places(firsts.size()), within(n_targets * n_first);
-    for (size_t i = 0; i < firsts.size(); i++)
-        each_place(questions, firsts[i], [&](size_t at) { places[i].push_back(uint32_t(at)); });
-#pragma omp parallel for schedule(dynamic, 16)
-    for (size_t i = 0; i < within.size(); i++)
-        if (best[i] != UINT32_MAX)
-            for (const uint32_t at : targets[i / n_first])
-                if (questions.at(best[i], at)) within[i].push_back(at);
-    const std::vector<uint32_t> both = count_lists(rows, places), both_target = count_lists(rows, within);
-#pragma omp parallel for schedule(dynamic, 16)
-    for (size_t i = 0; i < n_targets; i++)
-        for (size_t k = 0; k < n_first; k++) {
-            const uint32_t first = best[i * n_first + k];
-            if (first == UINT32_MAX) continue;
-            const size_t row = size_t(std::lower_bound(firsts.begin(), firsts.end(), first) - firsts.begin());
-            const double N = double(n), T = double(targets[i].size()), a = on[first], at = tp[i * Q + first];
-            const double charge = rule_charge(n_first * 8 * Q, N, T);
-            for (uint32_t q = 0; q < Q; q++) {
-                const double b = on[q], bt = tp[i * Q + q], ab = both[row * Q + q],
-                             abt = both_target[(i * n_first + k) * Q + q];
-                const double cells[4] = {N - a - b + ab, b - ab, a - ab, ab};
-                const double cells_true[4] = {T - at - bt + abt, bt - abt, at - abt, abt};
-                for (unsigned cell = 0; cell < 4; cell++) {
-                    const double one = score({N, cells[cell], T, cells_true[cell]});
-                    const double three = score({N, N - cells[cell], T, T - cells_true[cell]});
-                    const double higher = std::max(one, three), rest = higher - charge;
-                    if (rest > charged[i] + 1e-9) {
-                        rules[i] = {first, q, uint8_t(one >= three ? 1u << cell : 15u & ~(1u << cell)),
-                                    higher};
-                        charged[i] = rest;
-                    }
-                }
+    // Every partner of the k-th of a target's first questions. both (Q): places where the two hold;
+    // both_target (Q): .. of the target.
+    void pairs(size_t i, size_t k, const uint32_t* both, const uint32_t* both_target) {
+        const uint32_t q1 = first[i * n_first + k];
+        const size_t Q = rows.Q;
+        const double N = places(), T = positives(i), a = rows.on[q1], at = tp[i * Q + q1];
+        const double charge = rule_charge(n_first * 8 * Q, N, T);
+        for (uint32_t q = 0; q < Q; q++) {
+            const double b = rows.on[q], bt = tp[i * Q + q], ab = both[q], abt = both_target[q];
+            const double cells[4] = {N - a - b + ab, b - ab, a - ab, ab};
+            const double cells_true[4] = {T - at - bt + abt, bt - abt, at - abt, abt};
+            for (unsigned cell = 0; cell < 4; cell++) {
+                const double one = score({N, cells[cell], T, cells_true[cell]});
+                const double three = score({N, N - cells[cell], T, T - cells_true[cell]});
+                const uint8_t yes = uint8_t(one >= three ? 1u << cell : 15u & ~(1u << cell));
+                offer(i, {q1, q, yes, std::max(one, three)}, charge, 1e-9);
             }
         }
-    return rules;
-}
+    }
+
+    void all_pairs() {
+        std::vector<uint32_t> known = first; // each once
+        std::sort(known.begin(), known.end());
+        known.erase(std::unique(known.begin(), known.end()), known.end());
+        if (!known.empty() && known.back() == UINT32_MAX) known.pop_back();
+        Lists where, within(first.size()); // where each of them holds; .. of its target
+        for (const uint32_t q : known) where.push_back(places_where(questions, q));
+        parallel_items(within.size(), [&](size_t i) {
+            if (first[i] == UINT32_MAX) return;
+            for (const uint32_t n : targets[i / n_first])
+                if (questions.at(first[i], n)) within[i].push_back(n);
+        });
+        const std::vector<uint32_t> both = count_lists(rows, where), both_target = count_lists(rows, within);
+        parallel_items(targets.size(), [&](size_t i) {
+            for (size_t k = 0; k < n_first; k++) {
+                const auto at = std::lower_bound(known.begin(), known.end(), first[i * n_first + k]);
+                if (at == known.end()) continue; // there is none
+                pairs(i, k, &both[size_t(at - known.begin()) * rows.Q],
+                      &both_target[(i * n_first + k) * rows.Q]);
+            }
+        });
+    }
+
+    void run() {
+        parallel_items(targets.size(), [&](size_t i) { singles(i); });
+        all_pairs();
+    }
+};
 
 std::vector<Rule> best_rules(const Labels& questions, const std::vector<std::vector<uint32_t>>& targets,
                              double (*score)(const Counts&),
@@ -230,8 +246,9 @@ std::vector<Rule> best_rules(const Labels& questions, const std::vector<std::vec
         const std::vector<std::vector<uint32_t>> some(targets.begin() + begin, targets.begin() + end);
         std::vector<std::vector<uint32_t>> near;
         if (!natural.empty()) near.assign(natural.begin() + begin, natural.begin() + end);
-        const std::vector<Rule> of_block = best_rules_of_block(questions, rows, some, score, near);
-        rules.insert(rules.end(), of_block.begin(), of_block.end());
+        RuleSearch search{questions, rows, some, near, score};
+        search.run();
+        rules.insert(rules.end(), search.rules.begin(), search.rules.end());
     }
     return rules;
 }

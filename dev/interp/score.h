@@ -129,7 +129,10 @@ inline size_t best_threshold(const Reconstruction& r, const TruthRows& truth, si
     size_t best = 0;
     double highest = 0;
     for (size_t t = 0; t + 1 < n_thresholds; t++)
-        if (const double f1 = class_f1(r, truth, t, f, nullptr, true); f1 > highest) highest = f1, best = t;
+        if (const double f1 = class_f1(r, truth, t, f, nullptr, true); f1 > highest) {
+            highest = f1;
+            best = t;
+        }
     return best;
 }
 

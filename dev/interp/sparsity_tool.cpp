@@ -1,43 +1,56 @@
 // The tool sparsity: see sparsity.h.
 #include "sparsity.h"
+#include <mutex>
+
+// Of every slot (a token's k-th expert) the units that fire and those that are zero; and adds to the counts
+// which units fire.
+struct SlotCounts {
+    std::vector<uint32_t> fire, zero; // (n,K)
+
+    SlotCounts(std::vector<SparsityCounts>& counts, const LayerUnits& units, const uint8_t* group, size_t n)
+        : fire(n * units.K), zero(n * units.K) {
+        const size_t K = units.K, D = units.D, width = units.E * D;
+        std::mutex mutex;
+        parallel_ranges(n * K, 1, [&](size_t begin, size_t end) {
+            std::vector<uint32_t> fired(counts.size() * width);
+            for (size_t i = begin; i < end; i++) {
+                const float* z = units.z + (units.slot ? size_t(units.slot[i]) : i) * D;
+                uint32_t* count = &fired[group[i / K] * width + (units.choice ? units.choice[i] * D : 0)];
+                uint32_t active = 0, zeros = 0;
+                for (size_t u = 0; u < D; u++) {
+                    const uint32_t fires = z[u] > 0;
+                    count[u] += fires;
+                    active += fires;
+                    zeros += z[u] == 0;
+                }
+                fire[i] = active;
+                zero[i] = zeros;
+            }
+            const std::lock_guard lock(mutex);
+            for (size_t u = 0; u < fired.size(); u++) counts[u / width].fired[u % width] += fired[u];
+        });
+    }
+};
 
 void count_layer(std::vector<SparsityCounts>& counts, const LayerUnits& units, const TokenRows& rows,
                  size_t first, size_t n) {
-    const size_t E = units.E, K = units.K, D = units.D, G = counts.size();
-    const auto group_of = [&](size_t i) { return std::min<size_t>(rows.group[first + i], G - 1); };
-    std::vector<uint32_t> slot_l0(n * K), slot_zeros(n * K);
-#pragma omp parallel
-    {
-        std::vector<uint32_t> fired(G * E * D);
-#pragma omp for schedule(static)
-        for (size_t i = 0; i < n * K; i++) {
-            const float* z = units.z + (units.slot ? size_t(units.slot[i]) : i) * D;
-            uint32_t* count = &fired[group_of(i / K) * E * D] + (units.choice ? units.choice[i] * D : 0);
-            uint32_t active = 0, zeros = 0;
-            for (size_t u = 0; u < D; u++) {
-                const uint32_t fires = z[u] > 0;
-                count[u] += fires;
-                active += fires;
-                zeros += z[u] == 0;
-            }
-            slot_l0[i] = active;
-            slot_zeros[i] = zeros;
-        }
-#pragma omp critical
-        for (size_t u = 0; u < G * E * D; u++) counts[u / (E * D)].fired[u % (E * D)] += fired[u];
-    }
+    const size_t E = units.E, K = units.K;
+    std::vector<uint8_t> group(n); // that of no group goes to the last
+    for (size_t i = 0; i < n; i++)
+        group[i] = uint8_t(std::min<size_t>(rows.group[first + i], counts.size() - 1));
+    const SlotCounts slots(counts, units, group.data(), n);
     for (size_t i = 0; i < n; i++) {
-        SparsityCounts& group = counts[group_of(i)];
-        group.l0.push_back(std::accumulate(&slot_l0[i * K], &slot_l0[i * K] + K, 0u));
-        group.row.push_back(uint32_t((first + i) / rows.T));
-        group.zeros += std::accumulate(&slot_zeros[i * K], &slot_zeros[i * K] + K, size_t(0));
+        SparsityCounts& to = counts[group[i]];
+        to.l0.push_back(std::accumulate(&slots.fire[i * K], &slots.fire[i * K] + K, 0u));
+        to.row.push_back(uint32_t((first + i) / rows.T));
+        to.zeros += std::accumulate(&slots.zero[i * K], &slots.zero[i * K] + K, size_t(0));
         if (!units.choice) continue;
         const int32_t* choice = units.choice + i * K;
-        group.weight_entropy += entropy_bits(units.weight + i * K, K);
+        to.weight_entropy += entropy_bits(units.weight + i * K, K);
         for (size_t k = 0; k < K; k++) {
-            group.chosen[choice[k]]++;
-            group.expert_l0[choice[k]] += slot_l0[i * K + k];
-            for (size_t other = 0; other < K; other++) group.together[choice[k] * E + choice[other]]++;
+            to.chosen[choice[k]]++;
+            to.expert_l0[choice[k]] += slots.fire[i * K + k];
+            for (size_t other = 0; other < K; other++) to.together[choice[k] * E + choice[other]]++;
         }
     }
 }
@@ -50,20 +63,27 @@ SparsityCounts sum_of_groups(const std::vector<SparsityCounts>& groups) {
     std::vector<std::pair<uint32_t, uint32_t>> tokens; // row, l0
     for (const SparsityCounts& group : groups) {
         for (size_t i = 0; i < group.l0.size(); i++) tokens.push_back({group.row[i], group.l0[i]});
-        add(all.fired, group.fired), add(all.chosen, group.chosen);
-        add(all.expert_l0, group.expert_l0), add(all.together, group.together);
+        add(all.fired, group.fired);
+        add(all.chosen, group.chosen);
+        add(all.expert_l0, group.expert_l0);
+        add(all.together, group.together);
         all.weight_entropy += group.weight_entropy;
         all.zeros += group.zeros;
     }
     std::sort(tokens.begin(), tokens.end());
-    for (const auto& [row, l0] : tokens) all.row.push_back(row), all.l0.push_back(l0);
+    for (const auto& [row, l0] : tokens) {
+        all.row.push_back(row);
+        all.l0.push_back(l0);
+    }
     return all;
 }
 
 LayerSparsity layer_sparsity(const SparsityCounts& counts, size_t E, size_t K, size_t work) {
     LayerSparsity s;
     const size_t N = counts.l0.size();
-    s.tokens = N, s.units = counts.fired.size(), s.work = work;
+    s.tokens = N;
+    s.units = counts.fired.size();
+    s.work = work;
     s.dead = size_t(std::count(counts.fired.begin(), counts.fired.end(), size_t(0)));
     if (N == 0) return s;
     s.zero_work = double(counts.zeros) / double(N * work);
@@ -81,7 +101,9 @@ LayerSparsity layer_sparsity(const SparsityCounts& counts, size_t E, size_t K, s
         if (fired) s.rates.add(double(fired) / N);
     if (E == 0) return s;
 
-    s.load.resize(E), s.expert_units.resize(E), s.together.resize(E * E);
+    s.load.resize(E);
+    s.expert_units.resize(E);
+    s.together.resize(E * E);
     for (size_t j = 0; j < E; j++) {
         s.load[j] = double(counts.chosen[j]) / (N * K);
         s.expert_units[j] = counts.chosen[j] ? double(counts.expert_l0[j]) / counts.chosen[j] : undefined;
@@ -99,6 +121,7 @@ std::vector<LayerSparsity> measure_layers_sparsity(Reader& reader, const TokenRo
     const std::vector<SparsityCounts> zero(G + 1, SparsityCounts(reader.units(), E));
     std::vector<std::vector<SparsityCounts>> counts(c.n_layer, zero); // (L,groups+1)
     read_rows(reader, rows, "sparsity", [&](size_t first, size_t B) {
+        check_finite(reader, rows, first, B * rows.T);
         for (size_t l = 0; l < c.n_layer; l++)
             count_layer(counts[l], reader.layer(l), rows, first * rows.T, B * rows.T);
     });
@@ -115,12 +138,17 @@ Sparsity measure_sparsity(const SparsityOptions& options, const MakeReader& make
     if (options.data.empty()) fail_usage("--data is missing: token shards, or a file of games");
     const SafeTensorsFile file(find_checkpoint(options.ckpt));
     Sparsity s;
-    s.checkpoint = file.path, s.step = checkpoint_step(file), s.config = read_config(file);
+    s.checkpoint = file.path;
+    s.step = checkpoint_step(file);
+    s.config = read_config(file);
     const TokenRows rows = token_rows(options.data, s.config, size_t(options.seq), size_t(options.rows),
                                       options.tokenizer, file.path);
     Reader reader = make_reader(s.config, batch_rows(rows.T), rows.T);
     load_weights(reader, file);
-    s.source = rows.source, s.rows = rows.rows, s.tokens = rows.size(), s.groups = rows.groups;
+    s.source = rows.source;
+    s.rows = rows.rows;
+    s.tokens = rows.size();
+    s.groups = rows.groups;
     s.layers = measure_layers_sparsity(reader, rows);
     s.seconds = now_seconds() - begin;
     return s;
@@ -189,13 +217,9 @@ std::string sparsity_json(const Sparsity& s) {
 }
 
 int sparsity_program(int argc, char** argv, const MakeReader& make_reader) {
-    SparsityOptions flags;
-    Options options("sparsity",
-                    "Measures how sparsely a checkpoint's units fire and how its experts share the work.");
-    flags.declare(options);
-    if (!options.parse(argc, argv)) return 0;
-    const Sparsity s = measure_sparsity(flags, make_reader);
-    print_sparsity(s);
-    write_json(json_path(flags.json, s.checkpoint, "sparsity"), sparsity_json(s));
-    return 0;
+    return tool_program<SparsityOptions>(
+        argc, argv, "sparsity",
+        "Measures how sparsely a checkpoint's units fire and how its experts share the work.",
+        [&](const SparsityOptions& options) { return measure_sparsity(options, make_reader); },
+        print_sparsity, sparsity_json);
 }

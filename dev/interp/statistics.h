@@ -32,11 +32,17 @@ template <class T> Moments moments(const T* x, size_t n) {
     m.mean = sum / n;
     for (size_t i = 0; i < n; i++) {
         const double d = x[i] - m.mean, dd = d * d;
-        m2 += dd, m3 += dd * d, m4 += dd * dd;
+        m2 += dd;
+        m3 += dd * d;
+        m4 += dd * dd;
     }
-    m2 /= n, m3 /= n, m4 /= n;
+    m2 /= n;
+    m3 /= n;
+    m4 /= n;
     m.sd = std::sqrt(m2);
-    if (m2 > 0) m.skew = m3 / (m2 * m.sd), m.kurtosis = m4 / (m2 * m2) - 3;
+    if (!(m2 > 0)) return m;
+    m.skew = m3 / (m2 * m.sd);
+    m.kurtosis = m4 / (m2 * m2) - 3;
     return m;
 }
 
@@ -98,10 +104,14 @@ inline std::vector<double> whole_edges(size_t low, size_t high, size_t most) {
 struct PairSums {
     double n = 0, x = 0, y = 0, xx = 0, xy = 0, yy = 0;
 
-    void add(double a, double b) { n++, x += a, y += b, xx += a * a, xy += a * b, yy += b * b; }
+    void add(double a, double b) { add({1, a, b, a * a, a * b, b * b}, 1); }
     void add(const PairSums& s, double times) {
-        n += times * s.n, x += times * s.x, y += times * s.y;
-        xx += times * s.xx, xy += times * s.xy, yy += times * s.yy;
+        n += times * s.n;
+        x += times * s.x;
+        y += times * s.y;
+        xx += times * s.xx;
+        xy += times * s.xy;
+        yy += times * s.yy;
     }
     // Pearson's r = cov(x,y) / (sd(x) sd(y)); undefined when x or y is constant.
     double pearson() const {
@@ -149,20 +159,22 @@ constexpr size_t bootstrap_resamples = 1000;
 // Statistics of groups (games, rows) drawn with replacement, as many as there are, 1000 times; none of fewer
 // than two groups. statistic(times): of a resample that holds group i times[i] times; any type. The draws
 // depend on seed and number of groups alone: what is asked in separate calls can be put together by resample.
-template <class Statistic> auto resample(size_t groups, uint64_t seed, Statistic statistic) {
+// block (groups): groups that are drawn together, as one; none: each by itself.
+template <class Statistic>
+auto resample(size_t groups, uint64_t seed, Statistic statistic, const std::vector<uint32_t>& block = {}) {
     using Result = decltype(statistic(std::vector<uint32_t>()));
-    std::vector<Result> results(groups > 1 ? bootstrap_resamples : 0);
-#pragma omp parallel
-    {
-        std::vector<uint32_t> times(groups);
-#pragma omp for schedule(static)
-        for (size_t r = 0; r < results.size(); r++) {
+    const size_t blocks = block.empty() ? groups : block.back() + 1;
+    std::vector<Result> results(blocks > 1 ? bootstrap_resamples : 0);
+    parallel_ranges(results.size(), 1, [&](size_t begin, size_t end) {
+        std::vector<uint32_t> drawn(blocks), times(groups);
+        for (size_t r = begin; r < end; r++) {
             Random random{seed, random_stream("bootstrap") + r};
-            std::fill(times.begin(), times.end(), 0);
-            for (size_t i = 0; i < groups; i++) times[random.below(groups)]++;
+            std::fill(drawn.begin(), drawn.end(), 0);
+            for (size_t i = 0; i < blocks; i++) drawn[random.below(blocks)]++;
+            for (size_t i = 0; i < groups; i++) times[i] = drawn[block.empty() ? i : block[i]];
             results[r] = statistic(times);
         }
-    }
+    });
     return results;
 }
 
@@ -175,8 +187,9 @@ inline Interval interval_of(std::vector<double> results) {
 }
 
 // The 95% interval of a statistic by the percentile bootstrap.
-template <class Statistic> Interval bootstrap(size_t groups, uint64_t seed, Statistic statistic) {
-    return interval_of(resample(groups, seed, statistic));
+template <class Statistic> Interval bootstrap(size_t groups, uint64_t seed, Statistic statistic,
+                                              const std::vector<uint32_t>& block = {}) {
+    return interval_of(resample(groups, seed, statistic, block));
 }
 
 // A number and its 95% interval over groups.
@@ -192,15 +205,23 @@ Estimate mean_by_group(const std::vector<T>& values, const std::vector<uint32_t>
     std::vector<double> sums, counts;
     double sum = 0, count = 0;
     for (size_t i = 0; i < values.size(); i++) {
-        if (i == 0 || group[i] != group[i - 1]) sums.push_back(0), counts.push_back(0);
+        if (i == 0 || group[i] != group[i - 1]) {
+            sums.push_back(0);
+            counts.push_back(0);
+        }
         if (std::isnan(double(values[i]))) continue;
-        sums.back() += values[i], counts.back()++;
-        sum += values[i], count++;
+        sums.back() += values[i];
+        counts.back()++;
+        sum += values[i];
+        count++;
     }
     return {count > 0 ? sum / count : undefined,
             bootstrap(sums.size(), seed, [&](const std::vector<uint32_t>& times) {
                 double s = 0, n = 0;
-                for (size_t i = 0; i < sums.size(); i++) s += times[i] * sums[i], n += times[i] * counts[i];
+                for (size_t i = 0; i < sums.size(); i++) {
+                    s += times[i] * sums[i];
+                    n += times[i] * counts[i];
+                }
                 return n > 0 ? s / n : undefined;
             })};
 }

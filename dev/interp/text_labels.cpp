@@ -108,7 +108,10 @@ Labels label_text(const TokenRows& rows, const TextProperties& p) {
                 capitals = is_capital(c) ? capitals + 1 : 0;
                 quoted = c == '"' ? !quoted : quoted && c != '\n';
             }
-            if (here.empty()) capitals = 0, quoted = false;
+            if (here.empty()) {
+                capitals = 0;
+                quoted = false;
+            }
             set_place(IN_WORD, joined && is_letter(first) && is_letter(left));
             set_place(WORD_BEGINS, is_letter(first) && !(joined && is_letter(left)));
             set_place(WORD_ENDS, is_letter(last) && t + 1 < rows.T && (next.empty() || !is_letter(next[0])));

@@ -53,7 +53,10 @@ template <class F> void text_keys(const int32_t* row, size_t t, size_t T, F f) {
     const auto id = [&](size_t at) { return uint64_t(uint16_t(row[at])); };
     f(TOKEN_HERE << 48 | id(t));
     if (t + 1 < T) f(TOKEN_NEXT << 48 | id(t + 1));
-    if (t >= 1) f(TOKEN_BEFORE << 48 | id(t - 1)), f(TWO_END << 48 | id(t - 1) << 16 | id(t));
+    if (t >= 1) {
+        f(TOKEN_BEFORE << 48 | id(t - 1));
+        f(TWO_END << 48 | id(t - 1) << 16 | id(t));
+    }
     if (t >= 2) f(THREE_END << 48 | id(t - 2) << 32 | id(t - 1) << 16 | id(t));
 }
 

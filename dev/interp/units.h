@@ -62,23 +62,3 @@ inline void untrained_weights(Reader& reader, uint64_t seed) {
     init_parameters(reader.config, reader.table, reader.weights(), seed);
     reader.changed();
 }
-
-// Runs the games in batches; visit(first game, games) after each, with the reader holding all their
-// characters.
-template <class Visit>
-void read_batches(Reader& reader, const GameSet& games, const char* label, Visit visit) {
-    const size_t T = games.characters;
-    if (T > reader.max_T)
-        fail("the model reads %zu characters at most, expected the %zu of each game of %s", reader.max_T, T,
-             games.source.c_str());
-    std::vector<int32_t> tokens(reader.max_B * T);
-    Progress progress(label, "games", double(games.size()));
-    for (size_t first = 0; first < games.size(); first += reader.max_B) {
-        const size_t B = std::min(reader.max_B, games.size() - first);
-        for (size_t i = 0; i < B * T; i++) tokens[i] = chess_id(games.texts[first + i / T][i % T]);
-        reader.read(tokens.data(), B, T);
-        visit(first, B);
-        progress.update(double(first + B));
-    }
-    progress.finish(double(games.size()));
-}

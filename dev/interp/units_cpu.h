@@ -8,8 +8,10 @@
 inline Reader cpu_reader(const Config& config, size_t B, size_t T) {
     const auto model = std::make_shared<Model>(config, B, T, false);
     Reader reader;
-    reader.config = config, reader.table = model->table;
-    reader.max_B = B, reader.max_T = T;
+    reader.config = config;
+    reader.table = model->table;
+    reader.max_B = B;
+    reader.max_T = T;
     reader.weights = [=] { return model->weights.data; };
     reader.changed = [=] { model->statistics_stale = true; };
     reader.read = [=](const int32_t* tokens, size_t b, size_t t) { forward_layers(*model, tokens, b, t); };

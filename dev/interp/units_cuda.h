@@ -31,8 +31,10 @@ struct CudaUnits {
 inline Reader cuda_reader(const Config& config, size_t B, size_t T) {
     const auto gpu = std::make_shared<CudaUnits>(config, B, T);
     Reader reader;
-    reader.config = config, reader.table = gpu->model.table;
-    reader.max_B = B, reader.max_T = T;
+    reader.config = config;
+    reader.table = gpu->model.table;
+    reader.max_B = B;
+    reader.max_T = T;
     reader.weights = [=] { return gpu->weights.data(); };
     reader.changed = [=] { load_weights(gpu->model, gpu->weights.data(), 0, 0); };
     reader.read = [=](const int32_t* tokens, size_t b, size_t t) {
@@ -56,20 +58,27 @@ inline Reader cuda_reader(const Config& config, size_t B, size_t T) {
         gpu->copy(gpu->x, h.ln_2, N * c.n_embd);
         gpu->copy(gpu->z, h.z, N * c.dense_width());
         LayerUnits units{};
-        units.E = units.K = 1, units.D = c.dense_width();
-        units.x = gpu->x.data(), units.z = gpu->z.data();
+        units.E = units.K = 1;
+        units.D = c.dense_width();
+        units.x = gpu->x.data();
+        units.z = gpu->z.data();
         if (!c.moe()) return units;
         gpu->copy_plain(gpu->weight, h.router.weight, N * K);
         gpu->copy_plain(gpu->choice, h.router.choice, N * K);
         gpu->copy_plain(gpu->slot, h.router.slot, N * K);
         gpu->copy_plain(gpu->g, h.router.g, N * E);
-        units.E = E, units.K = K, units.D = c.d_expert;
-        units.weight = gpu->weight.data(), units.g = gpu->g.data();
-        units.choice = gpu->choice.data(), units.slot = gpu->slot.data();
+        units.E = E;
+        units.K = K;
+        units.D = c.d_expert;
+        units.weight = gpu->weight.data();
+        units.g = gpu->g.data();
+        units.choice = gpu->choice.data();
+        units.slot = gpu->slot.data();
         if (c.topk()) return units;
         gpu->copy_plain(gpu->mu, h.router.mu, N * E);
         gpu->copy_plain(gpu->sd, h.router.sd, N * E);
-        units.mu = gpu->mu.data(), units.sd = gpu->sd.data();
+        units.mu = gpu->mu.data();
+        units.sd = gpu->sd.data();
         return units;
     };
     return reader;

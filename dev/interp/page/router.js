@@ -12,6 +12,13 @@ const dots = (points, colour, X, Y, size, opacity, name) => s('path', {
   opacity
 }, s('title', {}, name));
 const byExpert = points => Array.from({length: E}, (_, e) => points.filter(q => q[2] === e));
+// The number of each expert in the middle of its points: hue alone would not tell them.
+const expertNumbers = (points, X, Y) => E > 16 ? [] : byExpert(points).map((q, e) => q.length > 0 && s('text', {
+  class: 'strong halo',
+  'text-anchor': 'middle',
+  x: X(mean(q.map(a => a[0]))),
+  y: Y(mean(q.map(a => a[1]))) + 4
+}, e));
 
 function routing() {
   const layers = router.layers, sparsityRouter = config.router === 'sparsity', D = +config.d_expert;
@@ -53,13 +60,15 @@ function routing() {
             });
             byExpert(l.scatter).forEach(
               (points, e) => p.svg.append(dots(points, expertColour(e), p.X, p.Y, 3.4, .6, `expert ${e}`)));
+            fill(p.svg, {}, expertNumbers(l.scatter, p.X, p.Y));
             p.svg.append(s('text', {class: 'strong halo', x: w - 10, y: 34, 'text-anchor': 'end'},
               `r = ${fix(l.pearson.within, 3)}`));
             return p.svg;
           }),
         expertLegend()
       ],
-      'Each dot is one expert on one token, chosen or not; r is taken over a token’s experts and averaged.'),
+      'Each dot is one expert on one token, chosen or not, each number stands in the middle of its expert’s; r is ' +
+        'taken over a token’s experts and averaged.'),
     calibrated.length > 0 &&
       figure('Units expected against units that fire',
         small(calibrated,
@@ -207,8 +216,9 @@ function encoder(host) {
       },
         s('line', {class: 'gridline', x1: X(x0), x2: X(x1), y1: Y(0), y2: Y(0)}),
         s('line', {class: 'gridline', x1: X(0), x2: X(0), y1: Y(y0), y2: Y(y1)}));
-      byExpert(pca.points).forEach((points, e) => svg.append(dots(points, expertColour(e), X, Y, 4.5, .55, `expert ${e}`)));
-      return svg;
+      byExpert(pca.points).forEach(
+        (points, e) => svg.append(dots(points, expertColour(e), X, Y, 4.5, .55, `expert ${e}`)));
+      return fill(svg, {}, expertNumbers(pca.points, X, Y));
     }),
     expertLegend(),
     h('p', {class: 'note'},

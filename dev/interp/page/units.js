@@ -296,7 +296,8 @@ function unitPage(u) {
         number(u.precision_low) && `95% ${scoreText(u.precision_low)} to ${scoreText(u.precision_high)}`),
       fact('recall', scoreText(u.recall)), fact('base rate', fix(u.base, u.base < .0005 ? 5 : u.base < .095 ? 3 : 2)),
       fact('is above zero on', percent(u.rate, 1), chess ? 'of characters' : 'of tokens'),
-      fact('counts as on above', percent(u.threshold), `of ${fix(u.max)}`)),
+      fact('counts as on', `the strongest ${percent(u.share)}`,
+        `of its firings, above ${percent(u.threshold)} of ${fix(u.max)}`)),
     against(u),
     h('ul', {class: 'legend'},
       [
@@ -376,12 +377,15 @@ function browse() {
   if (!units.length) return [h('p', {class: 'absent'}, 'features found no unit that fires.')];
   chosen.unit = number(features.best) ? units[features.best] : units[0];
   showBrowser();
-  const census = c => `${whole(c.knows)} know more than the text says and ${whole(c.reads)} read the text`;
+  const census = c => `${whole(c.knows)} know more than the text says (${
+    percent(c.knows_firing, 1)} of all firing, ${whole(c.properties)} different properties) and ${
+    whole(c.reads)} read the text (${percent(c.reads_firing)})`;
   return [
     h('p', {class: 'lede'},
       `For each unit, the property was looked for that its firing tells best, on ${
         chess ? 'games' : 'text'} apart from those it is measured on. Rules about the text are its rivals: a unit is said ` +
-        `to know a property only where it tells more of it than they do. Of ${whole(f.tested)} units that are on often enough, ${
+        `to know a property only where it tells more of it than they do. Of ${whole(f.units)} units ${
+          whole(f.tested)} are on often enough to be tested: ${
           census(f)}` +
         (f.untrained ? `; of the untrained weights’ ${whole(f.untrained.tested)}, ${census(f.untrained)}` : '') + '.' +
         (f.other_labels ? ` With the labels of another ${chess ? 'game at the same move' : 'text at the same place'} ${
