@@ -3146,6 +3146,9 @@ inline void check_gpu_config(const Config& c, const std::string& where) {
     auto multiple = [&](const char* name, size_t value) {
         if (value % 8) fail("%s: %s is %zu, expected a multiple of 8 on the GPU", where.c_str(), name, value);
     };
+    if (const std::string what = reference_only(c); !what.empty())
+        fail("%s: %s is known to train_moex_cpu and sample_cpu, not to the GPU programs", where.c_str(),
+             what.c_str());
     multiple("n_embd", c.n_embd);
     multiple(c.moe() ? "d_expert" : "n_expert_active * d_expert", c.moe() ? c.d_expert : c.dense_width());
     constexpr size_t most = shared_bytes / (layernorm_sums * sizeof(float)) / run_channels * run_channels;

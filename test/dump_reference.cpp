@@ -80,7 +80,9 @@ int main(int argc, char** argv) {
                                   {"moe-relu-sparsity-k1", "moe", "relu", "sparsity", 4, 1},
                                   {"moe-relu-sparsity-kE", "moe", "relu", "sparsity", 4, 4},
                                   {"dense-gelu", "dense", "gelu", "sparsity", 4, 2},
-                                  {"dense-relu", "dense", "relu", "sparsity", 4, 2}})
+                                  {"dense-relu", "dense", "relu", "sparsity", 4, 2},
+                                  {"dense-geglu", "dense", "geglu", "sparsity", 4, 2},
+                                  {"dense-solu", "dense", "solu", "sparsity", 4, 2}})
             dump(std::string(argv[1]) + "/" + v.name, v);
         return 0;
     });

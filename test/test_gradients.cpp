@@ -92,6 +92,8 @@ int main() {
              {"moe gelu sparsity", "moe", "gelu", "sparsity", 4, 2, 2, 9, 2, 16},
              {"dense gelu", "dense", "gelu", "sparsity", 4, 2, 2, 9, 2, 16},
              {"dense relu", "dense", "relu", "sparsity", 4, 2, 2, 9, 2, 16},
+             {"dense geglu", "dense", "geglu", "sparsity", 4, 2, 2, 9, 2, 16},
+             {"dense solu", "dense", "solu", "sparsity", 4, 2, 2, 9, 2, 16},
              {"moe K = 1", "moe", "relu", "sparsity", 3, 1, 2, 5, 1, 8},
              {"moe K = E", "moe", "relu", "sparsity", 3, 3, 2, 5, 4, 12},
              {"topk K = 1", "moe", "gelu", "topk", 3, 1, 1, 6, 2, 8},

@@ -51,7 +51,9 @@ struct Variant {
 };
 static const Variant variants[] = {{"moe sparsity", "moe", "relu", "sparsity"},
                                    {"moe topk", "moe", "gelu", "topk"},
-                                   {"dense", "dense", "gelu", "sparsity"}};
+                                   {"dense", "dense", "gelu", "sparsity"},
+                                   {"geglu", "dense", "geglu", "sparsity"},
+                                   {"solu", "dense", "solu", "sparsity"}};
 
 // L 2, NH 2, C 16, T 10, V 13, E 4, K 2, D 12
 static Config config_of(const Variant& v) {
@@ -91,6 +93,8 @@ static void test_config() {
         {[](Config& c) { c.n_head = 3; }, {"n_embd 16 is not divisible by n_head 3"}},
         {[](Config& c) { c.ffn = "mlp"; }, {"ffn is 'mlp', expected moe or dense"}},
         {[](Config& c) { c.act = ""; }, {"act is '', expected relu or gelu"}},
+        {[](Config& c) { c.act = "geglu"; }, {"act geglu goes with ffn dense, this is ffn moe"}},
+        {[](Config& c) { c.act = "solu"; }, {"act solu goes with ffn dense, this is ffn moe"}},
         {[](Config& c) { c.router = "hash\n"; }, {"router is 'hash?', expected sparsity or topk"}},
         {[](Config& c) { c.tokenizer = "words"; }, {"'words'", "gpt2 or bytes or chess-32"}},
         {[](Config& c) { c.tokenizer = "chess-32"; },
@@ -139,7 +143,7 @@ static void test_config() {
     // A field that came later: written where it differs from its default, the default where it is absent.
     std::vector<ConfigField> fields = config_fields;
     for (ConfigField& f : fields)
-        f.optional = std::string(f.name) == "router" || std::string(f.name) == "n_head";
+        f.optional |= std::string(f.name) == "router" || std::string(f.name) == "n_head";
     Config later = config_of(variants[0]);
     later.n_head = Config().n_head;
     std::map<std::string, std::string> less = config_to_strings(later, fields);
@@ -153,6 +157,20 @@ static void test_config() {
           config_from_strings(less, "x", fields).n_head == 2);
     less["n_head"] = "x";
     check_error(config_from_strings(less, "x", fields), "n_head is 'x'");
+
+    // Models of another kind at the same active size.
+    const struct {
+        const char *preset, *act;
+        size_t width;
+    } sizes[] = {{"demo", "geglu", 344},   {"chess", "geglu", 2728}, {"small", "geglu", 4096},
+                 {"medium", "geglu", 5464}, {"demo", "solu", 512},    {"chess", "gelu", 4096}};
+    for (const auto& s : sizes) {
+        Config twin = find_preset(s.preset)->config;
+        twin.ffn = "dense", twin.act = s.act;
+        take_equal_size(twin);
+        check(twin.dense_width() == s.width, "%s %s: %zu units", s.preset, s.act, twin.dense_width());
+        check(reference_only(twin) == (twin.act == "gelu" ? "" : "act " + twin.act));
+    }
 
     check(find_preset("medium") && !find_preset("large") && !find_preset("") && presets().size() == 4);
     for (const Preset& p : presets()) check_config(p.config, p.name);
@@ -179,7 +197,14 @@ static std::vector<std::string> expected_table(const Config& c) {
                                           "moe.w_dec [4,12,16] d", "moe.b_dec [4,16]"};
     const std::vector<std::string> dense = {"mlp.c_fc.weight [24,16] d", "mlp.c_fc.bias [24]",
                                             "mlp.c_proj.weight [16,24] d", "mlp.c_proj.bias [16]"};
-    const std::vector<std::string>& ffn = c.ffn == "moe" ? moe : dense;
+    const std::vector<std::string> geglu = {"mlp.c_gate.weight [24,16] d", "mlp.c_gate.bias [24]", dense[0],
+                                            dense[1], dense[2], dense[3]};
+    const std::vector<std::string> solu = {
+        dense[0], dense[1], "mlp.ln_mid.weight [24]", "mlp.ln_mid.bias [24]", dense[2], dense[3]};
+    const std::vector<std::string>& ffn = c.ffn == "moe"     ? moe
+                                          : c.act == "geglu" ? geglu
+                                          : c.act == "solu"  ? solu
+                                                             : dense;
     layer.insert(layer.end(), ffn.begin(), ffn.end());
     if (c.ffn == "moe" && c.router == "topk") layer.push_back("moe.router [4,16] d");
     std::vector<std::string> all = {"wte.weight [13,16] d", "wpe.weight [10,16] d"};
@@ -229,6 +254,8 @@ static void test_parameters() {
         check(h.w_enc == at("h.1.moe.w_enc") && h.b_enc == at("h.1.moe.b_enc") &&
               h.w_dec == at("h.1.moe.w_dec") && h.b_dec == at("h.1.moe.b_dec") &&
               h.router == at("h.1.moe.router"));
+        check(h.gate_weight == at("h.1.mlp.c_gate.weight") && h.gate_bias == at("h.1.mlp.c_gate.bias") &&
+              h.ln_mid_weight == at("h.1.mlp.ln_mid.weight") && h.ln_mid_bias == at("h.1.mlp.ln_mid.bias"));
         check(h.fc_weight == at("h.1.mlp.c_fc.weight") && h.fc_bias == at("h.1.mlp.c_fc.bias") &&
               h.fc_proj_weight == at("h.1.mlp.c_proj.weight") && h.fc_proj_bias == at("h.1.mlp.c_proj.bias"));
     }
@@ -280,6 +307,9 @@ static void test_parameters() {
     c.ffn = "dense", c.vocab_size = 128;
     check_near(flops_per_token(c, 256), 6.0 * (4 * (196608 + 32896) + 128 * 128), 0);
     check_near(flops_per_token(c, 256) * 1024, 5.741e9, 5e5);
+    c.act = "geglu"; // three matrices
+    check_near(flops_per_token(c, 256), 6.0 * (4 * (196608 + 65536 + 32896) + 128 * 128), 0);
+    c.act = "relu";
     c.vocab_size = 96;
     check_near(flops_per_token(c, 256) * 1024, 5.741e9 - 0.0252e9, 5e5);
     check(count_parameters(c, tensor_table(c)).total == 842496 - 32 * 128); // 842,496 with the padding

@@ -79,6 +79,8 @@ static const std::vector<Variant> variants = {
     {"moe gelu sparsity", "moe", "gelu", "sparsity"},
     {"dense gelu", "dense", "gelu", "sparsity"},
     {"dense relu", "dense", "relu", "sparsity"},
+    {"dense geglu", "dense", "geglu", "sparsity"},
+    {"dense solu", "dense", "solu", "sparsity"},
     {"moe sparsity K = 1", "moe", "relu", "sparsity", 3, 1},
     {"moe sparsity K = E", "moe", "relu", "sparsity", 3, 3},
     {"moe topk K = 1", "moe", "gelu", "topk", 3, 1},
@@ -885,8 +887,19 @@ static Naive naive_forward(const Model& model, const std::vector<int32_t>& token
             const Vector fc_w = w(h + "mlp.c_fc.weight"), fc_b = w(h + "mlp.c_fc.bias"),
                          out_w = w(h + "mlp.c_proj.weight"), out_b = w(h + "mlp.c_proj.bias");
             for (size_t n = 0; n < N; n++) {
-                Vector z = linear(fc_w, fc_b, layernorm(ln_2w, ln_2b, x[n]));
-                for (double& a : z) a = activation(a, c.act), r.l0 += (a > 0) / double(N * c.n_layer);
+                const Vector in = layernorm(ln_2w, ln_2b, x[n]);
+                Vector z = linear(fc_w, fc_b, in);
+                if (c.act == "geglu") {
+                    const Vector gate = linear(w(h + "mlp.c_gate.weight"), w(h + "mlp.c_gate.bias"), in);
+                    for (size_t u = 0; u < z.size(); u++) z[u] *= activation(gate[u], "gelu");
+                } else if (c.act == "solu") {
+                    const Vector s = softmax(z);
+                    for (size_t u = 0; u < z.size(); u++) z[u] *= double(z.size()) * s[u];
+                } else {
+                    for (double& a : z) a = activation(a, c.act);
+                }
+                for (const double a : z) r.l0 += (a > 0) / double(N * c.n_layer);
+                if (c.act == "solu") z = layernorm(w(h + "mlp.ln_mid.weight"), w(h + "mlp.ln_mid.bias"), z);
                 const Vector out = linear(out_w, out_b, z);
                 for (size_t i = 0; i < C; i++) x[n][i] += out[i];
             }
@@ -1185,6 +1198,7 @@ static void test_adamw() {
                                 t.name.find("c_attn.weight") != std::string::npos ||
                                 t.name.find("c_proj.weight") != std::string::npos ||
                                 t.name.find("c_fc.weight") != std::string::npos ||
+                                t.name.find("c_gate.weight") != std::string::npos ||
                                 t.name.find("w_enc") != std::string::npos ||
                                 t.name.find("w_dec") != std::string::npos ||
                                 t.name.find("router") != std::string::npos;
@@ -1236,7 +1250,7 @@ static void test_learning() {
 
 static void test_init() {
     const Sizes sizes = {3, 4, 64, 96, 40, 200};
-    for (const Variant& v : {variants[0], variants[1], variants[4]}) { // every tensor there is
+    for (const Variant& v : variants) {
         const Config c = config_of(v, sizes);
         const std::vector<Tensor> table = tensor_table(c);
         std::vector<real> block(block_elements(table), 7), again(block), other(block), shuffled(block);

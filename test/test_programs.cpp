@@ -381,6 +381,7 @@ static Result stopped(const string& command, const string& dir, const string& wh
 static void test_variants() {
     const struct {
         const char *name, *flags, *data, *when; // when: what is printed before the first stop
+        bool reference_only = false;
     } variants[] = {
         {"moex", "", "--train few.bin --total-tokens 256", "step 0/60"}, // accumulation; 8 of 18 rows a step
         {"switch", "--act gelu --router topk", "--train few.bin --total-tokens 384", "step  1/60"},
@@ -388,9 +389,15 @@ static void test_variants() {
         {"relu_topk", "--router topk", "--train 'text/train*.bin'", "checkpoint"}, // a stream
         {"gpt2", "--ffn dense --act gelu", "--train few.bin --total-tokens 256", "step 30/60"},
         {"dense_relu", "--ffn dense", "--train 'text/train*.bin' --total-tokens 256", "--- sample"},
+        {"geglu", "--ffn dense --act geglu", "--train few.bin", "step 24/60", true},
+        {"solu", "--ffn dense --act solu", "--train few.bin --total-tokens 256", "step 30/60", true},
     };
     const int steps = 60;
     for (const auto& v : variants) {
+        if (v.reference_only && train != cpu_train) {
+            refuses(tiny_run("refused", 3, v.flags), 1, "is known to train_moex_cpu and sample_cpu, not to");
+            continue;
+        }
         const string name = v.name, whole = name + "/whole", parts = name + "/it's in parts";
         const bool text = strstr(v.data, "text/");
         const string command = train + tiny + v.flags + " " + v.data + " --val " +
@@ -1107,6 +1114,8 @@ static void test_bad_models() {
     } cases[] = {
         {"--active 5", "n_expert_active 5 is more than n_expert 4"},
         {"--heads 3", "n_embd 16 is not divisible by n_head 3"},
+        {"--act geglu", "act geglu goes with ffn dense"},
+        {"--act solu", "act solu goes with ffn dense"},
         {"--layers 0", "n_layer"},
         {"--embd 0", "n_embd"},
         {"--experts 0", "n_expert"},
@@ -1239,6 +1248,10 @@ static void test_upcycle() {
     refuses(train + data + from + "--ffn dense --out bad --steps 2", 1, "--ffn dense");
     refuses(train + data + from + "--embd 64 --out bad --steps 2", 1, "--embd");
     refuses(train + data + from + "--active 9 --experts 8 --out bad --steps 2", 1, "n_expert_active 9");
+    if (train == cpu_train)
+        refuses(train + " --train few.bin --upcycle --act relu --out bad --steps 2 --init " +
+                    model_file("geglu/whole", 60),
+                1, "geglu/whole", "act relu or gelu", "act geglu");
     // What is not said comes from the dense model, and the sparsity router.
     const string plain = works(train + data + from + "--out plain --steps 1").out;
     check(plain.find("2 of 8 experts of 64 relu units, sparsity router") != string::npos);

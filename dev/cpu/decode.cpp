@@ -29,6 +29,7 @@ Decoder::Decoder(const Model& model) : model(model) {
     scores.resize(c.block_size);
     mu.resize(E);
     sd.resize(E);
+    gate.resize(c.dense_width());
     refresh();
 }
 
@@ -86,9 +87,28 @@ void Decoder::attend(size_t l) {
     }
 }
 
+void Decoder::dense(size_t l) {
+    const Config& c = model.config;
+    const LayerParameters<real>& w = model.w.h[l];
+    const size_t C = c.n_embd, W = c.dense_width();
+    real* z = layers[l].z.data();
+    matrix_vector(z, w.fc_weight, w.fc_bias, norm.data(), W, C);
+    if (c.geglu()) {
+        matrix_vector(gate.data(), w.gate_weight, w.gate_bias, norm.data(), W, C);
+        geglu_forward(z, gate.data(), z, W);
+    } else if (c.solu()) {
+        real mean, rstd;
+        solu_forward(z, gate.data(), z, 1, W);
+        layernorm_forward(z, &mean, &rstd, z, w.ln_mid_weight, w.ln_mid_bias, 1, W);
+    } else {
+        activation_forward(z, z, W, c.relu());
+    }
+    matrix_vector(proj.data(), w.fc_proj_weight, w.fc_proj_bias, z, C, W);
+}
+
 void Decoder::step(int32_t token) {
     const Config& c = model.config;
-    const size_t C = c.n_embd, E = c.n_expert, K = c.n_expert_active, D = c.d_expert, W = c.dense_width();
+    const size_t C = c.n_embd, E = c.n_expert, K = c.n_expert_active, D = c.d_expert;
     if (position >= c.block_size) fail("the context of %zu tokens is full", c.block_size);
     if (token < 0 || size_t(token) >= c.vocab_size)
         fail("token %d is not in the vocabulary of %zu", token, c.vocab_size);
@@ -121,9 +141,7 @@ void Decoder::step(int32_t token) {
                 for (size_t i = 0; i < C; i++) x[i] += h.weight[k] * proj[i];
             }
         } else {
-            matrix_vector(h.z.data(), w.fc_weight, w.fc_bias, norm.data(), W, C);
-            activation_forward(h.z.data(), h.z.data(), W, c.relu());
-            matrix_vector(proj.data(), w.fc_proj_weight, w.fc_proj_bias, h.z.data(), C, W);
+            dense(l);
             residual_forward(x.data(), x.data(), proj.data(), C);
         }
     }

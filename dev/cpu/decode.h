@@ -26,8 +26,9 @@ struct Decoder {
     void step(int32_t token);
 
   private:
-    std::vector<real> x, norm, qkv, att, proj, scores, mu, sd;
+    std::vector<real> x, norm, qkv, att, proj, scores, mu, sd, gate;
 
     void layernorm(const real* weight, const real* bias);
+    void dense(size_t l);  // the feed-forward layer of norm, into proj
     void attend(size_t l); // of the newest query over the cache, its own key and value included
 };

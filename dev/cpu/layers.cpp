@@ -164,6 +164,56 @@ size_t count_active(const real* z, size_t count) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
+// GEGLU
+
+void geglu_forward(real* z, const real* a, const real* u, size_t count) {
+    parallel_ranges(count, worth_a_thread, [&](size_t begin, size_t end) {
+#pragma omp simd
+        for (size_t i = begin; i < end; i++) z[i] = gelu(a[i]) * u[i];
+    });
+}
+
+void geglu_backward(real* da, real* du, const real* dz, const real* a, const real* u, size_t count) {
+    parallel_ranges(count, worth_a_thread, [&](size_t begin, size_t end) {
+#pragma omp simd
+        for (size_t i = begin; i < end; i++) {
+            const real d = dz[i];
+            du[i] = d * gelu(a[i]);
+            da[i] = d * u[i] * gelu_slope(a[i]);
+        }
+    });
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// SoLU
+
+void solu_forward(real* u, real* s, const real* h, size_t N, size_t W) {
+    parallel_for(N, [&](size_t n) {
+        const real* hn = h + n * W;
+        real *sn = s + n * W, most = hn[0], sum = 0;
+#pragma omp simd reduction(max : most)
+        for (size_t i = 0; i < W; i++) most = hn[i] > most ? hn[i] : most;
+#pragma omp simd reduction(+ : sum)
+        for (size_t i = 0; i < W; i++) sum += sn[i] = fast_exp(hn[i] - most);
+        for (size_t i = 0; i < W; i++) {
+            sn[i] /= sum;
+            u[n * W + i] = W * hn[i] * sn[i];
+        }
+    });
+}
+
+void solu_backward(real* dh, const real* du, const real* u, const real* s, const real* h, size_t N,
+                   size_t W) {
+    parallel_for(N, [&](size_t n) {
+        const size_t first = n * W, end = first + W;
+        real q = 0;
+#pragma omp simd reduction(+ : q)
+        for (size_t i = first; i < end; i++) q += du[i] * u[i];
+        for (size_t i = first; i < end; i++) dh[i] = s[i] * (W * du[i] * (1 + h[i]) - q);
+    });
+}
+
+// ---------------------------------------------------------------------------------------------------------
 // Residual
 
 void residual_forward(real* out, const real* x, const real* y, size_t count) {

@@ -78,6 +78,28 @@ void activation_backward(real* dh, const real* dout, const real* h, size_t count
 size_t count_active(const real* z, size_t count);
 
 // ---------------------------------------------------------------------------------------------------------
+// GEGLU (Shazeer, arXiv 2002.05202): a unit is the product of two linear functions, the one through gelu
+//   z = gelu(a) * u
+
+// z a u (count)
+void geglu_forward(real* z, const real* a, const real* u, size_t count);
+
+// da = dz u gelu'(a);  du = dz gelu(a).   da or du may be dz itself.
+void geglu_backward(real* da, real* du, const real* dz, const real* a, const real* u, size_t count);
+
+// ---------------------------------------------------------------------------------------------------------
+// SoLU (Elhage et al., "Softmax Linear Units", 2022): the units of a token compete
+//   s = softmax of h over the W units;   u = W h s
+// A LayerNorm follows. It takes out any factor, but for its eps: W makes the size of u that of h. Without it
+// the variance of u at the start would be far under 1e-5.
+
+// u s h (N,W)
+void solu_forward(real* u, real* s, const real* h, size_t N, size_t W);
+
+// With q = sum_i du_i u_i:  dh_i = s_i (W du_i (1 + h_i) - q).   dh may be du itself.
+void solu_backward(real* dh, const real* du, const real* u, const real* s, const real* h, size_t N, size_t W);
+
+// ---------------------------------------------------------------------------------------------------------
 // Residual: out = x + y
 
 void residual_forward(real* out, const real* x, const real* y, size_t count);

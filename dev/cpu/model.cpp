@@ -29,6 +29,8 @@ static void for_each_activation(const Config& c, size_t N, Activations& a, const
         list({{&h.ln_2, N * C}, {&h.ln_2_mean, N}, {&h.ln_2_rstd, N}});
         list({{&h.z, N * K * D}});
         if (!c.relu()) list({{&h.h, N * K * D}});
+        if (c.geglu()) list({{&h.gate, N * K * D}});
+        if (c.solu()) list({{&h.s, N * K * D}, {&h.u, N * K * D}, {&h.u_mean, N}, {&h.u_rstd, N}});
         list({{&h.out, N * C}});
         if (!c.moe()) continue;
         list({{&h.m, E * C}, {&h.v, E * C}, {&h.mb, E}, {&h.vb, E}});
@@ -40,6 +42,8 @@ static void for_each_activation(const Config& c, size_t N, Activations& a, const
     list({{&a.proj, N * C}});
     list({{&a.dresidual, N * C}, {&a.dln, N * C}, {&a.datt, N * C}, {&a.dqkv, N * 3 * C}});
     list({{&a.dh, N * K * D}});
+    if (c.geglu()) list({{&a.dgate, N * K * D}});
+    if (c.solu()) list({{&a.du, N * K * D}});
     if (!c.moe()) return;
     list({{&a.dy, N * K * C}, {&a.dslots, N * K * C}});
     list({{&a.dg, N * E}, {&a.dmu, N * E}, {&a.dvar, N * E}, {&a.dweight, N * K}});
@@ -110,13 +114,105 @@ Experts layer_experts(Model& model, size_t l) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
+// Feed-forward layers: from a layer's ln_2 to its out; backward, from a.dresidual to a.dln
+
+static void dense_forward(Model& model, size_t l) {
+    const Config& c = model.config;
+    const size_t N = model.B * model.T, C = c.n_embd, W = c.dense_width();
+    const LayerParameters<real>& w = model.w.h[l];
+    LayerActivations& h = model.a.h[l];
+    linear_forward(h.h, h.ln_2, w.fc_weight, w.fc_bias, N, C, W);
+    if (c.geglu()) {
+        linear_forward(h.gate, h.ln_2, w.gate_weight, w.gate_bias, N, C, W);
+        geglu_forward(h.z, h.gate, h.h, N * W);
+    } else if (c.solu()) {
+        solu_forward(h.u, h.s, h.h, N, W);
+        layernorm_forward(h.z, h.u_mean, h.u_rstd, h.u, w.ln_mid_weight, w.ln_mid_bias, N, W);
+    } else {
+        activation_forward(h.z, h.h, N * W, c.relu());
+    }
+    h.active = count_active(c.solu() ? h.u : h.z, N * W);
+    linear_forward(model.a.proj, h.z, w.fc_proj_weight, w.fc_proj_bias, N, W, C);
+    residual_forward(h.out, h.mid, model.a.proj, N * C);
+}
+
+static void dense_backward(Model& model, size_t l) {
+    const Config& c = model.config;
+    const size_t N = model.B * model.T, C = c.n_embd, W = c.dense_width();
+    const LayerParameters<real>&w = model.w.h[l], &dw = model.g.h[l];
+    const LayerActivations& h = model.a.h[l];
+    Activations& a = model.a;
+    linear_backward(a.dh, dw.fc_proj_weight, dw.fc_proj_bias, a.dresidual, h.z, w.fc_proj_weight, N, W, C);
+    if (c.geglu()) {
+        geglu_backward(a.dgate, a.dh, a.dh, h.gate, h.h, N * W);
+    } else if (c.solu()) {
+        std::fill(a.du, a.du + N * W, real(0));
+        layernorm_backward(a.du, dw.ln_mid_weight, dw.ln_mid_bias, a.dh, h.u, h.u_mean, h.u_rstd,
+                           w.ln_mid_weight, N, W);
+        solu_backward(a.dh, a.du, h.u, h.s, h.h, N, W);
+    } else {
+        activation_backward(a.dh, a.dh, h.h, N * W, c.relu());
+    }
+    linear_backward(a.dln, dw.fc_weight, dw.fc_bias, a.dh, h.ln_2, w.fc_weight, N, C, W);
+    if (c.geglu()) {
+        linear_backward(a.proj, dw.gate_weight, dw.gate_bias, a.dgate, h.ln_2, w.gate_weight, N, C, W);
+        residual_forward(a.dln, a.dln, a.proj, N * C);
+    }
+}
+
+static double moe_forward(Model& model, size_t l) { // returns aux
+    const Config& c = model.config;
+    const size_t N = model.B * model.T, C = c.n_embd, E = c.n_expert, K = c.n_expert_active, D = c.d_expert;
+    const LayerParameters<real>& w = model.w.h[l];
+    LayerActivations& h = model.a.h[l];
+    if (c.topk()) {
+        linear_forward(h.g, h.ln_2, w.router, nullptr, N, C, E);
+    } else {
+        if (model.statistics_stale)
+            expert_statistics_forward(h.m, h.v, h.mb, h.vb, w.w_enc, w.b_enc, E, D, C);
+        router_forward(h.g, h.mu, h.sd, h.ln_2, h.m, h.v, h.mb, h.vb, N, E, C);
+    }
+    choice_forward(h.choice, h.weight, h.g, N, E, K);
+    dispatch(h.begin, h.slot, h.token, h.choice, N, E, K);
+    const double aux = balance_forward(h.p, h.mean_p, h.g, h.begin, N, E, K);
+    h.active = experts_forward(h.y, h.z, h.h, h.ln_2, layer_experts(model, l));
+    combine_forward(h.out, h.mid, h.y, h.weight, h.slot, N, K, C);
+    return aux;
+}
+
+static void moe_backward(Model& model, size_t l, real aux_scale) {
+    const Config& c = model.config;
+    const size_t N = model.B * model.T, C = c.n_embd, E = c.n_expert, K = c.n_expert_active, D = c.d_expert;
+    const LayerParameters<real>&w = model.w.h[l], &dw = model.g.h[l];
+    const LayerActivations& h = model.a.h[l];
+    Activations& a = model.a;
+    combine_backward(a.dy, a.dweight, a.dresidual, h.y, h.weight, h.slot, N, K, C);
+    const ExpertsGradients d = {dw.w_enc, dw.b_enc, dw.w_dec, dw.b_dec, a.dh};
+    experts_backward(a.dslots, d, a.dy, h.ln_2, h.z, h.h, h.active, layer_experts(model, l));
+    gather_backward(a.dln, a.dslots, h.slot, N, K, C);
+    balance_backward(a.dg, h.p, h.begin, aux_scale, N, E, K);
+    choice_backward(a.dg, a.dweight, h.weight, h.choice, N, E, K);
+    if (c.topk()) {
+        linear_backward(a.proj, dw.router, nullptr, a.dg, h.ln_2, w.router, N, C, E);
+        residual_forward(a.dln, a.dln, a.proj, N * C);
+    } else {
+        for (auto [p, count] : {std::pair{a.dm, E * C}, {a.dv, E * C}, {a.dmb, E}, {a.dvb, E}})
+            std::fill(p, p + count, real(0));
+        const RouterView router = {h.m, h.v, h.mb, h.vb, h.mu, h.sd};
+        const RouterGradients drouter = {a.dm, a.dv, a.dmb, a.dvb, a.dmu, a.dvar};
+        router_backward(a.dln, drouter, a.dg, h.ln_2, router, a.proj, N, E, C);
+        expert_statistics_backward(dw.w_enc, dw.b_enc, drouter, w.w_enc, w.b_enc, router, E, D, C);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------------
 // Forward
 
 double forward_layers(Model& model, const int32_t* tokens, size_t B, size_t T) {
     if (B > model.max_B || T > model.max_T)
         fail("a batch of %zu x %zu tokens does not fit in this model's memory", B, T);
     const Config& c = model.config;
-    const size_t N = B * T, C = c.n_embd, E = c.n_expert, K = c.n_expert_active, D = c.d_expert, W = K * D;
+    const size_t N = B * T, C = c.n_embd;
     Activations& a = model.a;
     double aux = 0;
     model.B = B;
@@ -135,26 +231,10 @@ double forward_layers(Model& model, const int32_t* tokens, size_t B, size_t T) {
         linear_forward(a.proj, h.att, w.c_proj_weight, w.c_proj_bias, N, C, C);
         residual_forward(h.mid, x, a.proj, N * C);
         layernorm_forward(h.ln_2, h.ln_2_mean, h.ln_2_rstd, h.mid, w.ln_2_weight, w.ln_2_bias, N, C);
-        if (c.moe()) {
-            if (c.topk()) {
-                linear_forward(h.g, h.ln_2, w.router, nullptr, N, C, E);
-            } else {
-                if (model.statistics_stale)
-                    expert_statistics_forward(h.m, h.v, h.mb, h.vb, w.w_enc, w.b_enc, E, D, C);
-                router_forward(h.g, h.mu, h.sd, h.ln_2, h.m, h.v, h.mb, h.vb, N, E, C);
-            }
-            choice_forward(h.choice, h.weight, h.g, N, E, K);
-            dispatch(h.begin, h.slot, h.token, h.choice, N, E, K);
-            aux += balance_forward(h.p, h.mean_p, h.g, h.begin, N, E, K);
-            h.active = experts_forward(h.y, h.z, h.h, h.ln_2, layer_experts(model, l));
-            combine_forward(h.out, h.mid, h.y, h.weight, h.slot, N, K, C);
-        } else {
-            linear_forward(h.h, h.ln_2, w.fc_weight, w.fc_bias, N, C, W);
-            activation_forward(h.z, h.h, N * W, c.relu());
-            h.active = count_active(h.z, N * W);
-            linear_forward(a.proj, h.z, w.fc_proj_weight, w.fc_proj_bias, N, W, C);
-            residual_forward(h.out, h.mid, a.proj, N * C);
-        }
+        if (c.moe())
+            aux += moe_forward(model, l);
+        else
+            dense_forward(model, l);
         x = h.out;
     }
     model.statistics_stale = false;
@@ -199,8 +279,7 @@ double mean_l0(const Model& model) {
 
 void backward(Model& model, real aux_scale) {
     const Config& c = model.config;
-    const size_t B = model.B, T = model.T, N = B * T;
-    const size_t C = c.n_embd, E = c.n_expert, K = c.n_expert_active, D = c.d_expert, W = K * D;
+    const size_t B = model.B, T = model.T, N = B * T, C = c.n_embd;
     Activations& a = model.a;
     Parameters<real>& g = model.g;
 
@@ -212,30 +291,10 @@ void backward(Model& model, real aux_scale) {
         LayerParameters<real>&w = model.w.h[l], &dw = g.h[l];
         LayerActivations& h = a.h[l];
         const real* x = l ? a.h[l - 1].out : a.embedded;
-        if (c.moe()) {
-            combine_backward(a.dy, a.dweight, a.dresidual, h.y, h.weight, h.slot, N, K, C);
-            const ExpertsGradients d = {dw.w_enc, dw.b_enc, dw.w_dec, dw.b_dec, a.dh};
-            experts_backward(a.dslots, d, a.dy, h.ln_2, h.z, h.h, h.active, layer_experts(model, l));
-            gather_backward(a.dln, a.dslots, h.slot, N, K, C);
-            balance_backward(a.dg, h.p, h.begin, aux_scale, N, E, K);
-            choice_backward(a.dg, a.dweight, h.weight, h.choice, N, E, K);
-            if (c.topk()) {
-                linear_backward(a.proj, dw.router, nullptr, a.dg, h.ln_2, w.router, N, C, E);
-                residual_forward(a.dln, a.dln, a.proj, N * C);
-            } else {
-                for (auto [p, count] : {std::pair{a.dm, E * C}, {a.dv, E * C}, {a.dmb, E}, {a.dvb, E}})
-                    std::fill(p, p + count, real(0));
-                const RouterView router = {h.m, h.v, h.mb, h.vb, h.mu, h.sd};
-                const RouterGradients drouter = {a.dm, a.dv, a.dmb, a.dvb, a.dmu, a.dvar};
-                router_backward(a.dln, drouter, a.dg, h.ln_2, router, a.proj, N, E, C);
-                expert_statistics_backward(dw.w_enc, dw.b_enc, drouter, w.w_enc, w.b_enc, router, E, D, C);
-            }
-        } else {
-            linear_backward(a.dh, dw.fc_proj_weight, dw.fc_proj_bias, a.dresidual, h.z, w.fc_proj_weight, N,
-                            W, C);
-            activation_backward(a.dh, a.dh, h.h, N * W, c.relu());
-            linear_backward(a.dln, dw.fc_weight, dw.fc_bias, a.dh, h.ln_2, w.fc_weight, N, C, W);
-        }
+        if (c.moe())
+            moe_backward(model, l, aux_scale);
+        else
+            dense_backward(model, l);
         layernorm_backward(a.dresidual, dw.ln_2_weight, dw.ln_2_bias, a.dln, h.mid, h.ln_2_mean, h.ln_2_rstd,
                            w.ln_2_weight, N, C);
         linear_backward(a.datt, dw.c_proj_weight, dw.c_proj_bias, a.dresidual, h.att, w.c_proj_weight, N, C,

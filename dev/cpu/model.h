@@ -34,7 +34,9 @@ struct LayerActivations {
     real* mid;                          // (N,C) residual stream after attention
     real *ln_2, *ln_2_mean, *ln_2_rstd; // (N,C) (N) (N)
     real *h, *z;                        // pre-activations and units: moe (N*K,D) by slot, dense (N,W)
-    size_t active;                      // how many of z are positive
+    real* gate;                         // geglu only: (N,W) what goes through gelu
+    real *s, *u, *u_mean, *u_rstd;      // solu only: (N,W) softmax, (N,W) before the LayerNorm, (N) (N)
+    size_t active;                      // how many units fire: of z, solu u, are positive
     real* out;                          // (N,C) residual stream after the feed-forward layer
     // moe only
     real *m, *v, *mb, *vb;                  // expert statistics (E,C) (E,C) (E) (E)
@@ -51,7 +53,8 @@ struct Activations {
     // scratch, used by one layer at a time
     real* proj;                          // (N,C)
     real *dresidual, *dln, *datt, *dqkv; // (N,C) (N,C) (N,C) (N,3C)
-    real *dh, *dy, *dslots;              // as h; (N*K,C) (N*K,C)
+    real *dh, *dgate, *du;               // as h; geglu only: as gate; solu only: as u
+    real *dy, *dslots;                   // (N*K,C) (N*K,C)
     real *dg, *dmu, *dvar, *dweight;     // (N,E) x3, (N,K)
     real *dm, *dv, *dmb, *dvb;           // (E,C) (E,C) (E) (E)
 };

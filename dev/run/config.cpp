@@ -1,5 +1,6 @@
 // The fields of a config, what is refused, and the presets.
 #include "config.h"
+#include <algorithm>
 
 size_t tokenizer_vocab(Tokenizer t) { return t == TOKENIZER_GPT2 ? 50257 : t == TOKENIZER_BYTES ? 257 : 32; }
 
@@ -41,6 +42,8 @@ void check_config(const Config& c, const std::string& where) {
     if (c.moe() && c.n_expert_active > c.n_expert)
         fail("%s: n_expert_active %zu is more than n_expert %zu", where.c_str(), c.n_expert_active,
              c.n_expert);
+    if ((c.geglu() || c.solu()) && !c.dense())
+        fail("%s: act %s goes with ffn dense, this is ffn %s", where.c_str(), c.act.c_str(), c.ffn.c_str());
     if (!c.tokenizer.empty()) {
         one_of("tokenizer", c.tokenizer,
                {tokenizer_name(TOKENIZER_GPT2), tokenizer_name(TOKENIZER_BYTES),
@@ -51,6 +54,8 @@ void check_config(const Config& c, const std::string& where) {
                  c.vocab_size, words, c.tokenizer.c_str());
     }
 }
+
+std::string reference_only(const Config& c) { return c.geglu() || c.solu() ? "act " + c.act : ""; }
 
 Config config_from_strings(const std::map<std::string, std::string>& strings, const std::string& where,
                            const std::vector<ConfigField>& fields) {
@@ -71,6 +76,11 @@ Config config_from_strings(const std::map<std::string, std::string>& strings, co
     }
     check_config(config, where);
     return config;
+}
+
+void take_equal_size(Config& c) {
+    const size_t W = c.dense_width();
+    if (c.geglu()) c.d_expert = std::max<size_t>(1, (2 * W + 12) / 24 * 8 / c.n_expert_active);
 }
 
 const std::vector<Preset>& presets() {

@@ -16,12 +16,15 @@ struct Config {
     std::string ffn = "moe";                      // moe | dense (one MLP of K*D units)
     size_t n_expert = 8, n_expert_active = 2;     // E, K
     size_t d_expert = 256;                        // D, hidden units of one expert
-    std::string act = "relu";                     // relu | gelu (tanh form)
+    std::string act = "relu";                     // relu | gelu (tanh form); dense only: geglu | solu
     std::string router = "sparsity";              // sparsity (MoE-X) | topk (learned linear router)
     std::string tokenizer = "";                   // bytes | chess-32 | gpt2, "" when unstated
 
     bool moe() const { return ffn == "moe"; }
+    bool dense() const { return ffn == "dense"; }
     bool relu() const { return act == "relu"; }
+    bool geglu() const { return act == "geglu"; }
+    bool solu() const { return act == "solu"; }
     bool topk() const { return moe() && router == "topk"; }
     size_t dense_width() const { return n_expert_active * d_expert; }
 };
@@ -29,7 +32,8 @@ struct Config {
 // Ids a tokenizer gives out; a model's vocabulary may be larger, not smaller.
 size_t tokenizer_vocab(Tokenizer t);
 
-inline const std::vector<std::string> ffn_words = {"moe", "dense"}, act_words = {"relu", "gelu"},
+inline const std::vector<std::string> ffn_words = {"moe", "dense"},
+                                      act_words = {"relu", "gelu", "geglu", "solu"},
                                       router_words = {"sparsity", "topk"};
 
 // One field of Config: a size or a word, and the words it may be (none: any). A field that came after the
@@ -81,9 +85,18 @@ std::map<std::string, std::string> config_to_strings(const Config& config,
 // Refuses what cannot be, naming `where` (a file or the command line).
 void check_config(const Config& c, const std::string& where);
 
+// The field and value of a config that only the reference (dev/cpu) knows, "" if there is none: the GPU
+// program refuses such a model by that name.
+std::string reference_only(const Config& c);
+
 // where: the file, for messages.
 Config config_from_strings(const std::map<std::string, std::string>& strings, const std::string& where,
                            const std::vector<ConfigField>& fields = config_fields);
+
+// Gives a model of another kind the sizes that make its active parameters those of the mixture or dense layer
+// it was: a baseline is compared at equal size when only its kind is said.
+//   geglu   three matrices instead of two: 2/3 of the units, rounded to a multiple of 8
+void take_equal_size(Config& c);
 
 // A preset is a model and the training it was meant for.
 struct Preset {

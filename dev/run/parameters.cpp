@@ -38,7 +38,7 @@ ParameterCount count_parameters(const Config& config, const std::vector<Tensor>&
 
 double flops_per_token(const Config& c, size_t T) {
     const double C = c.n_embd, L = c.n_layer, W = c.dense_width(), E = c.n_expert;
-    const double linear = 4 * C * C + 2 * C * W + (!c.moe() ? 0 : c.topk() ? E * C : 2 * E * C);
+    const double linear = 4 * C * C + (c.geglu() ? 3 : 2) * C * W + (!c.moe() ? 0 : c.topk() ? E * C : 2 * E * C);
     const double attention = 2 * C * (T + 1) / 2.0;
     return 3 * 2 * (L * (linear + attention) + C * c.vocab_size);
 }

@@ -14,7 +14,9 @@ template <class T> struct LayerParameters {
     T *c_attn_weight, *c_attn_bias;   // (3C,C) (3C): rows of q, then k, then v
     T *c_proj_weight, *c_proj_bias;   // (C,C) (C)
     T *ln_2_weight, *ln_2_bias;       // (C) (C)
-    T *fc_weight, *fc_bias;           // dense: (W,C) (W) with W = K*D
+    T *gate_weight, *gate_bias;       // dense, geglu only: (W,C) (W) with W = K*D
+    T *fc_weight, *fc_bias;           // dense: (W,C) (W)
+    T *ln_mid_weight, *ln_mid_bias;   // dense, solu only: (W) (W)
     T *fc_proj_weight, *fc_proj_bias; // dense: (C,W) (C)
     T *w_enc, *b_enc;                 // moe: (E,D,C) (E,D)
     T *w_dec, *b_dec;                 // moe: (E,D,C) (E,C)
@@ -63,8 +65,16 @@ template <class T, class Visit> void for_each_tensor(const Config& c, Parameters
             visit(h.b_dec, at + "moe.b_dec", {E, C}, vector, Init::zeros, experts);
             if (c.topk()) visit(h.router, at + "moe.router", {E, C}, matrix, Init::normal, shared);
         } else {
+            if (c.geglu()) {
+                visit(h.gate_weight, at + "mlp.c_gate.weight", {W, C}, matrix, Init::normal, shared);
+                visit(h.gate_bias, at + "mlp.c_gate.bias", {W}, vector, Init::zeros, shared);
+            }
             visit(h.fc_weight, at + "mlp.c_fc.weight", {W, C}, matrix, Init::normal, shared);
             visit(h.fc_bias, at + "mlp.c_fc.bias", {W}, vector, Init::zeros, shared);
+            if (c.solu()) {
+                visit(h.ln_mid_weight, at + "mlp.ln_mid.weight", {W}, vector, Init::ones, shared);
+                visit(h.ln_mid_bias, at + "mlp.ln_mid.bias", {W}, vector, Init::zeros, shared);
+            }
             visit(h.fc_proj_weight, at + "mlp.c_proj.weight", {C, W}, matrix, Init::normal_residual, shared);
             visit(h.fc_proj_bias, at + "mlp.c_proj.bias", {C}, vector, Init::zeros, shared);
         }

@@ -58,7 +58,7 @@ void Flags::declare(Options& o) {
     o.add(0, "d-expert", "D", &d_expert, 0, 1 << 20, "hidden units per expert (a dense model has K*D)",
           preset);
     o.add(0, "ffn", &ffn, ffn_words, "feed-forward layer");
-    o.add(0, "act", &act, act_words, "activation");
+    o.add(0, "act", &act, act_words, "activation; geglu (2/3 of the units) and solu: --ffn dense, CPU only");
     o.add(0, "router", &router, router_words, "sparsity is MoE-X's, topk a learned linear one");
     o.section("GPU only (no effect on the CPU)");
     o.add('z', "zero-stage", "STAGE", &zero_stage, 0, 1, "optimizer state: 0 whole on every GPU, 1 sharded",
@@ -243,10 +243,11 @@ Run resolve_run(Options& options, Flags& flags,
             c.router = "sparsity";
         }
         change("ffn", c.ffn, flags.ffn, true);
+        change("act", c.act, flags.act, true);
         change("experts", c.n_expert, size_t(flags.experts), true);
         change("active", c.n_expert_active, size_t(flags.active), true);
+        if (!from_file) take_equal_size(c);
         change("d-expert", c.d_expert, size_t(flags.d_expert), true);
-        change("act", c.act, flags.act, true);
         change("router", c.router, flags.router, true);
     }
     if (upcycling) check_upcycle(run.dense_config, c, run.init_file->path);

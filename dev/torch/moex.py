@@ -35,7 +35,7 @@ from torch import Tensor
 # ---------------------------------------------------------------------------------------------------------
 # Config
 
-WORDS = {"ffn": ("moe", "dense"), "act": ("relu", "gelu"), "router": ("sparsity", "topk")}
+WORDS = {"ffn": ("moe", "dense"), "act": ("relu", "gelu", "geglu", "solu"), "router": ("sparsity", "topk")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Config:
     n_expert: int = 8
     n_expert_active: int = 2
     ffn: str = "moe"          # moe | dense: one MLP of n_expert_active * d_expert units
-    act: str = "relu"         # relu | gelu, the tanh form
+    act: str = "relu"         # relu | gelu, the tanh form; dense only: geglu | solu
     router: str = "sparsity"  # sparsity | topk
     tokenizer: str = ""       # bytes | chess-32 | gpt2, "" when unstated; for encode() and decode()
 
@@ -66,6 +66,8 @@ class Config:
             raise ValueError(f"config: n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
         if self.ffn == "moe" and self.n_expert_active > self.n_expert:
             raise ValueError(f"config: {self.n_expert_active} active experts of {self.n_expert}")
+        if self.act in ("geglu", "solu") and self.ffn != "dense":
+            raise ValueError(f"config: act {self.act} goes with ffn dense, this is ffn {self.ffn}")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -109,16 +111,29 @@ class Attention(nn.Module):
 
 
 class DenseMLP(nn.Module):
-    """y = act(x W_fc' + b_fc) W_proj' + b_proj, with F = K*D units."""
+    """y = act(x W_fc' + b_fc) W_proj' + b_proj, with F = K*D units.
+    geglu: the units are gelu(x W_gate' + b_gate) * (x W_fc' + b_fc)  (Shazeer, arXiv 2002.05202).
+    solu: they are LayerNorm(F h softmax(h)), h = x W_fc' + b_fc      (Elhage et al., 2022)."""
 
     def __init__(self, config: Config):
         super().__init__()
-        self.act = activation(config)
-        self.c_fc = nn.Linear(config.n_embd, config.n_expert_active * config.d_expert)
-        self.c_proj = nn.Linear(config.n_expert_active * config.d_expert, config.n_embd)
+        units = config.n_expert_active * config.d_expert
+        self.config = config
+        self.c_fc = nn.Linear(config.n_embd, units)
+        if config.act == "geglu":
+            self.c_gate = nn.Linear(config.n_embd, units)
+        if config.act == "solu":
+            self.ln_mid = nn.LayerNorm(units)
+        self.c_proj = nn.Linear(units, config.n_embd)
 
     def forward(self, x: Tensor, trace: bool) -> Tuple[Tensor, Tensor, Optional[LayerTrace]]:
-        hidden = self.act(self.c_fc(x))  # (B,T,F)
+        h = self.c_fc(x)  # (B,T,F)
+        if self.config.act == "geglu":
+            hidden = F.gelu(self.c_gate(x), approximate="tanh") * h
+        elif self.config.act == "solu":
+            hidden = self.ln_mid(h.shape[-1] * h * h.softmax(-1))
+        else:
+            hidden = activation(self.config)(h)
         y = self.c_proj(hidden)
         info = LayerTrace(x, y, hidden, (hidden != 0).sum(-1), None, None, None) if trace else None
         return y, x.new_zeros(()), info

@@ -21,7 +21,7 @@ passed = failed = 0
 
 # A variant is told by its config, not by the name of its folder.
 VARIANTS = {"moe-relu-sparsity", "moe-gelu-topk", "moe-relu-topk", "moe-gelu-sparsity", "dense-gelu",
-            "dense-relu", "moe-relu-sparsity K=1", "moe-relu-sparsity K=E"}
+            "dense-relu", "dense-geglu", "dense-solu", "moe-relu-sparsity K=1", "moe-relu-sparsity K=E"}
 
 
 def variant_of(c):
@@ -272,6 +272,7 @@ def check_files(folder):
     refused("not divisible", "heads", n_head="3")
     refused("5 active experts of 4", "K above E", n_expert_active="5")
     refused("expected one of", "unknown router", router="hash")
+    refused("geglu goes with ffn dense", "an activation of dense layers", act="geglu")
     refused("fewer numbers", "a model larger than the file", n_layer="1000000000")
     refused("h.0.moe.router: no such tensor", "a tensor too few", router="topk")
     refused("h.1.attn.c_attn.bias: [48], expected no such tensor", "tensors too many", n_layer="1")
