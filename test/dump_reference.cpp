@@ -4,12 +4,14 @@
 #include "../dev/cpu/model.h"
 #include "../dev/run/checkpoint.h"
 #include "../dev/run/schedule.h"
+#include "variants.h"
 
 static_assert(sizeof(real) == 8, "build with -DMOEX_DOUBLE");
 
 struct Variant {
     const char *name, *ffn, *act, *router;
     size_t E, K;
+    Keys keys = {};
 };
 
 static void dump(const std::string& dir, const Variant& v) {
@@ -18,6 +20,7 @@ static void dump(const std::string& dir, const Variant& v) {
     c.n_layer = 2, c.n_head = 2, c.n_embd = 16, c.block_size = 72, c.vocab_size = 13;
     c.ffn = v.ffn, c.act = v.act, c.router = v.router, c.n_expert = v.E, c.n_expert_active = v.K,
     c.d_expert = 12;
+    set_keys(c, v.keys);
     Model model(c, B, T);
     init_parameters(c, model.table, model.weights.data, 1);
     for (size_t i = 0; i < model.weights.count; i++) model.weights.data[i] += 0.2 * random_normal(11, 0, i);
@@ -82,7 +85,13 @@ int main(int argc, char** argv) {
                                   {"dense-gelu", "dense", "gelu", "sparsity", 4, 2},
                                   {"dense-relu", "dense", "relu", "sparsity", 4, 2},
                                   {"dense-geglu", "dense", "geglu", "sparsity", 4, 2},
-                                  {"dense-solu", "dense", "solu", "sparsity", 4, 2}})
+                                  {"dense-solu", "dense", "solu", "sparsity", 4, 2},
+                                  {"monet-hd-1", "monet-hd", "relu2", "sparsity", 1, 1, {7, 3, 2, 0, 1}},
+                                  {"monet-hd-2", "monet-hd", "relu2", "sparsity", 1, 1, {7, 3, 2, 0, 2}},
+                                  {"monet-vd-1", "monet-vd", "relu2", "sparsity", 1, 1, {7, 3, 2, 0, 1}},
+                                  {"monet-vd-2", "monet-vd", "relu2", "sparsity", 1, 1, {7, 3, 2, 0, 2}},
+                                  {"peer-gelu", "peer", "gelu", "sparsity", 1, 1, {6, 3, 4, 10, 0}},
+                                  {"peer-relu", "peer", "relu", "sparsity", 1, 1, {6, 3, 4, 10, 0}}})
             dump(std::string(argv[1]) + "/" + v.name, v);
         return 0;
     });

@@ -24,6 +24,8 @@ namespace cpu {
 #include "../dev/cpu/layers.cpp"
 #include "../dev/cpu/model.cpp"
 #include "../dev/cpu/moe.cpp"
+#include "../dev/cpu/monet.cpp"
+#include "../dev/cpu/peer.cpp"
 #include "../dev/cpu/sparse.cpp"
 static_assert(sizeof(real) == 8, "build with -DMOEX_DOUBLE");
 } // namespace cpu

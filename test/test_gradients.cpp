@@ -4,6 +4,7 @@
 // Weights are drawn large enough that attention, routing and both moments of the router matter.
 #include "../dev/cpu/model.h"
 #include "check.h"
+#include "variants.h"
 
 static_assert(sizeof(real) == 8, "build with -DMOEX_DOUBLE");
 
@@ -11,6 +12,7 @@ struct Variant {
     const char *name, *ffn, *act, *router;
     size_t E, K, B, T, NH, C;
     double skip = 0; // 1: the products that skip zeros, whatever the share of active units
+    Keys keys = {};
 };
 
 static double total_loss(Model& model, const std::vector<int32_t>& x, const std::vector<int32_t>& y, size_t B,
@@ -25,6 +27,8 @@ static void test_variant(const Variant& v) {
     c.n_layer = 2, c.n_head = v.NH, c.n_embd = v.C, c.block_size = v.T, c.vocab_size = 13;
     c.ffn = v.ffn, c.act = v.act, c.router = v.router, c.n_expert = v.E, c.n_expert_active = v.K,
     c.d_expert = 10;
+    set_keys(c, v.keys);
+    check_config(c, v.name);
     Model model(c, v.B, v.T);
     model.skip = {v.skip, v.skip, v.skip};
     for (size_t i = 0; i < model.weights.count; i++) model.weights.data[i] = 0.3 * random_normal(11, 0, i);
@@ -94,6 +98,16 @@ int main() {
              {"dense relu", "dense", "relu", "sparsity", 4, 2, 2, 9, 2, 16},
              {"dense geglu", "dense", "geglu", "sparsity", 4, 2, 2, 9, 2, 16},
              {"dense solu", "dense", "solu", "sparsity", 4, 2, 2, 9, 2, 16},
+             {"hd", "monet-hd", "relu2", "sparsity", 1, 1, 2, 9, 2, 16, 0, {7, 3, 2, 0, 1}},
+             {"hd share 2", "monet-hd", "relu2", "sparsity", 1, 1, 2, 9, 2, 16, 0, {7, 3, 2, 0, 2}},
+             {"vd", "monet-vd", "relu2", "sparsity", 1, 1, 2, 9, 2, 16, 0, {7, 3, 2, 0, 1}},
+             {"vd share 2", "monet-vd", "relu2", "sparsity", 1, 1, 2, 9, 2, 16, 0, {7, 3, 2, 0, 2}},
+             {"hd k = Q", "monet-hd", "relu2", "sparsity", 1, 1, 2, 5, 2, 16, 0, {3, 1, 3, 0, 2}},
+             {"vd k = 1", "monet-vd", "relu2", "sparsity", 1, 1, 2, 5, 2, 16, 0, {5, 2, 1, 0, 2}},
+             {"peer gelu", "peer", "gelu", "sparsity", 1, 1, 2, 9, 2, 16, 0, {6, 3, 4, 10, 0}},
+             {"peer relu", "peer", "relu", "sparsity", 1, 1, 2, 9, 2, 16, 0, {6, 3, 4, 10, 0}},
+             {"peer k = 1", "peer", "gelu", "sparsity", 1, 1, 2, 5, 2, 16, 0, {6, 3, 1, 4, 0}},
+             {"peer k = Q, shared units", "peer", "gelu", "sparsity", 1, 1, 2, 5, 2, 16, 0, {2, 5, 2, 6, 0}},
              {"moe K = 1", "moe", "relu", "sparsity", 3, 1, 2, 5, 1, 8},
              {"moe K = E", "moe", "relu", "sparsity", 3, 3, 2, 5, 4, 12},
              {"topk K = 1", "moe", "gelu", "topk", 3, 1, 1, 6, 2, 8},

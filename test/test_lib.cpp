@@ -8,6 +8,7 @@
 #include "../dev/run/schedule.h"
 #include "../dev/run/upcycle.h"
 #include "check.h"
+#include "variants.h"
 #include <filesystem>
 #include <functional>
 #include <iomanip>
@@ -48,12 +49,16 @@ static std::string captured(int fd, const std::function<void()>& body) {
 
 struct Variant {
     const char *name, *ffn, *act, *router;
+    Keys keys = {};
 };
 static const Variant variants[] = {{"moe sparsity", "moe", "relu", "sparsity"},
                                    {"moe topk", "moe", "gelu", "topk"},
                                    {"dense", "dense", "gelu", "sparsity"},
                                    {"geglu", "dense", "geglu", "sparsity"},
-                                   {"solu", "dense", "solu", "sparsity"}};
+                                   {"solu", "dense", "solu", "sparsity"},
+                                   {"hd", "monet-hd", "relu2", "sparsity", {5, 3, 2, 0, 2}},
+                                   {"vd", "monet-vd", "relu2", "sparsity", {5, 3, 2, 0, 1}},
+                                   {"peer", "peer", "gelu", "sparsity", {5, 3, 2, 8, 0}}};
 
 // L 2, NH 2, C 16, T 10, V 13, E 4, K 2, D 12
 static Config config_of(const Variant& v) {
@@ -61,6 +66,7 @@ static Config config_of(const Variant& v) {
     c.n_layer = 2, c.n_head = 2, c.n_embd = 16, c.block_size = 10, c.vocab_size = 13, c.d_expert = 12,
     c.n_expert = 4;
     c.ffn = v.ffn, c.act = v.act, c.router = v.router;
+    set_keys(c, v.keys);
     return c;
 }
 
@@ -116,6 +122,43 @@ static void test_config() {
         if (strings["block_size"].size() < 10)
             check_error(config_from_strings(strings, "some.file"), r.message[0]);
     }
+    const std::vector<Refusal> of_monet = {
+        {[](Config& c) { c.act = "relu"; }, {"act relu2 and ffn monet-hd or monet-vd go together"}},
+        {[](Config& c) { c.n_key = 0; }, {"n_key is 0, expected 1 to 4096"}},
+        {[](Config& c) { c.n_retrieve = 0; }, {"n_retrieve is 0, expected 1 to 4096"}},
+        {[](Config& c) { c.n_top = 6; }, {"n_top is 6, expected 1 to 5"}},
+        {[](Config& c) { c.n_share = 0; }, {"n_share is 0, expected 1 to 2"}},
+        {[](Config& c) { c.n_share = 3; }, {"n_share is 3, expected 1 to 2"}},
+        {[](Config& c) { c.d_key = 2; }, {"d_key is 2, expected 0 for ffn monet-vd"}},
+        {[](Config& c) { c.n_expert = 2; },
+         {"n_expert is 2 and n_expert_active 1, expected 1 and 1 for ffn monet-vd"}},
+        {[](Config& c) { c.d_expert = 11; }, {"d_expert is 11, expected an even number for ffn monet-vd"}},
+        {[](Config& c) { c.n_embd = 15, c.n_head = 3; }, {"n_embd is 15, expected an even number"}},
+    };
+    const std::vector<Refusal> of_peer = {
+        {[](Config& c) { c.act = "relu2"; }, {"act relu2 and ffn monet-hd or monet-vd go together"}},
+        {[](Config& c) { c.act = "geglu"; }, {"act geglu goes with ffn dense"}},
+        {[](Config& c) { c.n_top = 0; }, {"n_top is 0, expected 1 to 5"}},
+        {[](Config& c) { c.d_key = 0; }, {"d_key is 0, expected 1 to 65536"}},
+        {[](Config& c) { c.d_key = 7; }, {"d_key is 7, expected an even number for ffn peer"}},
+        {[](Config& c) { c.n_share = 1; }, {"n_share is 1, expected 0 for ffn peer"}},
+        {[](Config& c) { c.d_expert = 2; }, {"d_expert is 2, expected 1 for ffn peer"}},
+    };
+    const std::vector<Refusal> of_moe = {
+        {[](Config& c) { c.n_key = 5; }, {"n_key is 5, expected 0 for ffn moe"}},
+        {[](Config& c) { c.n_top = 5; }, {"n_top is 5, expected 0 for ffn moe"}},
+        {[](Config& c) { c.act = "relu2"; }, {"act relu2 and ffn monet-hd or monet-vd go together"}},
+    };
+    for (const auto& [variant, list] :
+         {std::pair{&variants[6], &of_monet}, {&variants[7], &of_peer}, {&variants[0], &of_moe}})
+        for (const Refusal& r : *list) {
+            Config c = config_of(*variant);
+            check_config(c, "here");
+            check(reference_only(c) == (c.moe() ? "" : "ffn " + c.ffn));
+            r.spoil(c);
+            check_error(check_config(c, "here"), r.message[0]);
+            check_error(config_from_strings(config_to_strings(c), "some.file"), r.message[0]);
+        }
     Config dense = config_of(variants[2]);
     dense.n_expert = 1; // unused: K may exceed it
     check_config(dense, "dense");
@@ -162,7 +205,7 @@ static void test_config() {
     const struct {
         const char *preset, *act;
         size_t width;
-    } sizes[] = {{"demo", "geglu", 344},   {"chess", "geglu", 2728}, {"small", "geglu", 4096},
+    } sizes[] = {{"demo", "geglu", 344},    {"chess", "geglu", 2728}, {"small", "geglu", 4096},
                  {"medium", "geglu", 5464}, {"demo", "solu", 512},    {"chess", "gelu", 4096}};
     for (const auto& s : sizes) {
         Config twin = find_preset(s.preset)->config;
@@ -171,6 +214,49 @@ static void test_config() {
         check(twin.dense_width() == s.width, "%s %s: %zu units", s.preset, s.act, twin.dense_width());
         check(reference_only(twin) == (twin.act == "gelu" ? "" : "act " + twin.act));
     }
+
+    const struct {
+        const char *preset, *ffn;
+        size_t Q, m, H, share, k, d_key;
+        double active; // matrix parameters of a layer's share in a group, beside the dense layer's 2 C W
+    } of_keys[] = {
+        {"demo", "monet-hd", 64, 6, 6, 4, 4, 0, 1},    {"chess", "monet-vd", 512, 6, 6, 4, 8, 0, 1},
+        {"small", "monet-hd", 512, 10, 6, 4, 8, 0, 1}, {"demo", "peer", 45, 1, 16, 0, 16, 32, 1.01},
+        {"chess", "peer", 128, 1, 128, 0, 16, 32, 1},  {"small", "peer", 157, 1, 192, 0, 16, 32, 1}};
+    for (const auto& s : of_keys) {
+        Config twin = find_preset(s.preset)->config, like = twin;
+        twin.ffn = s.ffn, twin.act = twin.peer() ? "gelu" : "relu2";
+        take_equal_size(twin);
+        check_config(twin, s.preset);
+        check(twin.n_key == s.Q && twin.d_expert == s.m && twin.n_retrieve == s.H &&
+                  twin.n_share == s.share && twin.n_top == s.k && twin.d_key == s.d_key,
+              "%s %s: Q %zu, m %zu, H %zu, share %zu, k %zu, d_key %zu", s.preset, s.ffn, twin.n_key,
+              twin.d_expert, twin.n_retrieve, twin.n_share, twin.n_top, twin.d_key);
+        size_t used = 0; // by the feed-forward layers
+        for (const Tensor& t : tensor_table(twin))
+            if (t.name.find(".monet.") != std::string::npos || t.name.find(".peer.") != std::string::npos)
+                used += t.name.find(".b_u") != std::string::npos ? 0
+                        : t.experts                              ? twin.most_active() * twin.n_embd
+                                                                 : t.count;
+        const double ratio = double(used) / double(twin.n_layer * 2 * twin.n_embd * like.dense_width());
+        check_near(ratio, s.active, 0.006);
+    }
+    Config set = find_preset("demo")->config; // what is said stays
+    set.ffn = "peer", set.act = "gelu", set.n_retrieve = 8, set.n_top = 4, set.d_key = 64, set.n_key = 40;
+    take_equal_size(set);
+    check(set.n_retrieve == 8 && set.n_top == 4 && set.d_key == 64 && set.n_key == 40 && set.n_expert == 1);
+    ParameterCount of_set = count_parameters(set, tensor_table(set));
+    check(of_set.total - of_set.active == 4 * 2 * (40 * 40 - 8 * 4) * 128, "%zu",
+          of_set.total - of_set.active);
+    check_near(flops_per_token(set, 256),
+               6.0 * (4 * (4 * 128 * 128 + 128 * 257 + 8 * (64 * 128 + 40 * 64 + 2 * 4 * 128)) + 128 * 32),
+               0);
+    set = find_preset("demo")->config;
+    set.ffn = "monet-vd", set.act = "relu2";
+    take_equal_size(set);
+    check_near(flops_per_token(set, 256),
+               6.0 * (4 * (4 * 128 * 128 + 128 * 257 + 2 * 128 * 64 * 6 + 2 * 6 * 64 * 128 / 4) + 128 * 32),
+               0);
 
     check(find_preset("medium") && !find_preset("large") && !find_preset("") && presets().size() == 4);
     for (const Preset& p : presets()) check_config(p.config, p.name);
@@ -197,19 +283,32 @@ static std::vector<std::string> expected_table(const Config& c) {
                                           "moe.w_dec [4,12,16] d", "moe.b_dec [4,16]"};
     const std::vector<std::string> dense = {"mlp.c_fc.weight [24,16] d", "mlp.c_fc.bias [24]",
                                             "mlp.c_proj.weight [16,24] d", "mlp.c_proj.bias [16]"};
-    const std::vector<std::string> geglu = {"mlp.c_gate.weight [24,16] d", "mlp.c_gate.bias [24]", dense[0],
-                                            dense[1], dense[2], dense[3]};
+    const std::vector<std::string> geglu = {
+        "mlp.c_gate.weight [24,16] d", "mlp.c_gate.bias [24]", dense[0], dense[1], dense[2], dense[3]};
     const std::vector<std::string> solu = {
         dense[0], dense[1], "mlp.ln_mid.weight [24]", "mlp.ln_mid.bias [24]", dense[2], dense[3]};
-    const std::vector<std::string>& ffn = c.ffn == "moe"     ? moe
-                                          : c.act == "geglu" ? geglu
-                                          : c.act == "solu"  ? solu
-                                                             : dense;
+    const std::vector<std::string> hd = {"monet.router [2,3,5,16] d", "monet.u [5,12,16] d",
+                                         "monet.b_u [5,12]", "monet.v [5,12,16] d", "monet.b_v [5,16]"};
+    const std::vector<std::string> vd = {
+        "monet.router [2,3,5,16] d", "monet.u1 [5,6,16] d", "monet.b_u1 [5,6]",    "monet.u2 [5,6,16] d",
+        "monet.b_u2 [5,6]",          "monet.v11 [5,6,8] d", "monet.v12 [5,6,8] d", "monet.b_v1 [5,8]",
+        "monet.v21 [5,6,8] d",       "monet.v22 [5,6,8] d", "monet.b_v2 [5,8]"};
+    const std::vector<std::string> peer = {"peer.query [3,8,16] d", "peer.keys [2,5,4] d",
+                                           "peer.w_enc [25,16] d", "peer.w_dec [25,16] d"};
+    const std::vector<std::string>& ffn = c.ffn == "moe"        ? moe
+                                          : c.ffn == "monet-hd" ? hd
+                                          : c.ffn == "monet-vd" ? vd
+                                          : c.ffn == "peer"     ? peer
+                                          : c.act == "geglu"    ? geglu
+                                          : c.act == "solu"     ? solu
+                                                                : dense;
     layer.insert(layer.end(), ffn.begin(), ffn.end());
     if (c.ffn == "moe" && c.router == "topk") layer.push_back("moe.router [4,16] d");
     std::vector<std::string> all = {"wte.weight [13,16] d", "wpe.weight [10,16] d"};
     for (const char* l : {"h.0.", "h.1."})
-        for (const std::string& line : layer) all.push_back(l + line);
+        for (const std::string& line : layer) // hd: the second layer has the first one's router
+            if (!(c.n_share == 2 && l[2] == '1' && line.find("router") != std::string::npos))
+                all.push_back(l + line);
     all.push_back("ln_f.weight [16]"), all.push_back("ln_f.bias [16]");
     return all;
 }
@@ -230,8 +329,9 @@ static void test_parameters() {
             for (const size_t n : t.shape) count *= n;
             check(t.count == count && t.offset >= end && t.offset % 32 == 0, "%s: %s lies at %zu", v.name,
                   t.name.c_str(), t.offset);
-            check(t.experts ==
-                  (t.name.find(".moe.") != std::string::npos && t.name.find("router") == std::string::npos));
+            check(t.experts == ((t.name.find(".moe.") != std::string::npos &&
+                                 t.name.find("router") == std::string::npos) ||
+                                t.name.find(".peer.w_") != std::string::npos));
             end = t.offset + t.count;
         }
         check(block_elements(table) >= end && block_elements(table) % 32 == 0);
@@ -254,6 +354,10 @@ static void test_parameters() {
         check(h.w_enc == at("h.1.moe.w_enc") && h.b_enc == at("h.1.moe.b_enc") &&
               h.w_dec == at("h.1.moe.w_dec") && h.b_dec == at("h.1.moe.b_dec") &&
               h.router == at("h.1.moe.router"));
+        check(h.monet.u[0] == at(c.ffn == "monet-vd" ? "h.1.monet.u1" : "h.1.monet.u") &&
+              h.monet.v[1][0] == at("h.1.monet.v21") && h.monet.b_v[1] == at("h.1.monet.b_v2") &&
+              h.monet.router == at("h.1.monet.router") && h.peer.keys == at("h.1.peer.keys") &&
+              h.peer.w_dec == at("h.1.peer.w_dec"));
         check(h.gate_weight == at("h.1.mlp.c_gate.weight") && h.gate_bias == at("h.1.mlp.c_gate.bias") &&
               h.ln_mid_weight == at("h.1.mlp.ln_mid.weight") && h.ln_mid_bias == at("h.1.mlp.ln_mid.bias"));
         check(h.fc_weight == at("h.1.mlp.c_fc.weight") && h.fc_bias == at("h.1.mlp.c_fc.bias") &&
@@ -346,7 +450,8 @@ template <class T> void test_round_trip(const Variant& v, const char* dtype) {
         check(config_to_strings(read) == config_to_strings(c), "%s: the config came back", v.name);
         check(metadata_entry(file, "format") == "pt" && metadata_entry(file, "model") == "moex" &&
               metadata_entry(file, "step") == "1234");
-        check(file.metadata.size() == 15, "%zu strings of metadata", file.metadata.size());
+        check(file.metadata.size() == 15 + size_t(c.n_key ? 4 : 0), "%zu strings of metadata",
+              file.metadata.size());
         check(file.tensors[0].dtype == (sizeof(T) == 8 ? F64 : F32), "%s", dtype);
         for (const Tensor& t : table)
             check(file.find(t.name) && file.find(t.name)->shape == t.shape, "%s: %s", v.name, t.name.c_str());

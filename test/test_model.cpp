@@ -7,9 +7,11 @@
 #include "../dev/run/sampler.h"
 #include "../dev/lib/terminal.h"
 #include "check.h"
+#include "variants.h"
 #include <array>
 #include <bit>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <set>
 #include <thread>
@@ -71,6 +73,7 @@ struct Variant {
     const char *name, *ffn, *act, *router;
     size_t E = 4, K = 2;
     bool skip_zeros = false; // the products that skip relu's zeros, whatever the share of active units
+    Keys keys = {};
 };
 static const std::vector<Variant> variants = {
     {"moe relu sparsity", "moe", "relu", "sparsity"},
@@ -85,6 +88,11 @@ static const std::vector<Variant> variants = {
     {"moe sparsity K = E", "moe", "relu", "sparsity", 3, 3},
     {"moe topk K = 1", "moe", "gelu", "topk", 3, 1},
     {"zeros skipped", "moe", "relu", "sparsity", 4, 2, true},
+    {"hd", "monet-hd", "relu2", "sparsity", 1, 1, false, {7, 3, 2, 0, 1}},
+    {"hd share 2", "monet-hd", "relu2", "sparsity", 1, 1, false, {7, 3, 2, 0, 2}},
+    {"vd share 2", "monet-vd", "relu2", "sparsity", 1, 1, false, {7, 3, 2, 0, 2}},
+    {"peer gelu", "peer", "gelu", "sparsity", 1, 1, false, {6, 3, 4, 10, 0}},
+    {"peer relu", "peer", "relu", "sparsity", 1, 1, false, {5, 4, 5, 6, 0}},
 };
 
 struct Sizes {
@@ -95,6 +103,7 @@ static Config config_of(const Variant& v, const Sizes& s = {}) {
     c.n_layer = s.L, c.n_head = s.NH, c.n_embd = s.C, c.block_size = s.T, c.vocab_size = s.V,
     c.d_expert = s.D;
     c.ffn = v.ffn, c.act = v.act, c.router = v.router, c.n_expert = v.E, c.n_expert_active = v.K;
+    set_keys(c, v.keys);
     return c;
 }
 static Model model_of(const Variant& v, size_t B, size_t T, const Sizes& s = {}) {
@@ -838,6 +847,112 @@ static Vector naive_scores(const Config& c, const Vector& x, const Vector& w_enc
     return g;
 }
 
+// Places of the k largest, a tie to the lower place, and how far the next one is.
+static std::vector<size_t> largest(const Vector& z, size_t k, double& gap) {
+    std::vector<size_t> order(z.size());
+    std::iota(order.begin(), order.end(), size_t(0));
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return z[a] > z[b]; });
+    if (k < z.size()) gap = std::fmin(gap, z[order[k - 1]] - z[order[k]]);
+    order.resize(k);
+    return order;
+}
+static Vector softmax_over(const Vector& z, const std::vector<size_t>& kept) { // 0 elsewhere
+    Vector g(z.size());
+    double sum = 0;
+    for (const size_t i : kept) sum += g[i] = std::exp(z[i]);
+    for (double& a : g) a /= sum;
+    return g;
+}
+
+// Monet: g (N) of (2,H,Q); returns aux.
+static double naive_route(const Config& c, const Vector& router, const std::vector<Vector>& x,
+                          std::vector<Vector>& g, double& gap) {
+    const size_t Q = c.n_key, heads = 2 * c.n_retrieve;
+    Vector mean_p(heads * Q);
+    double aux = -std::log(double(Q));
+    for (size_t n = 0; n < x.size(); n++) {
+        g[n].clear();
+        const Vector z = linear(router, {}, x[n]);
+        for (size_t s = 0; s < heads; s++) {
+            const Vector row = part(z, s, Q), p = softmax(row);
+            const Vector kept = softmax_over(row, largest(row, c.n_top, gap));
+            for (size_t i = 0; i < Q; i++) mean_p[s * Q + i] += p[i] / double(x.size());
+            g[n].insert(g[n].end(), kept.begin(), kept.end());
+            aux += (1 - *std::max_element(kept.begin(), kept.end())) / double(heads * x.size());
+        }
+    }
+    for (const double p : mean_p) aux -= std::log(p) / double(heads * Q);
+    return aux;
+}
+
+using Weights = std::function<Vector(const std::string& name)>;
+static Vector relu2(const Vector& u, const Vector& b, const Vector& x) {
+    Vector a = linear(u, b, x);
+    for (double& h : a) h = std::fmax(h, 0) * std::fmax(h, 0);
+    return a;
+}
+
+// The sum over all Q*Q experts, one by one.
+static Vector naive_monet(const Config& c, const Weights& w, const std::string& at, const Vector& x,
+                          const Vector& g, size_t& active) {
+    const size_t Q = c.n_key, H = c.n_retrieve, C = c.n_embd, m = c.d_expert;
+    const bool vd = c.ffn == "monet-vd";
+    const Vector a1 = relu2(w(at + (vd ? "u1" : "u")), w(at + (vd ? "b_u1" : "b_u")), x);
+    const Vector a2 = vd ? relu2(w(at + "u2"), w(at + "b_u2"), x) : a1;
+    std::map<std::string, Vector> v;
+    for (const char* name : {"v", "b_v"})
+        if (!vd) v[name] = w(at + name);
+    for (const char* name : {"v11", "v12", "v21", "v22", "b_v1", "b_v2"})
+        if (vd) v[name] = w(at + name);
+    Vector y(C);
+    for (size_t i = 0; i < Q; i++)
+        for (size_t j = 0; j < Q; j++) {
+            double weight = 0;
+            for (size_t h = 0; h < H; h++) weight += g[h * Q + i] * g[(H + h) * Q + j];
+            active += weight > 0;
+            for (size_t o = 0; o < C; o++) {
+                const size_t M = m / 2, O = C / 2;
+                double e;
+                if (!vd) {
+                    e = v["b_v"][j * C + o];
+                    for (size_t u = 0; u < m; u++) e += v["v"][(j * m + u) * C + o] * a1[i * m + u];
+                } else {
+                    const bool right = o >= O;
+                    const size_t half = right ? j : i, column = o % O;
+                    e = v[right ? "b_v2" : "b_v1"][half * O + column];
+                    for (size_t u = 0; u < M; u++)
+                        e += v[right ? "v21" : "v11"][(half * M + u) * O + column] * a1[i * M + u] +
+                             v[right ? "v22" : "v12"][(half * M + u) * O + column] * a2[j * M + u];
+                }
+                y[o] += weight * e;
+            }
+        }
+    return y;
+}
+
+// The k best of all Q*Q units by looking at every one.
+static Vector naive_peer(const Config& c, const Weights& w, const std::string& at, const Vector& x, double& gap,
+                         size_t& active) {
+    const size_t Q = c.n_key, C = c.n_embd, half = c.d_key / 2;
+    const Vector q = linear(w(at + "query"), {}, x), keys = w(at + "keys"), dec = w(at + "w_dec");
+    Vector f = linear(w(at + "w_enc"), {}, x), y(C), gates(Q * Q);
+    for (double& a : f) a = activation(a, c.act);
+    for (size_t h = 0; h < c.n_retrieve; h++) {
+        Vector fit(Q * Q);
+        for (size_t e = 0; e < Q * Q; e++)
+            for (size_t d = 0; d < half; d++)
+                fit[e] += q[h * c.d_key + d] * keys[e / Q * half + d] +
+                          q[h * c.d_key + half + d] * keys[(Q + e % Q) * half + d];
+        const Vector weight = softmax_over(fit, largest(fit, c.n_top, gap));
+        for (size_t e = 0; e < Q * Q; e++) gates[e] += weight[e];
+    }
+    for (size_t e = 0; e < Q * Q; e++) {
+        active += gates[e] * f[e] > 0;
+        for (size_t i = 0; i < C; i++) y[i] += gates[e] * f[e] * dec[e * C + i];
+    }
+    return y;
+}
+
 static Naive naive_forward(const Model& model, const std::vector<int32_t>& tokens,
                            const std::vector<int32_t>& targets, size_t T) {
     const Config& c = model.config;
@@ -848,7 +963,7 @@ static Naive naive_forward(const Model& model, const std::vector<int32_t>& token
         return Vector(model.weights.data + t.offset, model.weights.data + t.offset + t.count);
     };
     Naive r;
-    std::vector<Vector> x(N);
+    std::vector<Vector> x(N), in(N), g(N); // in, g: Monet and PEER, the layer's input and its group's weights
     const Vector wte = w("wte.weight"), wpe = w("wpe.weight");
     for (size_t n = 0; n < N; n++) {
         x[n] = part(wte, tokens[n], C);
@@ -905,6 +1020,18 @@ static Naive naive_forward(const Model& model, const std::vector<int32_t>& token
             }
             continue;
         }
+        if (c.monet() || c.peer()) {
+            for (size_t n = 0; n < N; n++) in[n] = layernorm(ln_2w, ln_2b, x[n]);
+            if (c.monet() && l % c.n_share == 0) r.aux += naive_route(c, w(h + "monet.router"), in, g, r.gap);
+            for (size_t n = 0; n < N; n++) {
+                size_t active = 0;
+                const Vector y = c.monet() ? naive_monet(c, w, h + "monet.", in[n], g[n], active)
+                                           : naive_peer(c, w, h + "peer.", in[n], r.gap, active);
+                r.l0 += double(active) / double(N * c.n_layer);
+                for (size_t i = 0; i < C; i++) x[n][i] += y[i];
+            }
+            continue;
+        }
         const Vector w_enc = w(h + "moe.w_enc"), b_enc = w(h + "moe.b_enc"), w_dec = w(h + "moe.w_dec"),
                      b_dec = w(h + "moe.b_dec"), router = c.router == "topk" ? w(h + "moe.router") : Vector();
         Vector share(E), mean_p(E);
@@ -947,7 +1074,7 @@ static void check_against_naive(const std::string& what, Model& model, const std
                                 const std::vector<int32_t>& y, size_t B, size_t T) {
     const Config& c = model.config;
     const Naive naive = naive_forward(model, x, y, T);
-    if (c.moe())
+    if (!c.dense())
         check(naive.gap > 1e-5, "%s: a near tie (%.2g) makes this test meaningless", what.c_str(), naive.gap);
     const double aux = forward_logits(model, x.data(), B, T);
     check_all(what + ": logits", model.a.logits, naive.logits, 32 * epsilon);
@@ -1135,8 +1262,8 @@ static void test_accumulation() {
             for (size_t i = 0; i < t.count; i++) largest = std::fmax(largest, std::fabs(g[i]));
             for (size_t i = 0; i < one.gradients.count; i++)
                 block_largest = std::fmax(block_largest, std::fabs(whole[i]));
-            const bool none =
-                v.K == 1 && t.name.find("router") != std::string::npos; // one gate weight is always 1
+            const bool none = one.config.moe() && v.K == 1 &&
+                t.name.find("router") != std::string::npos; // one gate weight is always 1
             check(none == !(largest > 1e-6 * block_largest), "%s: %s has no gradient", v.name,
                   t.name.c_str());
             check_all(strf("%s: accumulated gradient of %s", v.name, t.name.c_str()),
@@ -1201,7 +1328,10 @@ static void test_adamw() {
                                 t.name.find("c_gate.weight") != std::string::npos ||
                                 t.name.find("w_enc") != std::string::npos ||
                                 t.name.find("w_dec") != std::string::npos ||
-                                t.name.find("router") != std::string::npos;
+                                t.name.find("router") != std::string::npos ||
+                                t.name.find("monet.u") != std::string::npos ||
+                                t.name.find("monet.v") != std::string::npos ||
+                                t.name.find("peer.") != std::string::npos;
             const real *w = decayed.weights.data + t.offset, *was = &before[t.offset];
             bool right = true;
             for (size_t i = 0; i < t.count; i++)
@@ -1268,14 +1398,19 @@ static void test_init() {
                 return name.size() >= end.size() && name.substr(name.size() - end.size()) == end;
             };
             const bool norm = name.find("ln_") != std::string::npos,
-                       bias = ends("bias") || ends("b_enc") || ends("b_dec");
+                       bias = ends("bias") || name.find(".b_") != std::string::npos;
             if (norm || bias) {
                 bool right = true;
                 for (size_t i = 0; i < t.count; i++) right = right && w[i] == real(norm && !bias);
                 check(right, "%s is %d", what.c_str(), int(norm && !bias));
                 continue;
             }
-            const double std = ends("c_proj.weight") || ends("w_dec") ? 0.02 / std::sqrt(2.0 * 3) : 0.02;
+            const bool residual =
+                ends("c_proj.weight") || ends("w_dec") || name.find("monet.v") != std::string::npos;
+            const bool fan_in = name.find("peer.") != std::string::npos ||
+                                name.find("monet.u") != std::string::npos || ends("monet.router");
+            const double std = (fan_in ? 1 / std::sqrt(double(t.shape.back())) : 0.02) /
+                               (residual ? std::sqrt(2.0 * 3) : 1);
             double mean = 0, square = 0, inside = 0;
             for (size_t i = 0; i < t.count; i++)
                 mean += w[i], square += double(w[i]) * w[i], inside += std::fabs(w[i]) < std;

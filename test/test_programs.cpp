@@ -391,6 +391,9 @@ static void test_variants() {
         {"dense_relu", "--ffn dense", "--train 'text/train*.bin' --total-tokens 256", "--- sample"},
         {"geglu", "--ffn dense --act geglu", "--train few.bin", "step 24/60", true},
         {"solu", "--ffn dense --act solu", "--train few.bin --total-tokens 256", "step 30/60", true},
+        {"hd", "--ffn monet-hd", "--train few.bin --total-tokens 256", "step 30/60", true},
+        {"vd", "--ffn monet-vd --keys 6 --share 1", "--train few.bin", "step 24/60", true},
+        {"peer", "--ffn peer --top 4", "--train few.bin", "step 24/60", true},
     };
     const int steps = 60;
     for (const auto& v : variants) {
@@ -437,6 +440,11 @@ static void test_variants() {
 }
 
 static void test_threads() {
+    vector<string> kinds = {"", "--act gelu --router topk", "--ffn dense"};
+    if (train == cpu_train)
+        for (const char* kind : {"--ffn dense --act geglu", "--ffn dense --act solu", "--ffn monet-hd",
+                                 "--ffn monet-vd", "--ffn peer"})
+            kinds.push_back(kind);
     for (const string& program : {train, sampler, evaluator, make_text, make_chess})
         check_names(works(program + " --help").out, "--threads N");
     check(works(tiny_run("threads_said", 1, "--threads 2")).out.find("2 threads, as --threads says") !=
@@ -444,7 +452,7 @@ static void test_threads() {
           train != cpu_train);
     check(works(tiny_run("threads_env", 1)).out.find("1 thread, as OMP_NUM_THREADS says") != string::npos ||
           train != cpu_train);
-    for (const string flags : {"", "--act gelu --router topk", "--ffn dense"}) {
+    for (const string& flags : kinds) {
         for (const char* threads : {"1", "2"})
             works(string("env OMP_WAIT_POLICY=passive OMP_NUM_THREADS=") + threads + " " +
                   tiny_run(string("threads_") + threads, 8, "--embd 48 --d-expert 64 --batch 5 " + flags));
@@ -1116,6 +1124,12 @@ static void test_bad_models() {
         {"--heads 3", "n_embd 16 is not divisible by n_head 3"},
         {"--act geglu", "act geglu goes with ffn dense"},
         {"--act solu", "act solu goes with ffn dense"},
+        {"--act relu2", "act relu2 and ffn monet-hd or monet-vd go together"},
+        {"--ffn monet-hd --act gelu", "act relu2 and ffn monet-hd or monet-vd go together"},
+        {"--ffn monet-hd --share 3", "n_share is 3, expected 1 to 2"},
+        {"--ffn monet-hd --top 5", "n_top is 5, expected 1 to 4"},
+        {"--ffn peer --d-key 5", "d_key is 5, expected an even number"},
+        {"--keys 5", "n_key is 5, expected 0 for ffn moe"},
         {"--layers 0", "n_layer"},
         {"--embd 0", "n_embd"},
         {"--experts 0", "n_expert"},
@@ -1384,6 +1398,10 @@ static void test_trace() {
     check(tokens == 8 && layers == 16, "5 of the prompt and 3 sampled ones are read: %zu, %zu", tokens,
           layers);
     check(out.find("\n;1.e4") != string::npos, "the text comes last");
+    for (const char* other : {"hd", "vd", "peer"})
+        if (train == cpu_train)
+            check(works(sampler + " --ckpt " + other + "/whole --trace -n 2").out.find("units fire:  0/") !=
+                  string::npos);
     const string dense = works(sampler + " --ckpt dense_relu/whole --trace -n 2").out;
     check(dense.find("units fire:") != string::npos && dense.find("expert") == string::npos);
 }

@@ -11,7 +11,7 @@ Decoder::Decoder(const Model& model) : model(model) {
     layers.resize(c.n_layer);
     for (Layer& h : layers) {
         h.z.resize(K * D);
-        if (!c.moe()) continue;
+        if (!c.moe()) continue; // below, Monet and PEER
         h.m.resize(E * C);
         h.v.resize(E * C);
         h.mb.resize(E);
@@ -19,6 +19,19 @@ Decoder::Decoder(const Model& model) : model(model) {
         h.g.resize(E);
         h.weight.resize(K);
         h.choice.resize(K);
+    }
+    auto for_each = [&](const Visit& visit, const VisitIndices& visit_indices) {
+        for (size_t l = 0; l < c.n_layer; l++) {
+            if (c.monet()) for_each_array(layers[l].monet, c, 1, c.routes(l), visit, visit_indices);
+            if (c.peer()) for_each_array(layers[l].peer, c, 1, visit, visit_indices);
+        }
+        if (c.peer()) for_each_array(peer_scratch, c, 1, false, visit, visit_indices);
+    };
+    arrays = allocate_arrays([&](const Visit& visit) { for_each(visit, [](int32_t*&, size_t) {}); });
+    indices = allocate_indices([&](const VisitIndices& visit) { for_each([](real*&, size_t) {}, visit); });
+    for (size_t l = 0; l < c.n_layer; l++) {
+        if (c.monet()) layers[l].monet.routing = layers[l - l % c.n_share].monet.routing;
+        if (c.peer() && c.relu()) layers[l].peer.h = layers[l].peer.f;
     }
     logits.resize(c.vocab_size);
     x.resize(C);
@@ -140,6 +153,11 @@ void Decoder::step(int32_t token) {
                         for (size_t i = 0; i < C; i++) proj[i] += z[u] * w.w_dec[(j * D + u) * C + i];
                 for (size_t i = 0; i < C; i++) x[i] += h.weight[k] * proj[i];
             }
+        } else if (c.monet()) {
+            if (c.routes(l)) monet_router_forward(h.monet.routing, norm.data(), w.monet.router, c, 1);
+            monet_forward(x.data(), proj.data(), x.data(), norm.data(), w.monet, h.monet, c, 1);
+        } else if (c.peer()) {
+            peer_forward(x.data(), x.data(), norm.data(), w.peer, h.peer, peer_scratch, c, 1);
         } else {
             dense(l);
             residual_forward(x.data(), x.data(), proj.data(), C);

@@ -13,11 +13,14 @@ struct Decoder {
         std::vector<real> g, weight,
             z; // (E) scores; of the last token: (K) gate weights, (K,D) units (dense: one row)
         std::vector<int32_t> choice; // (K)
+        MonetActivations monet;      // of one token, in `arrays` and `indices`
+        PeerActivations peer;
     };
     std::vector<Layer> layers;
     std::vector<real> logits; // (V)
 
     explicit Decoder(const Model& model);
+    Decoder(const Decoder&) = delete;
 
     // Forgets the text read so far and takes notice of new weights.
     void refresh();
@@ -29,6 +32,10 @@ struct Decoder {
     std::vector<real> x, norm, qkv, att, proj, scores, mu, sd, gate;
 
     void layernorm(const real* weight, const real* bias);
+    Block arrays; // of the layers of Monet and PEER
+    std::vector<int32_t> indices;
+    PeerScratch peer_scratch;
+
     void dense(size_t l);  // the feed-forward layer of norm, into proj
     void attend(size_t l); // of the newest query over the cache, its own key and value included
 };

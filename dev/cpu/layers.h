@@ -5,6 +5,10 @@
 #pragma once
 #include "gemm.h"
 
+// How a layer says what memory it needs: it visits every array with its number of elements.
+using Visit = std::function<void(real*& place, size_t count)>;
+using VisitIndices = std::function<void(int32_t*& place, size_t count)>;
+
 // Sum over the rows of x (N,M), added to sums (M): the gradient of a bias. Or, of G groups of rows, sums
 // (G,M), group g being the rows begin[g] to begin[g+1]. Columns are summed in the order of the rows whatever
 // the number of threads.

@@ -8,11 +8,33 @@
 // ---------------------------------------------------------------------------------------------------------
 // Memory
 
-// Every activation with its number of elements, for N = B T tokens of a batch.
-using Visit = std::function<void(real*& place, size_t count)>;
+Block allocate_arrays(const std::function<void(const Visit&)>& list) {
+    size_t total = 0, offset = 0;
+    list([&](real*&, size_t count) { total += round_up(count, 32); });
+    Block block(total);
+    list([&](real*& place, size_t count) {
+        place = block.data + offset;
+        offset += round_up(count, 32);
+    });
+    return block;
+}
 
-static void for_each_activation(const Config& c, size_t N, Activations& a, const Visit& visit) {
+std::vector<int32_t> allocate_indices(const std::function<void(const VisitIndices&)>& list) {
+    size_t total = 0, offset = 0;
+    list([&](int32_t*&, size_t count) { total += count; });
+    std::vector<int32_t> indices(total);
+    list([&](int32_t*& place, size_t count) {
+        place = indices.data() + offset;
+        offset += count;
+    });
+    return indices;
+}
+
+// Every activation with its number of elements, for N = B T tokens of a batch.
+static void for_each_activation(const Config& c, size_t N, Activations& a, const Visit& visit,
+                                const VisitIndices& visit_indices) {
     const size_t C = c.n_embd, E = c.n_expert, K = c.n_expert_active, D = c.d_expert;
+    const size_t units = c.moe() || c.dense() ? N * K * D : 0;
     struct Item {
         real** place;
         size_t count;
@@ -22,37 +44,41 @@ static void for_each_activation(const Config& c, size_t N, Activations& a, const
     };
     a.h.resize(c.n_layer);
     list({{&a.embedded, N * C}});
-    for (LayerActivations& h : a.h) {
+    for (size_t l = 0; l < c.n_layer; l++) {
+        LayerActivations& h = a.h[l];
         list({{&h.ln_1, N * C}, {&h.ln_1_mean, N}, {&h.ln_1_rstd, N}});
         list({{&h.qkv, N * 3 * C}, {&h.lse, N * c.n_head}, {&h.att, N * C}});
         list({{&h.mid, N * C}});
         list({{&h.ln_2, N * C}, {&h.ln_2_mean, N}, {&h.ln_2_rstd, N}});
-        list({{&h.z, N * K * D}});
-        if (!c.relu()) list({{&h.h, N * K * D}});
-        if (c.geglu()) list({{&h.gate, N * K * D}});
-        if (c.solu()) list({{&h.s, N * K * D}, {&h.u, N * K * D}, {&h.u_mean, N}, {&h.u_rstd, N}});
+        list({{&h.z, units}});
+        if (!c.relu()) list({{&h.h, units}});
+        if (c.geglu()) list({{&h.gate, units}});
+        if (c.solu()) list({{&h.s, units}, {&h.u, units}, {&h.u_mean, N}, {&h.u_rstd, N}});
         list({{&h.out, N * C}});
+        if (c.monet()) for_each_array(h.monet, c, N, c.routes(l), visit, visit_indices);
+        if (c.peer()) for_each_array(h.peer, c, N, visit, visit_indices);
         if (!c.moe()) continue;
         list({{&h.m, E * C}, {&h.v, E * C}, {&h.mb, E}, {&h.vb, E}});
         list({{&h.mu, N * E}, {&h.sd, N * E}, {&h.g, N * E}, {&h.p, N * E}, {&h.mean_p, E}});
         list({{&h.weight, N * K}, {&h.y, N * K * C}});
+        visit_indices(h.choice, N * K);
+        visit_indices(h.slot, N * K);
+        visit_indices(h.token, N * K);
+        visit_indices(h.begin, E + 1);
     }
     list({{&a.ln_f, N * C}, {&a.ln_f_mean, N}, {&a.ln_f_rstd, N}});
     list({{&a.logits, N * c.vocab_size}, {&a.losses, N}});
     list({{&a.proj, N * C}});
     list({{&a.dresidual, N * C}, {&a.dln, N * C}, {&a.datt, N * C}, {&a.dqkv, N * 3 * C}});
-    list({{&a.dh, N * K * D}});
-    if (c.geglu()) list({{&a.dgate, N * K * D}});
-    if (c.solu()) list({{&a.du, N * K * D}});
+    list({{&a.dh, units}});
+    if (c.geglu()) list({{&a.dgate, units}});
+    if (c.solu()) list({{&a.du, units}});
+    if (c.monet()) for_each_array(a.monet, c, N, visit);
+    if (c.peer()) for_each_array(a.peer, c, N, true, visit, visit_indices);
     if (!c.moe()) return;
     list({{&a.dy, N * K * C}, {&a.dslots, N * K * C}});
     list({{&a.dg, N * E}, {&a.dmu, N * E}, {&a.dvar, N * E}, {&a.dweight, N * K}});
     list({{&a.dm, E * C}, {&a.dv, E * C}, {&a.dmb, E}, {&a.dvb, E}});
-}
-
-// Integers of a layer: choice, slot, token, begin.
-static size_t index_elements(const Config& c, size_t N) {
-    return c.moe() ? 3 * N * c.n_expert_active + c.n_expert + 1 : 0;
 }
 
 Model::Model(const Config& config, size_t B, size_t T, bool training)
@@ -66,22 +92,19 @@ Model::Model(const Config& config, size_t B, size_t T, bool training)
         moment_2 = Block(weights.count);
         g = carve_parameters(config, table, gradients.data);
     }
-    const size_t N = B * T, slots = N * config.n_expert_active;
-    activations = Block(activation_elements(config, B, T));
-    size_t offset = 0;
-    for_each_activation(config, N, a, [&](real*& place, size_t count) {
-        place = activations.data + offset;
-        offset += round_up(count, 32);
-    });
-    indices.resize(config.n_layer * index_elements(config, N));
+    const auto no_reals = [](real*&, size_t) {};
+    const auto no_indices = [](int32_t*&, size_t) {};
+    activations = allocate_arrays(
+        [&](const Visit& visit) { for_each_activation(config, B * T, a, visit, no_indices); });
+    indices = allocate_indices(
+        [&](const VisitIndices& visit) { for_each_activation(config, B * T, a, no_reals, visit); });
     for (size_t l = 0; l < config.n_layer; l++) {
         LayerActivations& h = a.h[l];
-        if (config.relu()) h.h = h.z; // relu(h) > 0 exactly where h > 0: one array serves as both
-        if (!config.moe()) continue;
-        h.choice = indices.data() + l * index_elements(config, N);
-        h.slot = h.choice + slots;
-        h.token = h.slot + slots;
-        h.begin = h.token + slots;
+        if (config.relu()) { // relu(h) > 0 exactly where h > 0: one array serves as both
+            h.h = h.z;
+            h.peer.h = h.peer.f;
+        }
+        if (config.monet()) h.monet.routing = a.h[l - l % config.n_share].monet.routing;
     }
     products.resize(config.n_expert);
     parts.resize(config.n_expert);
@@ -91,7 +114,9 @@ Model::Model(const Config& config, size_t B, size_t T, bool training)
 size_t Model::activation_elements(const Config& config, size_t B, size_t T) {
     size_t total = 0;
     Activations unused{};
-    for_each_activation(config, B * T, unused, [&](real*&, size_t count) { total += round_up(count, 32); });
+    for_each_activation(
+        config, B * T, unused, [&](real*&, size_t count) { total += round_up(count, 32); },
+        [](int32_t*&, size_t) {});
     return total;
 }
 
@@ -114,9 +139,10 @@ Experts layer_experts(Model& model, size_t l) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// Feed-forward layers: from a layer's ln_2 to its out; backward, from a.dresidual to a.dln
+// Feed-forward layers: from a layer's ln_2 to its out, and its part of aux; backward, from a.dresidual to
+// a.dln
 
-static void dense_forward(Model& model, size_t l) {
+static double dense_forward(Model& model, size_t l) {
     const Config& c = model.config;
     const size_t N = model.B * model.T, C = c.n_embd, W = c.dense_width();
     const LayerParameters<real>& w = model.w.h[l];
@@ -134,6 +160,7 @@ static void dense_forward(Model& model, size_t l) {
     h.active = count_active(c.solu() ? h.u : h.z, N * W);
     linear_forward(model.a.proj, h.z, w.fc_proj_weight, w.fc_proj_bias, N, W, C);
     residual_forward(h.out, h.mid, model.a.proj, N * C);
+    return 0;
 }
 
 static void dense_backward(Model& model, size_t l) {
@@ -160,7 +187,7 @@ static void dense_backward(Model& model, size_t l) {
     }
 }
 
-static double moe_forward(Model& model, size_t l) { // returns aux
+static double moe_forward(Model& model, size_t l) {
     const Config& c = model.config;
     const size_t N = model.B * model.T, C = c.n_embd, E = c.n_expert, K = c.n_expert_active, D = c.d_expert;
     const LayerParameters<real>& w = model.w.h[l];
@@ -205,6 +232,43 @@ static void moe_backward(Model& model, size_t l, real aux_scale) {
     }
 }
 
+static double monet_layer_forward(Model& model, size_t l) {
+    const Config& c = model.config;
+    const size_t N = model.B * model.T;
+    const MonetParameters<real>& w = model.w.h[l].monet;
+    LayerActivations& h = model.a.h[l];
+    const double aux = c.routes(l) ? monet_router_forward(h.monet.routing, h.ln_2, w.router, c, N) : 0;
+    h.active = monet_forward(h.out, model.a.proj, h.mid, h.ln_2, w, h.monet, c, N);
+    return aux;
+}
+
+static void monet_layer_backward(Model& model, size_t l, real aux_scale) {
+    const Config& c = model.config;
+    const size_t N = model.B * model.T;
+    const MonetParameters<real>&w = model.w.h[l].monet, &dw = model.g.h[l].monet;
+    const LayerActivations& h = model.a.h[l];
+    const MonetScratch& d = model.a.monet;
+    if (l + 1 == c.n_layer || c.routes(l + 1)) // the last layer of its group
+        std::fill(d.dg, d.dg + N * 2 * c.n_retrieve * c.n_top, real(0));
+    monet_backward(model.a.dln, dw, d, model.a.dresidual, h.ln_2, w, h.monet, c, N);
+    if (c.routes(l))
+        monet_router_backward(model.a.dln, dw.router, d.dg, d.dz, h.ln_2, w.router, h.monet.routing,
+                              aux_scale, c, N);
+}
+
+static double peer_layer_forward(Model& model, size_t l) {
+    LayerActivations& h = model.a.h[l];
+    h.active = peer_forward(h.out, h.mid, h.ln_2, model.w.h[l].peer, h.peer, model.a.peer, model.config,
+                            model.B * model.T);
+    return 0;
+}
+
+static void peer_layer_backward(Model& model, size_t l) {
+    const LayerActivations& h = model.a.h[l];
+    peer_backward(model.a.dln, model.g.h[l].peer, model.a.peer, model.a.dresidual, h.ln_2, model.w.h[l].peer,
+                  h.peer, model.config, model.B * model.T);
+}
+
 // ---------------------------------------------------------------------------------------------------------
 // Forward
 
@@ -231,10 +295,10 @@ double forward_layers(Model& model, const int32_t* tokens, size_t B, size_t T) {
         linear_forward(a.proj, h.att, w.c_proj_weight, w.c_proj_bias, N, C, C);
         residual_forward(h.mid, x, a.proj, N * C);
         layernorm_forward(h.ln_2, h.ln_2_mean, h.ln_2_rstd, h.mid, w.ln_2_weight, w.ln_2_bias, N, C);
-        if (c.moe())
-            aux += moe_forward(model, l);
-        else
-            dense_forward(model, l);
+        aux += c.moe()     ? moe_forward(model, l)
+               : c.monet() ? monet_layer_forward(model, l)
+               : c.peer()  ? peer_layer_forward(model, l)
+                           : dense_forward(model, l);
         x = h.out;
     }
     model.statistics_stale = false;
@@ -293,6 +357,10 @@ void backward(Model& model, real aux_scale) {
         const real* x = l ? a.h[l - 1].out : a.embedded;
         if (c.moe())
             moe_backward(model, l, aux_scale);
+        else if (c.monet())
+            monet_layer_backward(model, l, aux_scale);
+        else if (c.peer())
+            peer_layer_backward(model, l);
         else
             dense_backward(model, l);
         layernorm_backward(a.dresidual, dw.ln_2_weight, dw.ln_2_bias, a.dln, h.mid, h.ln_2_mean, h.ln_2_rstd,

@@ -4,6 +4,8 @@
 #include "../run/parameters.h"
 #include "attention.h"
 #include "moe.h"
+#include "monet.h"
+#include "peer.h"
 #include <cmath>
 #include <utility>
 #include <vector>
@@ -28,6 +30,10 @@ struct Block { // zeroed
     ~Block() { std::free(data); }
 };
 
+// Memory for all arrays that `list` visits, in one block; their pointers are set.
+Block allocate_arrays(const std::function<void(const Visit&)>& list);
+std::vector<int32_t> allocate_indices(const std::function<void(const VisitIndices&)>& list);
+
 struct LayerActivations {
     real *ln_1, *ln_1_mean, *ln_1_rstd; // (N,C) (N) (N)
     real *qkv, *lse, *att;              // (N,3C) (B,NH,T) (N,C)
@@ -43,6 +49,8 @@ struct LayerActivations {
     real *mu, *sd, *g, *p, *mean_p;         // router (N,E) x4, (E)
     real *weight, *y;                       // gate weights (N,K); expert outputs (N*K,C)
     int32_t *choice, *slot, *token, *begin; // (N,K) (N,K) (N*K) (E+1)
+    MonetActivations monet;                 // monet only
+    PeerActivations peer;                   // peer only
 };
 
 struct Activations {
@@ -57,6 +65,8 @@ struct Activations {
     real *dy, *dslots;                   // (N*K,C) (N*K,C)
     real *dg, *dmu, *dvar, *dweight;     // (N,E) x3, (N,K)
     real *dm, *dv, *dmb, *dvb;           // (E,C) (E,C) (E) (E)
+    MonetScratch monet;                  // monet only
+    PeerScratch peer;                    // peer only
 };
 
 struct Model {

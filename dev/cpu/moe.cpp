@@ -96,17 +96,22 @@ void router_backward(real* dx, const RouterGradients& d, const real* dg, const r
 // ---------------------------------------------------------------------------------------------------------
 // Choice
 
+void choose(int32_t* choice, const real* g, size_t E, size_t K) {
+    for (size_t j = 0; j < E; j++) {
+        size_t k = std::min(j, K); // of those before j that are kept
+        if (k == K && !(g[j] > g[choice[K - 1]])) continue;
+        if (k == K) k--;
+        for (; k > 0 && g[j] > g[choice[k - 1]]; k--) choice[k] = choice[k - 1];
+        choice[k] = int32_t(j);
+    }
+}
+
 void choice_forward(int32_t* choice, real* weight, const real* g, size_t N, size_t E, size_t K) {
     parallel_for(N, [&](size_t n) {
         int32_t* s = choice + n * K;
         real* w = weight + n * K;
         const real* gn = g + n * E;
-        for (size_t k = 0; k < K; k++) {
-            size_t best = E;
-            for (size_t j = 0; j < E; j++)
-                if (std::find(s, s + k, int32_t(j)) == s + k && (best == E || gn[j] > gn[best])) best = j;
-            s[k] = int32_t(best);
-        }
+        choose(s, gn, E, K);
         real sum = 0;
         for (size_t k = 0; k < K; k++) sum += w[k] = std::exp(gn[s[k]] - gn[s[0]]);
         for (size_t k = 0; k < K; k++) w[k] /= sum;

@@ -54,6 +54,9 @@ void router_backward(real* dx, const RouterGradients& d, const real* dg, const r
 // ---------------------------------------------------------------------------------------------------------
 // Choice: S = the K experts of highest score, a tie to the lower index;  w = softmax of g over S
 
+// choice (K) in falling order of score, g (E), of one token
+void choose(int32_t* choice, const real* g, size_t E, size_t K);
+
 // choice (N,K) in falling order of score, weight (N,K), g (N,E)
 void choice_forward(int32_t* choice, real* weight, const real* g, size_t N, size_t E, size_t K);
 

@@ -2,10 +2,26 @@
 // time.
 #include "../run/sample_run.h"
 #include "decode.h"
+#include <map>
+
+// What a layer of Monet or PEER did: experts are single features there, counted once over the heads. Monet's
+// is worth its routing score, PEER's its gate times its unit.
+static std::map<size_t, double> features(const Config& c, const Decoder::Layer& h) {
+    const size_t H = c.n_retrieve, k = c.n_top;
+    std::map<size_t, double> values;
+    for (size_t i = 0; i < H * k && c.peer(); i++)
+        values[size_t(h.peer.unit[i])] += h.peer.w[i] * h.peer.f[i];
+    for (size_t a = 0; a < H * k && c.monet(); a++)
+        for (size_t b = H * k + a / k * k; b < H * k + (a / k + 1) * k; b++) {
+            const MonetRouting& r = h.monet.routing;
+            values[size_t(r.index[a]) * c.n_key + size_t(r.index[b])] += r.g[a] * r.g[b];
+        }
+    return values;
+}
 
 static std::vector<TraceLayer> trace(const Decoder& decoder) {
     const Config& c = decoder.model.config;
-    const size_t K = c.moe() ? c.n_expert_active : 1, D = c.moe() ? c.d_expert : c.dense_width();
+    const size_t K = c.moe() ? c.n_expert_active : c.dense(), D = c.moe() ? c.d_expert : c.dense_width();
     std::vector<TraceLayer> layers;
     for (const Decoder::Layer& h : decoder.layers) {
         TraceLayer layer;
@@ -16,6 +32,8 @@ static std::vector<TraceLayer> trace(const Decoder& decoder) {
             for (size_t u = 0; u < D; u++)
                 if (h.z[k * D + u] > 0) layer.units.push_back({expert, u, weight * h.z[k * D + u]});
         }
+        for (const auto& [unit, value] : features(c, h))
+            if (value > 0) layer.units.push_back({0, unit, value});
         layers.push_back(std::move(layer));
     }
     return layers;

@@ -43,34 +43,34 @@ static void take_values(ActiveList& list, Matrix s, size_t lane) {
     for (size_t i = 0; i < list.count; i++) list.value[i] = s.at(lane, size_t(list.index[i]));
 }
 
-// out (C) += sum over the list of value * rows[index], in strips of columns that stay in registers
-static void add_rows(real* out, const ActiveList& list, const real* rows, size_t C) {
+// In strips of columns that stay in registers.
+void add_rows(real* out, const int32_t* index, const real* value, size_t count, const real* rows, size_t C) {
     constexpr size_t vectors = 8, strip = vectors * vector_length;
     size_t c = 0;
     for (; c + strip <= C; c += strip) {
         vec sum[vectors];
         for (size_t v = 0; v < vectors; v++) sum[v] = *(const vec*)(out + c + v * vector_length);
-        for (size_t i = 0; i < list.count; i++) {
-            const real* row = rows + list.index[i] * C + c;
-            const real value = list.value[i];
+        for (size_t i = 0; i < count; i++) {
+            const real* row = rows + index[i] * C + c;
+            const real factor = value[i];
 #pragma GCC unroll 8
-            for (size_t v = 0; v < vectors; v++) sum[v] += value * *(const vec*)(row + v * vector_length);
+            for (size_t v = 0; v < vectors; v++) sum[v] += factor * *(const vec*)(row + v * vector_length);
         }
         for (size_t v = 0; v < vectors; v++) *(vec*)(out + c + v * vector_length) = sum[v];
     }
-    for (size_t i = 0; i < list.count && c < C; i++) {
-        const real *row = rows + list.index[i] * C, value = list.value[i];
+    for (size_t i = 0; i < count && c < C; i++) {
+        const real *row = rows + index[i] * C, factor = value[i];
 #pragma omp simd
-        for (size_t k = c; k < C; k++) out[k] += value * row[k];
+        for (size_t k = c; k < C; k++) out[k] += factor * row[k];
     }
 }
 
-// list.value = a . rows[index], four rows at a time
-static void dot_rows(ActiveList& list, const real* a, const real* rows, size_t C) {
+// Four rows at a time.
+void dot_rows(real* value, const int32_t* index, size_t count, const real* a, const real* rows, size_t C) {
     size_t i = 0;
-    for (; i + 4 <= list.count; i += 4) {
-        const real *r0 = rows + list.index[i] * C, *r1 = rows + list.index[i + 1] * C;
-        const real *r2 = rows + list.index[i + 2] * C, *r3 = rows + list.index[i + 3] * C;
+    for (; i + 4 <= count; i += 4) {
+        const real *r0 = rows + index[i] * C, *r1 = rows + index[i + 1] * C;
+        const real *r2 = rows + index[i + 2] * C, *r3 = rows + index[i + 3] * C;
         real s0 = 0, s1 = 0, s2 = 0, s3 = 0;
 #pragma omp simd reduction(+ : s0, s1, s2, s3)
         for (size_t c = 0; c < C; c++) {
@@ -79,17 +79,17 @@ static void dot_rows(ActiveList& list, const real* a, const real* rows, size_t C
             s2 += a[c] * r2[c];
             s3 += a[c] * r3[c];
         }
-        list.value[i] = s0;
-        list.value[i + 1] = s1;
-        list.value[i + 2] = s2;
-        list.value[i + 3] = s3;
+        value[i] = s0;
+        value[i + 1] = s1;
+        value[i + 2] = s2;
+        value[i + 3] = s3;
     }
-    for (; i < list.count; i++) {
-        const real* row = rows + list.index[i] * C;
+    for (; i < count; i++) {
+        const real* row = rows + index[i] * C;
         real sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (size_t c = 0; c < C; c++) sum += a[c] * row[c];
-        list.value[i] = sum;
+        value[i] = sum;
     }
 }
 
@@ -125,28 +125,28 @@ void skipping_decode(const ExpertPart* parts, size_t n_parts) {
     for_each_list(parts, n_parts, true, [](const ExpertPart& e, ActiveList& units, size_t s, size_t k) {
         if (k == 0) std::copy(e.b_dec, e.b_dec + e.C, e.y + s * e.C);
         take_values(units, row_major(e.z + k, e.D), s);
-        add_rows(e.y + s * e.C, units, e.w_dec + k * e.C, e.C);
+        add_rows(e.y + s * e.C, units.index, units.value, units.count, e.w_dec + k * e.C, e.C);
     });
 }
 
 void skipping_slots(const ExpertPart* parts, size_t n_parts) {
     for_each_list(parts, n_parts, true, [](const ExpertPart& e, ActiveList& units, size_t s, size_t k) {
-        dot_rows(units, e.dy + s * e.C, e.w_dec + k * e.C, e.C);
+        dot_rows(units.value, units.index, units.count, e.dy + s * e.C, e.w_dec + k * e.C, e.C);
         real* dh = e.dh + s * e.D;
         std::fill(dh + k, dh + std::min(e.D, k + chunk_of(e)), real(0));
         for (size_t i = 0; i < units.count; i++) dh[k + size_t(units.index[i])] = units.value[i];
         if (k == 0) std::fill(e.dx + s * e.C, e.dx + (s + 1) * e.C, real(0));
-        add_rows(e.dx + s * e.C, units, e.w_enc + k * e.C, e.C);
+        add_rows(e.dx + s * e.C, units.index, units.value, units.count, e.w_enc + k * e.C, e.C);
     });
 }
 
 void skipping_units(const ExpertPart* parts, size_t n_parts) {
     for_each_list(parts, n_parts, false, [](const ExpertPart& e, ActiveList& slots, size_t u, size_t k) {
         take_values(slots, row_major(e.z + k * e.D, e.D).transposed(), u);
-        add_rows(e.dw_dec + u * e.C, slots, e.dy + k * e.C, e.C);
+        add_rows(e.dw_dec + u * e.C, slots.index, slots.value, slots.count, e.dy + k * e.C, e.C);
         take_values(slots, row_major(e.dh + k * e.D, e.D).transposed(), u);
         const Matrix x = e.x.from(k, 0);
         for (size_t i = 0; i < slots.count && x.index; i++) slots.index[i] = x.index[slots.index[i]];
-        add_rows(e.dw_enc + u * e.C, slots, x.data, e.C);
+        add_rows(e.dw_enc + u * e.C, slots.index, slots.value, slots.count, x.data, e.C);
     });
 }

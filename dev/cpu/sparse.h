@@ -12,6 +12,7 @@
 // depend on threads.
 #pragma once
 #include "gemm.h"
+#include <vector>
 
 constexpr size_t list_lanes = 16;  // lists made together, so that columns of z are read by whole cache lines
 constexpr size_t list_group = 64;  // slots or units of one work item
@@ -28,6 +29,32 @@ struct ExpertPart {
     const real* dy;            // backward: (n,C)
     real *dh, *dx;             // backward: (n,D), (n,C)
     real *dw_enc, *dw_dec;     // backward: (D,C)
+};
+
+// What they are made of. out (C) += sum over i < count of value[i] * rows[index[i]];
+// value[i] = a . rows[index[i]], a (C).  rows (any,C)
+void add_rows(real* out, const int32_t* index, const real* value, size_t count, const real* rows, size_t C);
+void dot_rows(real* value, const int32_t* index, size_t count, const real* a, const real* rows, size_t C);
+
+// Counts the different numbers among those that were added, in the time that these take.
+class Distinct {
+    std::vector<char> seen;
+    std::vector<size_t> numbers;
+
+  public:
+    void add(size_t number) {
+        if (number >= seen.size()) seen.resize(number + 1);
+        if (seen[number]) return;
+        seen[number] = true;
+        numbers.push_back(number);
+    }
+    // And forgets them.
+    size_t take_count() {
+        const size_t count = numbers.size();
+        for (const size_t number : numbers) seen[number] = false;
+        numbers.clear();
+        return count;
+    }
 };
 
 // One to three products of n_parts experts; what each computes stands above.

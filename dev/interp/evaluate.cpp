@@ -156,7 +156,7 @@ static int run(int argc, char** argv) {
     printf("loss      %.4f   (uniform guess %.4f, token frequencies %.4f)   %.3f bits per token\n", e.loss,
            e.uniform, e.unigram, e.loss / std::log(2.0));
     for (size_t l = 0; l < c.n_layer; l++) {
-        printf("layer %-2zu  %5.1f of %zu units fire", l, e.l0[l], c.dense_width());
+        printf("layer %-2zu  %5.1f of %zu units fire", l, e.l0[l], c.most_active());
         if (c.moe()) printf("   expert load %%");
         for (size_t j = 0; j < c.n_expert && c.moe(); j++) printf(" %5.1f", 100 * e.load[l][j]);
         printf("\n");

@@ -6,6 +6,10 @@
 
 // For batches of up to B x T tokens, its weights all zero.
 inline Reader cpu_reader(const Config& config, size_t B, size_t T) {
+    if (!config.moe() && !config.dense())
+        fail(
+            "ffn %s: units are read of mixtures of experts and dense layers only; evaluate measures the loss",
+            config.ffn.c_str());
     const auto model = std::make_shared<Model>(config, B, T, false);
     Reader reader;
     reader.config = config;

@@ -1,6 +1,7 @@
 // The fields of a config, what is refused, and the presets.
 #include "config.h"
 #include <algorithm>
+#include <cmath>
 
 size_t tokenizer_vocab(Tokenizer t) { return t == TOKENIZER_GPT2 ? 50257 : t == TOKENIZER_BYTES ? 257 : 32; }
 
@@ -44,6 +45,41 @@ void check_config(const Config& c, const std::string& where) {
              c.n_expert);
     if ((c.geglu() || c.solu()) && !c.dense())
         fail("%s: act %s goes with ffn dense, this is ffn %s", where.c_str(), c.act.c_str(), c.ffn.c_str());
+    if ((c.act == "relu2") != c.monet())
+        fail("%s: act relu2 and ffn monet-hd or monet-vd go together, this is act %s, ffn %s", where.c_str(),
+             c.act.c_str(), c.ffn.c_str());
+    if (c.monet() || c.peer()) {
+        within("n_key", c.n_key, 4096);
+        within("n_retrieve", c.n_retrieve, 4096);
+        within("n_top", c.n_top, c.n_key);
+        if (c.n_expert != 1 || c.n_expert_active != 1)
+            fail("%s: n_expert is %zu and n_expert_active %zu, expected 1 and 1 for ffn %s", where.c_str(),
+                 c.n_expert, c.n_expert_active, c.ffn.c_str());
+    }
+    auto unused = [&](const char* name, size_t value, bool used) {
+        if (!used && value)
+            fail("%s: %s is %zu, expected 0 for ffn %s", where.c_str(), name, value, c.ffn.c_str());
+    };
+    unused("n_key", c.n_key, c.monet() || c.peer());
+    unused("n_retrieve", c.n_retrieve, c.monet() || c.peer());
+    unused("n_top", c.n_top, c.monet() || c.peer());
+    unused("d_key", c.d_key, c.peer());
+    unused("n_share", c.n_share, c.monet());
+    auto even = [&](const char* name, size_t value) {
+        if (value % 2)
+            fail("%s: %s is %zu, expected an even number for ffn %s", where.c_str(), name, value,
+                 c.ffn.c_str());
+    };
+    if (c.monet()) within("n_share", c.n_share, c.n_layer);
+    if (c.ffn == "monet-vd") {
+        even("n_embd", c.n_embd);
+        even("d_expert", c.d_expert);
+    }
+    if (c.peer()) {
+        within("d_key", c.d_key, 1 << 16);
+        even("d_key", c.d_key);
+        if (c.d_expert != 1) fail("%s: d_expert is %zu, expected 1 for ffn peer", where.c_str(), c.d_expert);
+    }
     if (!c.tokenizer.empty()) {
         one_of("tokenizer", c.tokenizer,
                {tokenizer_name(TOKENIZER_GPT2), tokenizer_name(TOKENIZER_BYTES),
@@ -55,7 +91,9 @@ void check_config(const Config& c, const std::string& where) {
     }
 }
 
-std::string reference_only(const Config& c) { return c.geglu() || c.solu() ? "act " + c.act : ""; }
+std::string reference_only(const Config& c) {
+    return c.monet() || c.peer() ? "ffn " + c.ffn : c.geglu() || c.solu() ? "act " + c.act : "";
+}
 
 Config config_from_strings(const std::map<std::string, std::string>& strings, const std::string& where,
                            const std::vector<ConfigField>& fields) {
@@ -81,6 +119,26 @@ Config config_from_strings(const std::map<std::string, std::string>& strings, co
 void take_equal_size(Config& c) {
     const size_t W = c.dense_width();
     if (c.geglu()) c.d_expert = std::max<size_t>(1, (2 * W + 12) / 24 * 8 / c.n_expert_active);
+    auto fill = [](size_t& field, size_t value) {
+        if (field == 0) field = std::max<size_t>(1, value);
+    };
+    if (c.monet()) {
+        size_t Q = 1;
+        while (16 * Q <= W) Q *= 2;
+        fill(c.n_key, Q);
+        fill(c.n_top, std::min<size_t>(c.n_key, c.n_key < 512 ? 4 : 8));
+        fill(c.n_retrieve, 6);
+        fill(c.n_share, std::min<size_t>(4, c.n_layer));
+        c.d_expert = W / c.n_key > 4 ? (W / c.n_key - 2) / 2 * 2 : 2; // even, so that it can be cut along
+    }
+    if (c.peer()) {
+        fill(c.n_key, size_t(std::lround(std::sqrt(double(c.n_expert * c.d_expert)))));
+        fill(c.n_top, std::min<size_t>(c.n_key, 16));
+        fill(c.d_key, 2 * c.n_top);
+        fill(c.n_retrieve, W / (2 * c.n_top));
+        c.d_expert = 1;
+    }
+    if (c.monet() || c.peer()) c.n_expert = c.n_expert_active = 1;
 }
 
 const std::vector<Preset>& presets() {

@@ -13,27 +13,42 @@ struct Config {
     size_t n_layer = 4, n_head = 4, n_embd = 128; // L, NH, C
     size_t block_size = 256;                      // the most positions it can read (rows of wpe)
     size_t vocab_size = 0;                        // V
-    std::string ffn = "moe";                      // moe | dense (one MLP of K*D units)
-    size_t n_expert = 8, n_expert_active = 2;     // E, K
-    size_t d_expert = 256;                        // D, hidden units of one expert
-    std::string act = "relu";                     // relu | gelu (tanh form); dense only: geglu | solu
-    std::string router = "sparsity";              // sparsity (MoE-X) | topk (learned linear router)
-    std::string tokenizer = "";                   // bytes | chess-32 | gpt2, "" when unstated
+    std::string ffn = "moe";                  // moe | dense (one MLP of K*D units) | what is compared with
+    size_t n_expert = 8, n_expert_active = 2; // E, K
+    size_t d_expert = 256;                    // D, hidden units of one expert
+    std::string act = "relu";        // relu | gelu (tanh form); dense only: geglu | solu; Monet's: relu2
+    std::string router = "sparsity"; // sparsity (MoE-X) | topk (learned linear router)
+    std::string tokenizer = "";      // bytes | chess-32 | gpt2, "" when unstated
+
+    // Monet and PEER only, else 0 (E and K are 1 there, D Monet's hidden units of an expert, PEER's 1)
+    size_t n_key = 0;      // Q, sub-keys a side: Q*Q experts
+    size_t n_retrieve = 0; // H, heads that retrieve
+    size_t n_top = 0;      // k, sub-keys that a head keeps of a side
+    size_t d_key = 0;      // PEER: numbers of a query, both sides together
+    size_t n_share = 0;    // Monet: layers that share a router
 
     bool moe() const { return ffn == "moe"; }
     bool dense() const { return ffn == "dense"; }
+    bool monet() const { return ffn == "monet-hd" || ffn == "monet-vd"; }
+    bool peer() const { return ffn == "peer"; }
     bool relu() const { return act == "relu"; }
     bool geglu() const { return act == "geglu"; }
     bool solu() const { return act == "solu"; }
     bool topk() const { return moe() && router == "topk"; }
     size_t dense_width() const { return n_expert_active * d_expert; }
+    // The most units a token can use: hidden units, Monet's experts, PEER's units.
+    size_t most_active() const {
+        return monet() ? n_retrieve * n_top * n_top : peer() ? n_retrieve * n_top : dense_width();
+    }
+    bool routes(size_t l) const { return !monet() || l % n_share == 0; } // has layer l a router of its own?
+    size_t routers() const { return moe() ? n_layer : monet() ? (n_layer + n_share - 1) / n_share : 0; }
 };
 
 // Ids a tokenizer gives out; a model's vocabulary may be larger, not smaller.
 size_t tokenizer_vocab(Tokenizer t);
 
-inline const std::vector<std::string> ffn_words = {"moe", "dense"},
-                                      act_words = {"relu", "gelu", "geglu", "solu"},
+inline const std::vector<std::string> ffn_words = {"moe", "dense", "monet-hd", "monet-vd", "peer"},
+                                      act_words = {"relu", "gelu", "geglu", "solu", "relu2"},
                                       router_words = {"sparsity", "topk"};
 
 // One field of Config: a size or a word, and the words it may be (none: any). A field that came after the
@@ -54,7 +69,7 @@ struct ConfigField {
 };
 
 inline const std::vector<ConfigField> config_fields = [] {
-    const bool required = false; // all of the first release
+    const bool required = false, later = true; // required: of the first release
     auto size = [](const char* name, size_t Config::*field, bool optional) {
         return ConfigField{name, field, nullptr, {}, optional};
     };
@@ -75,6 +90,11 @@ inline const std::vector<ConfigField> config_fields = [] {
         word("act", &Config::act, act_words, required),
         word("router", &Config::router, router_words, required),
         word("tokenizer", &Config::tokenizer, {}, required),
+        size("n_key", &Config::n_key, later),
+        size("n_retrieve", &Config::n_retrieve, later),
+        size("n_top", &Config::n_top, later),
+        size("d_key", &Config::d_key, later),
+        size("n_share", &Config::n_share, later),
     };
 }();
 
@@ -93,9 +113,15 @@ std::string reference_only(const Config& c);
 Config config_from_strings(const std::map<std::string, std::string>& strings, const std::string& where,
                            const std::vector<ConfigField>& fields = config_fields);
 
-// Gives a model of another kind the sizes that make its active parameters those of the mixture or dense layer
-// it was: a baseline is compared at equal size when only its kind is said.
+// E, K and D say how large a mixture of experts is; a model of another kind gets from them the sizes that
+// make its active parameters the same, where they are not said (0). So a baseline is compared at equal size
+// when only its kind is said.
 //   geglu   three matrices instead of two: 2/3 of the units, rounded to a multiple of 8
+//   monet   2 Q m C for the experts, Q C for their biases, 2 H Q C / share for the router: with H = 6 and
+//   share = 4
+//           this is 2 W C where Q (m + 2) = W = K*D. Q is the largest power of two up to W/8.
+//   peer    as many units as the experts have, a square; half of the work in them, half in the queries:
+//           H k = W/2, d_key = 2k. (Of the paper itself are H 8, k 16, d_key C/2.)
 void take_equal_size(Config& c);
 
 // A preset is a model and the training it was meant for.

@@ -31,14 +31,19 @@ ParameterCount count_parameters(const Config& config, const std::vector<Tensor>&
     ParameterCount n{0, 0};
     for (const Tensor& t : table) {
         n.total += t.count;
-        n.active += t.experts ? t.count / config.n_expert * config.n_expert_active : t.count;
+        const size_t used = config.peer() ? config.most_active() : config.n_expert_active;
+        n.active += t.experts ? t.count / t.shape[0] * std::min(used, t.shape[0]) : t.count;
     }
     return n;
 }
 
 double flops_per_token(const Config& c, size_t T) {
     const double C = c.n_embd, L = c.n_layer, W = c.dense_width(), E = c.n_expert;
-    const double linear = 4 * C * C + (c.geglu() ? 3 : 2) * C * W + (!c.moe() ? 0 : c.topk() ? E * C : 2 * E * C);
+    const double Q = c.n_key, H = c.n_retrieve, D = c.d_expert;
+    const double units = c.monet()  ? 2 * C * Q * D + 2 * H * Q * C / c.n_share
+                         : c.peer() ? H * (c.d_key * C + Q * c.d_key + 2 * c.n_top * C)
+                                    : (c.geglu() ? 3 : 2) * C * W;
+    const double linear = 4 * C * C + units + (!c.moe() ? 0 : c.topk() ? E * C : 2 * E * C);
     const double attention = 2 * C * (T + 1) / 2.0;
     return 3 * 2 * (L * (linear + attention) + C * c.vocab_size);
 }

@@ -9,6 +9,16 @@
 #include <string>
 #include <vector>
 
+template <class T> struct MonetParameters { // the tensors of one layer, as dev/cpu/monet.h names its parts
+    T* router;                              // (2,H,Q,C), in the first layer of a group
+    T *u[2], *b_u[2];    // hd: one list of encoders (Q,m,C) (Q,m); vd: two (Q,m/2,C) (Q,m/2)
+    T *v[2][2], *b_v[2]; // hd: one of decoders (Q,m,C) (Q,C); vd: four (Q,m/2,C/2), two biases (Q,C/2)
+};
+template <class T> struct PeerParameters {
+    T *query, *keys;  // (H,d_key,C) (2,Q,d_key/2)
+    T *w_enc, *w_dec; // (Q*Q,C) (Q*Q,C)
+};
+
 template <class T> struct LayerParameters {
     T *ln_1_weight, *ln_1_bias;       // (C) (C)
     T *c_attn_weight, *c_attn_bias;   // (3C,C) (3C): rows of q, then k, then v
@@ -21,6 +31,8 @@ template <class T> struct LayerParameters {
     T *w_enc, *b_enc;                 // moe: (E,D,C) (E,D)
     T *w_dec, *b_dec;                 // moe: (E,D,C) (E,C)
     T* router;                        // moe, topk only: (E,C)
+    MonetParameters<T> monet;         // monet-hd, monet-vd
+    PeerParameters<T> peer;           // peer
 };
 
 template <class T> struct Parameters {
@@ -29,17 +41,37 @@ template <class T> struct Parameters {
     T *ln_f_weight, *ln_f_bias;        // (C) (C)
 };
 
-enum class Init { zeros, ones, normal, normal_residual }; // N(0, 0.02), the last times 1/sqrt(2L)
+// normal: deviation 0.02; fan_in: 1/sqrt(last dimension); residual: times 1/sqrt(2L)
+enum class Init { zeros, ones, normal, normal_residual, fan_in, fan_in_residual };
 
 struct Tensor {
     std::string name;
     std::vector<size_t> shape;
     bool decay; // used as a matrix: weight decay applies
     Init init;
-    bool experts;  // leading dimension E, of which a token uses K
+    bool experts;  // of the leading dimension a token uses a part: K of E; PEER: H*k of Q*Q
     size_t count;  // product of the shape
     size_t offset; // in elements, into a block of parameters
 };
+
+template <class T, class Visit> void for_each_monet_tensor(const Config& c, MonetParameters<T>& p,
+                                                           bool routes, const std::string& at, Visit visit) {
+    const size_t Q = c.n_key, P = c.ffn == "monet-vd" ? 2 : 1, M = c.d_expert / P, O = c.n_embd / P;
+    const bool matrix = true, vector = false, shared = false;
+    auto name = [&](const char* what, size_t i, size_t j = 0) { // hd: u; vd: u1, u2; v11 .. v22
+        return at + what + (P == 1 ? "" : std::to_string(i + 1) + (j ? std::to_string(j) : ""));
+    };
+    if (routes) visit(p.router, at + "router", {2, c.n_retrieve, Q, c.n_embd}, matrix, Init::fan_in, shared);
+    for (size_t s = 0; s < P; s++) {
+        visit(p.u[s], name("u", s), {Q, M, c.n_embd}, matrix, Init::fan_in, shared);
+        visit(p.b_u[s], name("b_u", s), {Q, M}, vector, Init::zeros, shared);
+    }
+    for (size_t s = 0; s < P; s++) {
+        for (size_t b = 0; b < P; b++)
+            visit(p.v[s][b], name("v", s, b + 1), {Q, M, O}, matrix, Init::normal_residual, shared);
+        visit(p.b_v[s], name("b_v", s), {Q, O}, vector, Init::zeros, shared);
+    }
+}
 
 template <class T, class Visit> void for_each_tensor(const Config& c, Parameters<T>& p, Visit visit) {
     const size_t C = c.n_embd, V = c.vocab_size, E = c.n_expert, D = c.d_expert, W = c.dense_width();
@@ -64,6 +96,14 @@ template <class T, class Visit> void for_each_tensor(const Config& c, Parameters
             visit(h.w_dec, at + "moe.w_dec", {E, D, C}, matrix, Init::normal_residual, experts);
             visit(h.b_dec, at + "moe.b_dec", {E, C}, vector, Init::zeros, experts);
             if (c.topk()) visit(h.router, at + "moe.router", {E, C}, matrix, Init::normal, shared);
+        } else if (c.monet()) {
+            for_each_monet_tensor(c, h.monet, c.routes(l), at + "monet.", visit);
+        } else if (c.peer()) {
+            const size_t Q = c.n_key, H = c.n_retrieve;
+            visit(h.peer.query, at + "peer.query", {H, c.d_key, C}, matrix, Init::fan_in, shared);
+            visit(h.peer.keys, at + "peer.keys", {2, Q, c.d_key / 2}, matrix, Init::fan_in, shared);
+            visit(h.peer.w_enc, at + "peer.w_enc", {Q * Q, C}, matrix, Init::fan_in, experts);
+            visit(h.peer.w_dec, at + "peer.w_dec", {Q * Q, C}, matrix, Init::fan_in_residual, experts);
         } else {
             if (c.geglu()) {
                 visit(h.gate_weight, at + "mlp.c_gate.weight", {W, C}, matrix, Init::normal, shared);
@@ -105,7 +145,10 @@ Parameters<T> carve_parameters(const Config& config, const std::vector<Tensor>& 
 // Initial values of a tensor. Every number depends only on the seed, the tensor's name and its place in it.
 template <class T> void init_tensor(const Config& config, const Tensor& t, T* out, uint64_t seed) {
     const uint64_t stream = random_stream(t.name.c_str());
-    const double std = t.init == Init::normal_residual ? 0.02 / std::sqrt(2.0 * config.n_layer) : 0.02;
+    const bool residual = t.init == Init::normal_residual || t.init == Init::fan_in_residual,
+               fan_in = t.init == Init::fan_in || t.init == Init::fan_in_residual;
+    const double std = (fan_in ? 1 / std::sqrt(double(t.shape.back())) : 0.02) /
+                       (residual ? std::sqrt(2.0 * config.n_layer) : 1);
 #pragma omp parallel for
     for (size_t i = 0; i < t.count; i++)
         out[i] = t.init == Init::zeros  ? T(0)

@@ -34,6 +34,13 @@ void print_settings(const Run& run, const std::vector<Tensor>& table, const std:
     if (c.moe())
         t.row("feed-forward", "%zu of %zu experts of %zu %s units, %s router", c.n_expert_active, c.n_expert,
               c.d_expert, c.act.c_str(), c.router.c_str());
+    else if (c.monet())
+        t.row("feed-forward",
+              "%s: %zu of %zu x %zu experts of %zu hidden units, %zu heads, a router for %zu layers",
+              c.ffn.c_str(), c.n_top * c.n_top, c.n_key, c.n_key, c.d_expert, c.n_retrieve, c.n_share);
+    else if (c.peer())
+        t.row("feed-forward", "peer: %zu of %zu x %zu %s units by each of %zu heads, queries of %zu", c.n_top,
+              c.n_key, c.n_key, c.act.c_str(), c.n_retrieve, c.d_key);
     else
         t.row("feed-forward", "dense, %zu %s units", c.dense_width(), c.act.c_str());
     t.row("vocabulary", "%zu (%s)", c.vocab_size,

@@ -55,11 +55,19 @@ void Flags::declare(Options& o) {
     o.add(0, "embd", "C", &embd, 0, 1 << 16, "channels", preset);
     o.add(0, "experts", "E", &experts, 0, 4096, "experts per layer", preset);
     o.add(0, "active", "K", &active, 0, 4096, "experts per token", preset);
-    o.add(0, "d-expert", "D", &d_expert, 0, 1 << 20, "hidden units per expert (a dense model has K*D)",
-          preset);
-    o.add(0, "ffn", &ffn, ffn_words, "feed-forward layer");
-    o.add(0, "act", &act, act_words, "activation; geglu (2/3 of the units) and solu: --ffn dense, CPU only");
+    o.add(0, "d-expert", "D", &d_expert, 0, 1 << 20,
+          "hidden units per expert (a dense model has K*D, geglu 2/3 of them)", preset);
+    o.add(0, "ffn", &ffn, ffn_words, "feed-forward layer: a mixture of experts, one MLP, Monet's, PEER's");
+    o.add(0, "act", &act, act_words, "activation; geglu and solu go with --ffn dense and are CPU only");
     o.add(0, "router", &router, router_words, "sparsity is MoE-X's, topk a learned linear one");
+    o.section(
+        "--ffn monet-hd, monet-vd, peer (CPU only; default: as many active parameters as E, K and D make)");
+    o.add(0, "keys", "Q", &keys, 0, 4096, "sub-keys a side: Q*Q experts", preset);
+    o.add(0, "retrieve", "H", &retrieve, 0, 4096, "heads that retrieve experts", preset);
+    o.add(0, "top", "K", &top, 0, 4096, "sub-keys that a head keeps of a side; PEER: experts of a head",
+          preset);
+    o.add(0, "d-key", "N", &d_key, 0, 1 << 16, "PEER: numbers of a query", preset);
+    o.add(0, "share", "LAYERS", &share, 0, 1024, "Monet: layers that share a router", preset);
     o.section("GPU only (no effect on the CPU)");
     o.add('z', "zero-stage", "STAGE", &zero_stage, 0, 1, "optimizer state: 0 whole on every GPU, 1 sharded",
           free);
@@ -246,9 +254,17 @@ Run resolve_run(Options& options, Flags& flags,
         change("act", c.act, flags.act, true);
         change("experts", c.n_expert, size_t(flags.experts), true);
         change("active", c.n_expert_active, size_t(flags.active), true);
-        if (!from_file) take_equal_size(c);
         change("d-expert", c.d_expert, size_t(flags.d_expert), true);
+        change("keys", c.n_key, size_t(flags.keys), false);
+        change("retrieve", c.n_retrieve, size_t(flags.retrieve), false);
+        change("top", c.n_top, size_t(flags.top), false);
+        change("d-key", c.d_key, size_t(flags.d_key), false);
+        change("share", c.n_share, size_t(flags.share), false);
         change("router", c.router, flags.router, true);
+        if (!from_file) {
+            if (!options.given("act") && (c.monet() || c.peer())) c.act = c.monet() ? "relu2" : "gelu";
+            take_equal_size(c);
+        }
     }
     if (upcycling) check_upcycle(run.dense_config, c, run.init_file->path);
 
@@ -290,7 +306,8 @@ Run resolve_run(Options& options, Flags& flags,
                    run.T, micro);
     run.accumulate = total / micro;
     if (double(run.B) * double(run.T) * double(c.n_layer) *
-            double(c.vocab_size + 9 * c.n_embd + 4 * c.n_expert + 4 * c.dense_width()) >
+            double(c.vocab_size + 9 * c.n_embd + 4 * c.n_expert + 4 * c.dense_width() +
+                   c.n_key * (4 * c.d_expert + 4 * c.n_retrieve)) >
         0x1p50)
         fail("--batch %zu x --seq %zu: activations of this size do not fit into any memory", run.B, run.T);
     const int64_t steps = int64_t(given_or(flags.steps, defaults.steps));

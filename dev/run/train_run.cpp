@@ -301,7 +301,7 @@ int run_training(Run& run, const Options& options, const std::vector<Tensor>& ta
         const int64_t done = run.step + 1 - first;
         const StepRecord record = {uint64_t(run.step + 1),
                                    result.loss,
-                                   c.moe() ? result.aux / c.n_layer : 0,
+                                   c.routers() ? result.aux / double(c.routers()) : 0,
                                    result.norm,
                                    lr,
                                    1e3 * seconds,

@@ -14,8 +14,8 @@ inline void check_upcycle(const Config& dense, const Config& wanted, const std::
         fail("%s: --upcycle starts from a dense model, this one is a mixture of experts already",
              where.c_str());
     if (!dense.dense() || dense.geglu() || dense.solu())
-        fail("%s: --upcycle starts from a dense model of act relu or gelu, this one is %s, act %s", where.c_str(),
-             dense.ffn.c_str(), dense.act.c_str());
+        fail("%s: --upcycle starts from a dense model of act relu or gelu, this one is %s, act %s",
+             where.c_str(), dense.ffn.c_str(), dense.act.c_str());
     if (!wanted.moe()) fail("--upcycle makes a mixture of experts: --ffn dense does not go with it");
     if (wanted.d_expert > dense.dense_width())
         fail("--d-expert %zu: an upcycled expert has at most the %zu units of the dense layer",

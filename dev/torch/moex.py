@@ -35,7 +35,11 @@ from torch import Tensor
 # ---------------------------------------------------------------------------------------------------------
 # Config
 
-WORDS = {"ffn": ("moe", "dense"), "act": ("relu", "gelu", "geglu", "solu"), "router": ("sparsity", "topk")}
+WORDS = {"ffn": ("moe", "dense", "monet-hd", "monet-vd", "peer"), "act": ("relu", "gelu", "geglu", "solu", "relu2"),
+         "router": ("sparsity", "topk")}
+
+
+LATER = ("n_key", "n_retrieve", "n_top", "d_key", "n_share")  # fields that came after the first release
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,15 +54,21 @@ class Config:
     d_expert: int
     n_expert: int = 8
     n_expert_active: int = 2
-    ffn: str = "moe"          # moe | dense: one MLP of n_expert_active * d_expert units
-    act: str = "relu"         # relu | gelu, the tanh form; dense only: geglu | solu
+    ffn: str = "moe"          # moe | dense: one MLP of n_expert_active * d_expert units | monet-hd | monet-vd | peer
+    act: str = "relu"         # relu | gelu, the tanh form; dense only: geglu | solu; Monet's: relu2
     router: str = "sparsity"  # sparsity | topk
     tokenizer: str = ""       # bytes | chess-32 | gpt2, "" when unstated; for encode() and decode()
+    # Monet and PEER only, else 0. A checkpoint names a field from here on only where it is not the default.
+    n_key: int = 0            # Q, sub-keys a side: Q*Q experts
+    n_retrieve: int = 0       # H, heads that retrieve
+    n_top: int = 0            # k, sub-keys that a head keeps of a side
+    d_key: int = 0            # PEER: numbers of a query
+    n_share: int = 0          # Monet: layers that share a router
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is int and not value >= 1:
+            if field.type is int and value < 1 and field.name not in LATER:
                 raise ValueError(f"config: {field.name} is {value}, expected at least 1")
             if field.name in WORDS and value not in WORDS[field.name]:
                 raise ValueError(f"config: {field.name} is {value!r}, expected one of {WORDS[field.name]}")
@@ -66,6 +76,15 @@ class Config:
             raise ValueError(f"config: n_embd {self.n_embd} is not divisible by n_head {self.n_head}")
         if self.ffn == "moe" and self.n_expert_active > self.n_expert:
             raise ValueError(f"config: {self.n_expert_active} active experts of {self.n_expert}")
+        used = {"peer": ("n_key", "n_retrieve", "n_top", "d_key"), "moe": (), "dense": ()}.get(
+            self.ffn, ("n_key", "n_retrieve", "n_top", "n_share"))
+        for name in ("n_key", "n_retrieve", "n_top", "d_key", "n_share"):
+            if (getattr(self, name) >= 1) != (name in used) or getattr(self, name) < 0:
+                raise ValueError(f"config: {name} is {getattr(self, name)}, not for ffn {self.ffn}")
+        if self.n_top > self.n_key:
+            raise ValueError(f"config: n_top is {self.n_top}, n_key {self.n_key}")
+        if (self.act == "relu2") != self.ffn.startswith("monet"):
+            raise ValueError(f"config: act {self.act} does not go with ffn {self.ffn}")
         if self.act in ("geglu", "solu") and self.ffn != "dense":
             raise ValueError(f"config: act {self.act} goes with ffn dense, this is ffn {self.ffn}")
 
@@ -195,26 +214,124 @@ class MoeLayer(nn.Module):
         return y, aux, info
 
 
+class MonetLayer(nn.Module):
+    """Monet (Park et al., arXiv 2412.04139): y = sum_h sum_ij g0_hi g1_hj E_ij(x) over Q*Q experts, each put
+    together of halves i and j, by the plain sum over all of them.
+      hd   E_ij(x) = V_j relu2(U_i x + b_i) + c_j
+      vd   E_ij(x) = [V11_i a1_i + V12_i a2_j + c0_i, V21_j a1_i + V22_j a2_j + c1_j], a1_i = relu2(U1_i x + b1_i)
+    g^s_h is the softmax of the k largest of z^s_h = R[s,h] x, 0 elsewhere; a layer without a router takes that of
+    the group's first layer, from its x."""
+
+    def __init__(self, config: Config, routes: bool):
+        super().__init__()
+        Q, m, H, C = config.n_key, config.d_expert, config.n_retrieve, config.n_embd
+        self.config = config
+        if routes:
+            self.router = nn.Parameter(torch.empty(2, H, Q, C))
+        if config.ffn == "monet-hd":
+            self.u, self.v = nn.Parameter(torch.empty(Q, m, C)), nn.Parameter(torch.empty(Q, m, C))
+            self.b_u, self.b_v = nn.Parameter(torch.empty(Q, m)), nn.Parameter(torch.empty(Q, C))
+            return
+        for i in "12":
+            setattr(self, f"u{i}", nn.Parameter(torch.empty(Q, m // 2, C)))
+            setattr(self, f"b_u{i}", nn.Parameter(torch.empty(Q, m // 2)))
+        for i in "12":
+            for j in "12":
+                setattr(self, f"v{i}{j}", nn.Parameter(torch.empty(Q, m // 2, C // 2)))
+            setattr(self, f"b_v{i}", nn.Parameter(torch.empty(Q, C // 2)))
+
+    def route(self, x: Tensor) -> Tuple[Tensor, Tensor]:
+        """x (B,T,C) -> weights g (2,B,T,H,Q), zero but for k of Q, and aux: how unevenly the halves are used, and
+        how undecided the heads are."""
+        Q = self.config.n_key
+        z = torch.einsum("btc,shqc->sbthq", x, self.router)
+        chosen = torch.sort(-z.detach(), dim=-1, stable=True).indices[..., :self.config.n_top]
+        g = torch.zeros_like(z).scatter(-1, chosen, z.gather(-1, chosen).softmax(-1))
+        uniformity = -z.softmax(-1).mean((1, 2)).log().mean() - math.log(Q)
+        return g, uniformity + (1 - g.amax(-1)).mean()
+
+    def forward(self, x: Tensor, g: Tensor, trace: bool) -> Tuple[Tensor, Optional[LayerTrace]]:
+        def relu2(u, b):
+            return torch.relu(torch.einsum("btc,qmc->btqm", x, u) + b).square()
+
+        pairs = torch.einsum("bthi,bthj->btij", g[0], g[1])  # (B,T,Q,Q)
+        if self.config.ffn == "monet-hd":
+            a = relu2(self.u, self.b_u)
+            y = torch.einsum("btij,btim,jmc->btc", pairs, a, self.v) + torch.einsum("btij,jc->btc", pairs, self.b_v)
+        else:
+            a1, a2 = relu2(self.u1, self.b_u1), relu2(self.u2, self.b_u2)
+            left = (torch.einsum("btij,btim,imc->btc", pairs, a1, self.v11)
+                    + torch.einsum("btij,btjm,imc->btc", pairs, a2, self.v12)
+                    + torch.einsum("btij,ic->btc", pairs, self.b_v1))
+            right = (torch.einsum("btij,btim,jmc->btc", pairs, a1, self.v21)
+                     + torch.einsum("btij,btjm,jmc->btc", pairs, a2, self.v22)
+                     + torch.einsum("btij,jc->btc", pairs, self.b_v2))
+            y = torch.cat((left, right), -1)
+        hidden = pairs.flatten(2)
+        info = LayerTrace(x, y, hidden, (hidden != 0).sum(-1), None, None, None) if trace else None
+        return y, info
+
+
+class PeerLayer(nn.Module):
+    """PEER (He, arXiv 2407.04153): each of H heads retrieves the k of Q*Q units whose keys fit its query best,
+    here by looking at all of them; y = sum over heads and their units of softmax(fit) act(u . x) v."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        Q, C = config.n_key, config.n_embd
+        self.config = config
+        self.act = activation(config)
+        self.query = nn.Parameter(torch.empty(config.n_retrieve, config.d_key, C))
+        self.keys = nn.Parameter(torch.empty(2, Q, config.d_key // 2))
+        self.w_enc = nn.Parameter(torch.empty(Q * Q, C))
+        self.w_dec = nn.Parameter(torch.empty(Q * Q, C))
+
+    def forward(self, x: Tensor, trace: bool) -> Tuple[Tensor, Tensor, Optional[LayerTrace]]:
+        half = self.config.d_key // 2
+        q = torch.einsum("btc,hdc->bthd", x, self.query)
+        fit = (q[..., :half] @ self.keys[0].T)[..., :, None] + (q[..., half:] @ self.keys[1].T)[..., None, :]
+        fit = fit.flatten(-2)                                                     # (B,T,H,Q*Q)
+        unit = torch.sort(-fit.detach(), dim=-1, stable=True).indices[..., :self.config.n_top]
+        w = fit.gather(-1, unit).softmax(-1)                                      # (B,T,H,k)
+        gates = torch.zeros_like(fit).scatter(-1, unit, w).sum(-2)                # (B,T,Q*Q)
+        hidden = gates * self.act(x @ self.w_enc.T)
+        y = hidden @ self.w_dec
+        info = LayerTrace(x, y, hidden, (hidden != 0).sum(-1), None, None, None) if trace else None
+        return y, x.new_zeros(()), info
+
+
 def activation(config: Config):
     return torch.relu if config.act == "relu" else nn.GELU(approximate="tanh")
 
 
 class Block(nn.Module):
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, l: int):
         super().__init__()
         self.ln_1 = nn.LayerNorm(config.n_embd)
         self.attn = Attention(config)
         self.ln_2 = nn.LayerNorm(config.n_embd)
         if config.ffn == "moe":
             self.moe = MoeLayer(config)
-        else:
+        elif config.ffn == "peer":
+            self.peer = PeerLayer(config)
+        elif config.ffn == "dense":
             self.mlp = DenseMLP(config)
+        else:
+            self.monet = MonetLayer(config, l % config.n_share == 0)
 
-    def forward(self, x: Tensor, trace: bool) -> Tuple[Tensor, Tensor, Optional[LayerTrace]]:
+    def forward(self, x: Tensor, routed: Optional[Tensor], trace: bool):
+        """routed: Monet's weights of the layer before; those of this layer come out last."""
         x = x + self.attn(self.ln_1(x))
-        ffn = self.moe if hasattr(self, "moe") else self.mlp
-        y, aux, info = ffn(self.ln_2(x), trace)
-        return x + y, aux, info
+        in_ = self.ln_2(x)
+        if hasattr(self, "monet"):
+            aux = x.new_zeros(())
+            if hasattr(self.monet, "router"):
+                routed, aux = self.monet.route(in_)
+            y, info = self.monet(in_, routed, trace)
+        else:
+            ffn = self.moe if hasattr(self, "moe") else self.peer if hasattr(self, "peer") else self.mlp
+            y, aux, info = ffn(in_, trace)
+        return x + y, aux, info, routed
 
 
 class MoeX(nn.Module):
@@ -224,7 +341,7 @@ class MoeX(nn.Module):
         self.step = 0  # optimizer steps behind the weights, as a checkpoint states it
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)  # also the output head
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
-        self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.h = nn.ModuleList(Block(config, l) for l in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.init_weights()
 
@@ -233,8 +350,10 @@ class MoeX(nn.Module):
         """The C++ programs' distribution, drawn with torch's random numbers."""
         for name, p in self.named_parameters():
             if is_matrix(name):
-                last_in_block = name.endswith(("c_proj.weight", "w_dec"))
-                p.normal_(0, 0.02 / math.sqrt(2 * self.config.n_layer) if last_in_block else 0.02)
+                last_in_block = name.endswith(("c_proj.weight", "w_dec")) or ".monet.v" in name
+                fan_in = ".peer." in name or ".monet.u" in name or ".monet.router" in name
+                std = 1 / math.sqrt(p.shape[-1]) if fan_in else 0.02
+                p.normal_(0, std / math.sqrt(2 * self.config.n_layer) if last_in_block else std)
             else:
                 p.fill_(1 if name.endswith("weight") else 0)  # LayerNorm weights, and all biases
 
@@ -245,9 +364,9 @@ class MoeX(nn.Module):
         if T > self.config.block_size:
             raise ValueError(f"{T} positions, expected at most block_size {self.config.block_size}")
         x = self.wte(tokens) + self.wpe.weight[:T]  # (B,T,C)
-        aux, layers = x.new_zeros(()), []
+        aux, layers, routed = x.new_zeros(()), [], None
         for block in self.h:
-            x, layer_aux, info = block(x, trace)
+            x, layer_aux, info, routed = block(x, routed, trace)
             aux = aux + layer_aux
             layers.append(info)
         logits = self.ln_f(x) @ self.wte.weight.T   # (B,T,V)
@@ -262,7 +381,7 @@ class MoeX(nn.Module):
 def is_matrix(name: str) -> bool:
     """Whether a tensor is used as a matrix (weights, embeddings, w_enc, w_dec, router): those decay and start
     random. The others are biases (b_enc and b_dec too, though they have two dimensions) and LayerNorm."""
-    return not (name.endswith((".bias", ".b_enc", ".b_dec")) or ".ln_" in f".{name}")
+    return not (name.endswith(".bias") or ".b_" in name or ".ln_" in f".{name}")
 
 
 def make_optimizer(model: MoeX, lr: float, weight_decay: float = 0.1, **kwargs) -> torch.optim.AdamW:
@@ -424,14 +543,16 @@ def load(path, dtype: torch.dtype = torch.float32, device="cpu") -> MoeX:
     if not isinstance(metadata, dict) or metadata.get("model") != "moex":
         raise ValueError(f"{path}: not a moex checkpoint: its metadata lacks model=moex")
     try:
-        config = Config(**{f.name: f.type(metadata[f.name]) for f in dataclasses.fields(Config)})
+        config = Config(**{f.name: f.type(metadata[f.name]) for f in dataclasses.fields(Config)
+                           if f.name in metadata or f.name not in LATER})
         step = int(metadata["step"])
     except KeyError as error:
         raise ValueError(f"{path}: the metadata lacks {error}") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
-    units = config.d_expert * (config.n_expert if config.ffn == "moe" else config.n_expert_active)
+    units = {"moe": config.n_expert * config.d_expert, "dense": config.n_expert_active * config.d_expert,
+             "peer": config.n_key ** 2}.get(config.ffn, config.n_key * config.d_expert)
     rows = config.vocab_size + config.block_size + config.n_layer * (4 * config.n_embd + 2 * units)
     if rows * config.n_embd > sum(t.numel() for t in tensors.values()):  # before memory is asked for
         raise ValueError(f"{path}: fewer numbers than the metadata's sizes need, {config}")
@@ -450,6 +571,7 @@ def load(path, dtype: torch.dtype = torch.float32, device="cpu") -> MoeX:
 def save(model: MoeX, path, dtype: Optional[torch.dtype] = None) -> None:
     """Writes a checkpoint that load() and the moex programs read; dtype None keeps the model's own."""
     metadata = {"format": "pt", "model": "moex", "step": str(model.step)}
-    metadata.update({name: str(value) for name, value in dataclasses.asdict(model.config).items()})
+    metadata.update({f.name: str(getattr(model.config, f.name)) for f in dataclasses.fields(Config)
+                     if f.name not in LATER or getattr(model.config, f.name) != f.default})
     tensors = {name: t.to(dtype or t.dtype) for name, t in model.state_dict().items()}
     write_safetensors(path, tensors, metadata)

@@ -21,10 +21,16 @@ passed = failed = 0
 
 # A variant is told by its config, not by the name of its folder.
 VARIANTS = {"moe-relu-sparsity", "moe-gelu-topk", "moe-relu-topk", "moe-gelu-sparsity", "dense-gelu",
-            "dense-relu", "dense-geglu", "dense-solu", "moe-relu-sparsity K=1", "moe-relu-sparsity K=E"}
+            "dense-relu", "dense-geglu", "dense-solu", "monet-hd share 1", "monet-hd share 2",
+            "monet-vd share 1", "monet-vd share 2", "peer-gelu", "peer-relu",
+            "moe-relu-sparsity K=1", "moe-relu-sparsity K=E"}
 
 
 def variant_of(c):
+    if c.ffn.startswith("monet"):
+        return f"{c.ffn} share {c.n_share}"
+    if c.ffn == "peer":
+        return f"peer-{c.act}"
     if c.ffn == "dense":
         return f"dense-{c.act}"
     experts = {1: " K=1", c.n_expert: " K=E"}.get(c.n_expert_active, "")
