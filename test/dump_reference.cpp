@@ -11,7 +11,7 @@ static_assert(sizeof(real) == 8, "build with -DMOEX_DOUBLE");
 struct Variant {
     const char *name, *ffn, *act, *router;
     size_t E, K;
-    Keys keys = {};
+    Later later = {};
 };
 
 static void dump(const std::string& dir, const Variant& v) {
@@ -20,7 +20,7 @@ static void dump(const std::string& dir, const Variant& v) {
     c.n_layer = 2, c.n_head = 2, c.n_embd = 16, c.block_size = 72, c.vocab_size = 13;
     c.ffn = v.ffn, c.act = v.act, c.router = v.router, c.n_expert = v.E, c.n_expert_active = v.K,
     c.d_expert = 12;
-    set_keys(c, v.keys);
+    set_later(c, v.later);
     Model model(c, B, T);
     init_parameters(c, model.table, model.weights.data, 1);
     for (size_t i = 0; i < model.weights.count; i++) model.weights.data[i] += 0.2 * random_normal(11, 0, i);
@@ -29,7 +29,7 @@ static void dump(const std::string& dir, const Variant& v) {
 
     std::vector<int32_t> x(B * T), y(B * T);
     for (size_t i = 0; i < x.size(); i++) x[i] = random_u64(3, 1, i) % 13, y[i] = random_u64(3, 2, i) % 13;
-    const double aux_weight = 0.05, clip = 1.0;
+    const double aux_weight = 0.05, clip = 1.0, balance_rate = 0.02;
     const Schedule schedule{1e-2, 0.1, 4, 20};
     AdamW adam;
 
@@ -46,6 +46,7 @@ static void dump(const std::string& dir, const Variant& v) {
         const double norm = gradient_norm(model);
         adam.lr = schedule.at(step);
         update(model, adam, step + 1, norm > clip ? clip / norm : 1);
+        update_running(model, balance_rate);
     }
 
     SafeTensorsWriter out(dir + "/expect.safetensors",
@@ -55,20 +56,22 @@ static void dump(const std::string& dir, const Variant& v) {
                            {"steps", std::to_string(schedule.steps)},
                            {"final_lr_frac", strf("%.17g", schedule.final_fraction)},
                            {"weight_decay", strf("%.17g", adam.weight_decay)},
-                           {"clip", strf("%.17g", clip)}});
+                           {"clip", strf("%.17g", clip)},
+                           {"balance_rate", strf("%.17g", balance_rate)}});
+    const std::vector<Tensor> trained = trained_tensors(model.table);
     out.declare("inputs", I64, {B, T}), out.declare("targets", I64, {B, T});
     out.declare("logits", F64, {B, T, 13}), out.declare("loss", F64, {1}), out.declare("aux", F64, {1});
     out.declare("losses10", F64, {10});
-    for (const char* prefix : {"grad.", "step10."})
-        for (const Tensor& t : model.table) out.declare(prefix + t.name, F64, t.shape);
+    for (const Tensor& t : trained) out.declare("grad." + t.name, F64, t.shape);
+    for (const Tensor& t : model.table) out.declare("step10." + t.name, F64, t.shape);
     for (const std::vector<int32_t>* tokens : {&x, &y}) {
         const std::vector<int64_t> wide(tokens->begin(), tokens->end());
         out.write(wide.data(), wide.size() * 8);
     }
     out.write(logits.data(), logits.size() * 8), out.write(&losses.loss, 8), out.write(&losses.aux, 8);
     out.write(losses10.data(), losses10.size() * 8);
-    for (const double* block : {gradients.data(), (const double*)model.weights.data})
-        for (const Tensor& t : model.table) out.write(block + t.offset, t.count * 8);
+    for (const Tensor& t : trained) out.write(gradients.data() + t.offset, t.count * 8);
+    for (const Tensor& t : model.table) out.write(model.weights.data + t.offset, t.count * 8);
     out.commit();
 }
 
@@ -86,6 +89,9 @@ int main(int argc, char** argv) {
                                   {"dense-relu", "dense", "relu", "sparsity", 4, 2},
                                   {"dense-geglu", "dense", "geglu", "sparsity", 4, 2},
                                   {"dense-solu", "dense", "solu", "sparsity", 4, 2},
+                                  {"gate-all", "moe", "relu", "sparsity", 4, 2, {.gate = "all"}},
+                                  {"topk-k1-gate-all", "moe", "gelu", "topk", 4, 1, {.gate = "all"}},
+                                  {"balance-bias", "moe", "relu", "sparsity", 4, 2, {.balance = "bias"}},
                                   {"monet-hd-1", "monet-hd", "relu2", "sparsity", 1, 1, {7, 3, 2, 0, 1}},
                                   {"monet-hd-2", "monet-hd", "relu2", "sparsity", 1, 1, {7, 3, 2, 0, 2}},
                                   {"monet-vd-1", "monet-vd", "relu2", "sparsity", 1, 1, {7, 3, 2, 0, 1}},

@@ -44,8 +44,6 @@ decltype(attention_forward) attention_forward = cpu::attention_forward;
 decltype(attention_backward) attention_backward = cpu::attention_backward;
 decltype(expert_statistics_forward) expert_statistics_forward = cpu::expert_statistics_forward;
 decltype(router_forward) router_forward = cpu::router_forward;
-decltype(choice_forward) choice_forward = cpu::choice_forward;
-decltype(choice_backward) choice_backward = cpu::choice_backward;
 decltype(balance_forward) balance_forward = cpu::balance_forward;
 decltype(balance_backward) balance_backward = cpu::balance_backward;
 decltype(dispatch) dispatch = cpu::dispatch;
@@ -73,6 +71,14 @@ void router_backward(double* dx, double* dm, double* dv, double* dmb, double* dv
                      const double* m, const double* v, size_t N, size_t E, size_t C) {
     cpu::router_backward(dx, {dm, dv, dmb, dvb, dmu, dvar}, dg, x, {m, v, nullptr, nullptr, mu, sd}, scratch,
                          N, E, C);
+}
+
+void choice_forward(int32_t* choice, double* weight, const double* g, size_t N, size_t E, size_t K) {
+    cpu::choice_forward(choice, weight, g, N, E, K);
+}
+void choice_backward(double* dg, const double* dweight, const double* weight, const int32_t* choice, size_t N,
+                     size_t E, size_t K) {
+    cpu::choice_backward(dg, dweight, weight, choice, N, E, K);
 }
 
 // The same experts with the scratch they need.

@@ -56,10 +56,9 @@ extern void (*const router_forward)(double* g, double* mu, double* sd, const dou
 void router_backward(double* dx, double* dm, double* dv, double* dmb, double* dvb, double* dmu, double* dvar,
                      double* scratch, const double* dg, const double* x, const double* mu, const double* sd,
                      const double* m, const double* v, size_t N, size_t E, size_t C);
-extern void (*const choice_forward)(int32_t* choice, double* weight, const double* g, size_t N, size_t E,
-                                    size_t K);
-extern void (*const choice_backward)(double* dg, const double* dweight, const double* weight,
-                                     const int32_t* choice, size_t N, size_t E, size_t K);
+void choice_forward(int32_t* choice, double* weight, const double* g, size_t N, size_t E, size_t K);
+void choice_backward(double* dg, const double* dweight, const double* weight, const int32_t* choice, size_t N,
+                     size_t E, size_t K);
 extern double (*const balance_forward)(double* p, double* mean, const double* g, const int32_t* begin,
                                        size_t N, size_t E, size_t K);
 extern void (*const balance_backward)(double* dg, const double* p, const int32_t* begin, double scale,

@@ -12,14 +12,14 @@ struct Variant {
     const char *name, *ffn, *act, *router;
     size_t E, K, B, T, NH, C;
     double skip = 0; // 1: the products that skip zeros, whatever the share of active units
-    Keys keys = {};
+    Later later = {};
 };
 
 static double total_loss(Model& model, const std::vector<int32_t>& x, const std::vector<int32_t>& y, size_t B,
                          size_t T, double lambda) {
     model.statistics_stale = true;
     const Losses losses = forward(model, x.data(), y.data(), B, T);
-    return losses.loss + lambda * losses.aux;
+    return losses.loss + (model.config.biased() ? 0 : lambda * losses.aux);
 }
 
 static void test_variant(const Variant& v) {
@@ -27,7 +27,7 @@ static void test_variant(const Variant& v) {
     c.n_layer = 2, c.n_head = v.NH, c.n_embd = v.C, c.block_size = v.T, c.vocab_size = 13;
     c.ffn = v.ffn, c.act = v.act, c.router = v.router, c.n_expert = v.E, c.n_expert_active = v.K,
     c.d_expert = 10;
-    set_keys(c, v.keys);
+    set_later(c, v.later);
     check_config(c, v.name);
     Model model(c, v.B, v.T);
     model.skip = {v.skip, v.skip, v.skip};
@@ -46,7 +46,7 @@ static void test_variant(const Variant& v) {
     backward(model, share * lambda);
 
     double worst = 0;
-    for (const Tensor& t : model.table) {
+    for (const Tensor& t : trained_tensors(model.table)) {
         real* w = model.weights.data + t.offset;
         const std::vector<real> saved(w, w + t.count);
         for (int trial = 0; trial < 5; trial++) {
@@ -98,6 +98,9 @@ int main() {
              {"dense relu", "dense", "relu", "sparsity", 4, 2, 2, 9, 2, 16},
              {"dense geglu", "dense", "geglu", "sparsity", 4, 2, 2, 9, 2, 16},
              {"dense solu", "dense", "solu", "sparsity", 4, 2, 2, 9, 2, 16},
+             {"gate all", "moe", "relu", "sparsity", 4, 2, 2, 9, 2, 16, 0, {.gate = "all"}},
+             {"topk, gate all, K = 1", "moe", "gelu", "topk", 4, 1, 2, 9, 2, 16, 0, {.gate = "all"}},
+             {"balance bias", "moe", "relu", "sparsity", 4, 2, 2, 9, 2, 16, 0, {.balance = "bias"}},
              {"hd", "monet-hd", "relu2", "sparsity", 1, 1, 2, 9, 2, 16, 0, {7, 3, 2, 0, 1}},
              {"hd share 2", "monet-hd", "relu2", "sparsity", 1, 1, 2, 9, 2, 16, 0, {7, 3, 2, 0, 2}},
              {"vd", "monet-vd", "relu2", "sparsity", 1, 1, 2, 9, 2, 16, 0, {7, 3, 2, 0, 1}},

@@ -49,7 +49,7 @@ static std::string captured(int fd, const std::function<void()>& body) {
 
 struct Variant {
     const char *name, *ffn, *act, *router;
-    Keys keys = {};
+    Later later = {};
 };
 static const Variant variants[] = {{"moe sparsity", "moe", "relu", "sparsity"},
                                    {"moe topk", "moe", "gelu", "topk"},
@@ -66,7 +66,7 @@ static Config config_of(const Variant& v) {
     c.n_layer = 2, c.n_head = 2, c.n_embd = 16, c.block_size = 10, c.vocab_size = 13, c.d_expert = 12,
     c.n_expert = 4;
     c.ffn = v.ffn, c.act = v.act, c.router = v.router;
-    set_keys(c, v.keys);
+    set_later(c, v.later);
     return c;
 }
 
@@ -139,12 +139,16 @@ static void test_config() {
         {[](Config& c) { c.act = "relu2"; }, {"act relu2 and ffn monet-hd or monet-vd go together"}},
         {[](Config& c) { c.act = "geglu"; }, {"act geglu goes with ffn dense"}},
         {[](Config& c) { c.n_top = 0; }, {"n_top is 0, expected 1 to 5"}},
+        {[](Config& c) { c.gate = "all"; }, {"gate all goes with ffn moe, this is ffn peer"}},
+        {[](Config& c) { c.balance = "bias"; }, {"balance bias goes with ffn moe, this is ffn peer"}},
         {[](Config& c) { c.d_key = 0; }, {"d_key is 0, expected 1 to 65536"}},
         {[](Config& c) { c.d_key = 7; }, {"d_key is 7, expected an even number for ffn peer"}},
         {[](Config& c) { c.n_share = 1; }, {"n_share is 1, expected 0 for ffn peer"}},
         {[](Config& c) { c.d_expert = 2; }, {"d_expert is 2, expected 1 for ffn peer"}},
     };
     const std::vector<Refusal> of_moe = {
+        {[](Config& c) { c.gate = "some"; }, {"gate is 'some', expected chosen or all"}},
+        {[](Config& c) { c.balance = "none"; }, {"balance is 'none', expected loss or bias"}},
         {[](Config& c) { c.n_key = 5; }, {"n_key is 5, expected 0 for ffn moe"}},
         {[](Config& c) { c.n_top = 5; }, {"n_top is 5, expected 0 for ffn moe"}},
         {[](Config& c) { c.act = "relu2"; }, {"act relu2 and ffn monet-hd or monet-vd go together"}},

@@ -73,7 +73,7 @@ struct Variant {
     const char *name, *ffn, *act, *router;
     size_t E = 4, K = 2;
     bool skip_zeros = false; // the products that skip relu's zeros, whatever the share of active units
-    Keys keys = {};
+    Later later = {};
 };
 static const std::vector<Variant> variants = {
     {"moe relu sparsity", "moe", "relu", "sparsity"},
@@ -88,6 +88,9 @@ static const std::vector<Variant> variants = {
     {"moe sparsity K = E", "moe", "relu", "sparsity", 3, 3},
     {"moe topk K = 1", "moe", "gelu", "topk", 3, 1},
     {"zeros skipped", "moe", "relu", "sparsity", 4, 2, true},
+    {"gate all", "moe", "relu", "sparsity", 4, 2, false, {.gate = "all"}},
+    {"topk, gate all, K = 1", "moe", "gelu", "topk", 3, 1, false, {.gate = "all"}},
+    {"balance bias", "moe", "relu", "sparsity", 4, 2, false, {.balance = "bias"}},
     {"hd", "monet-hd", "relu2", "sparsity", 1, 1, false, {7, 3, 2, 0, 1}},
     {"hd share 2", "monet-hd", "relu2", "sparsity", 1, 1, false, {7, 3, 2, 0, 2}},
     {"vd share 2", "monet-vd", "relu2", "sparsity", 1, 1, false, {7, 3, 2, 0, 2}},
@@ -103,7 +106,7 @@ static Config config_of(const Variant& v, const Sizes& s = {}) {
     c.n_layer = s.L, c.n_head = s.NH, c.n_embd = s.C, c.block_size = s.T, c.vocab_size = s.V,
     c.d_expert = s.D;
     c.ffn = v.ffn, c.act = v.act, c.router = v.router, c.n_expert = v.E, c.n_expert_active = v.K;
-    set_keys(c, v.keys);
+    set_later(c, v.later);
     return c;
 }
 static Model model_of(const Variant& v, size_t B, size_t T, const Sizes& s = {}) {
@@ -139,6 +142,7 @@ static double train_step(Model& model, const std::vector<int32_t>& x, const std:
     AdamW adam;
     adam.lr = lr;
     update(model, adam, t, norm > 1 ? 1 / norm : 1);
+    update_running(model, 1e-2);
     return loss;
 }
 
@@ -697,6 +701,29 @@ static void test_choice() {
     choice_forward(choice.data(), weight.data(), scores.data(), 2, 4, 1);
     check(choice[0] == 3 && choice[1] == 0 && weight[0] == 1 && weight[1] == 1, "K = 1 weighs 1");
 
+    // A bias moves the choice, not the weights: g 3 1 0 2 chosen as 3 + 0, 1 + 4, 0 + 4.5, 2 - 9. Then weights over
+    // all of log 1, 2, 3, 4.
+    const real g4[] = {3, 1, 0, 2}, bias[] = {0, 4, 4.5, -9};
+    choice.resize(2), weight.resize(2);
+    choice_forward(choice.data(), weight.data(), g4, 1, 4, 2, {bias, false});
+    check_list("the highest with their bias", choice, {1, 2});
+    check_all("weights without it", weight, {0.7310585786300049, 0.2689414213699951});
+    const real logs[] = {0, real(std::log(2)), real(std::log(3)), real(std::log(4))};
+    choice_forward(choice.data(), weight.data(), logs, 1, 4, 2, {nullptr, true});
+    check_list("the gate over all", choice, {3, 2});
+    check_all("weighs among all", weight, {0.4, 0.3});
+    // p (1, 2, 3, 4)/10, dw (2, -2) at 3 and 2: sum dw w = 0.2; dg_j = p_j ([j in S] dw_j - 0.2).
+    const std::vector<real> p = {real(0.1), real(0.2), real(0.3), real(0.4)}, dw_all = {2, -2};
+    std::vector<real> dg_all = {1, 1, 1, 1};
+    choice_backward(dg_all.data(), dw_all.data(), weight.data(), choice.data(), 1, 4, 2, p.data());
+    check_all("gate over all, backward", dg_all, {1 - 0.02, 1 - 0.04, 1 + 0.3 * -2.2, 1 + 0.4 * 1.8});
+    // Loads 5, 1, 4, 2 of mean 3.
+    std::vector<real> moved = {0, 0, 1, real(0.5)};
+    const size_t load[] = {5, 1, 4, 2}, even[] = {3, 3, 3, 3};
+    move_bias(moved.data(), load, real(0.25), 4);
+    move_bias(moved.data(), even, real(0.25), 4);
+    check_list("the bias", moved, {real(-0.25), real(0.25), real(0.75), real(0.75)});
+
     // dg_k = w_k (dw_k - sum w dw), added to what the load balance wrote.
     const std::vector<real> w2 = {real(0.75), real(0.25)}, dw = {2, -2};
     const std::vector<int32_t> c2 = {3, 1};
@@ -1041,12 +1068,15 @@ static Naive naive_forward(const Model& model, const std::vector<int32_t>& token
                          p = softmax(g);
             std::vector<int32_t> order(E);
             std::iota(order.begin(), order.end(), 0);
-            std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return g[a] > g[b]; });
+            Vector score = g;
+            for (size_t j = 0; j < E && c.biased(); j++) score[j] += w(h + "moe.balance")[j];
+            std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return score[a] > score[b]; });
             Vector chosen;
             for (size_t i = 0; i < K; i++) chosen.push_back(g[order[i]]), r.choice[l].push_back(order[i]);
             for (size_t i = 0; i < K && i + 1 < E; i++)
-                r.gap = std::fmin(r.gap, g[order[i]] - g[order[i + 1]]);
-            const Vector weight = softmax(chosen);
+                r.gap = std::fmin(r.gap, score[order[i]] - score[order[i + 1]]);
+            Vector weight = softmax(chosen);
+            for (size_t i = 0; i < K && c.gate_all(); i++) weight[i] = p[order[i]];
             for (size_t i = 0; i < K; i++) {
                 const size_t j = order[i];
                 Vector z = linear(part(w_enc, j, D * C), part(b_enc, j, D), in), y = part(b_dec, j, C);
@@ -1188,7 +1218,7 @@ static void test_nan_is_seen() {
         Model model = model_of(v, B, T);
         randomize(model);
         const std::vector<int32_t> x = some_tokens(1, B * T, 13), y = some_tokens(2, B * T, 13);
-        for (const Tensor& t : model.table) {
+        for (const Tensor& t : trained_tensors(model.table)) {
             std::vector<real> saved(model.weights.data + t.offset, model.weights.data + t.offset + t.count);
             std::fill(model.weights.data + t.offset, model.weights.data + t.offset + t.count, real(NAN));
             model.statistics_stale = true;
@@ -1262,8 +1292,8 @@ static void test_accumulation() {
             for (size_t i = 0; i < t.count; i++) largest = std::fmax(largest, std::fabs(g[i]));
             for (size_t i = 0; i < one.gradients.count; i++)
                 block_largest = std::fmax(block_largest, std::fabs(whole[i]));
-            const bool none = one.config.moe() && v.K == 1 &&
-                t.name.find("router") != std::string::npos; // one gate weight is always 1
+            const bool none = !t.trained || (one.config.moe() && !one.config.gate_all() && v.K == 1 &&
+                t.name.find("router") != std::string::npos); // one gate weight is always 1
             check(none == !(largest > 1e-6 * block_largest), "%s: %s has no gradient", v.name,
                   t.name.c_str());
             check_all(strf("%s: accumulated gradient of %s", v.name, t.name.c_str()),
@@ -1398,7 +1428,7 @@ static void test_init() {
                 return name.size() >= end.size() && name.substr(name.size() - end.size()) == end;
             };
             const bool norm = name.find("ln_") != std::string::npos,
-                       bias = ends("bias") || name.find(".b_") != std::string::npos;
+                       bias = ends("bias") || name.find(".b_") != std::string::npos || !t.trained;
             if (norm || bias) {
                 bool right = true;
                 for (size_t i = 0; i < t.count; i++) right = right && w[i] == real(norm && !bias);

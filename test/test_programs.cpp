@@ -391,6 +391,9 @@ static void test_variants() {
         {"dense_relu", "--ffn dense", "--train 'text/train*.bin' --total-tokens 256", "--- sample"},
         {"geglu", "--ffn dense --act geglu", "--train few.bin", "step 24/60", true},
         {"solu", "--ffn dense --act solu", "--train few.bin --total-tokens 256", "step 30/60", true},
+        {"all", "--router topk --active 1 --gate all", "--train few.bin", "step 24/60", true},
+        {"bias", "--balance bias --balance-rate 0.01", "--train few.bin --total-tokens 256", "step 24/60",
+         true},
         {"hd", "--ffn monet-hd", "--train few.bin --total-tokens 256", "step 30/60", true},
         {"vd", "--ffn monet-vd --keys 6 --share 1", "--train few.bin", "step 24/60", true},
         {"peer", "--ffn peer --top 4", "--train few.bin", "step 24/60", true},
@@ -1124,6 +1127,8 @@ static void test_bad_models() {
         {"--heads 3", "n_embd 16 is not divisible by n_head 3"},
         {"--act geglu", "act geglu goes with ffn dense"},
         {"--act solu", "act solu goes with ffn dense"},
+        {"--ffn dense --gate all", "gate all goes with ffn moe, this is ffn dense"},
+        {"--ffn peer --balance bias", "balance bias goes with ffn moe, this is ffn peer"},
         {"--act relu2", "act relu2 and ffn monet-hd or monet-vd go together"},
         {"--ffn monet-hd --act gelu", "act relu2 and ffn monet-hd or monet-vd go together"},
         {"--ffn monet-hd --share 3", "n_share is 3, expected 1 to 2"},
@@ -1273,6 +1278,14 @@ static void test_upcycle() {
                         model_file("gpt2/whole", 60);
     check(works(gelu + " --out gelu_up").out.find("2 of 4 experts of 16 gelu units, sparsity router") !=
           string::npos);
+    // The paper's way: relu units from gelu ones; and with a gate and a balance of its own.
+    check(works(gelu + " --act relu --out relu_up").out.find("2 of 4 experts of 16 relu units, sparsity") !=
+          string::npos);
+    if (train == cpu_train) {
+        works(gelu + " --act relu --balance bias --gate all --out bias_up");
+        const Config up = read_config(SafeTensorsFile(model_file("bias_up", 1)));
+        check(up.act == "relu" && up.balance == "bias" && up.gate == "all");
+    }
     check(works(gelu + " --out topk_up --router topk --act relu").out.find("16 relu units, topk router") !=
           string::npos);
 }

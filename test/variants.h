@@ -1,17 +1,16 @@
-// Sizes of Monet and PEER in tests, for lists of variants.
+// What a variant of the tests says beside ffn, act, router, E and K: the fields of a config that came later.
 #pragma once
 #include "../dev/run/config.h"
 
-struct Keys {
-    size_t Q = 0, H = 0, k = 0, d_key = 0, share = 0; // Q 0: neither of them
+struct Later {
+    size_t Q = 0, H = 0, k = 0, d_key = 0, share = 0; // Monet and PEER
+    const char *gate = "chosen", *balance = "loss";
 };
-inline void set_keys(Config& c, const Keys& keys) {
-    if (!keys.Q) return;
-    c.n_key = keys.Q;
-    c.n_retrieve = keys.H;
-    c.n_top = keys.k;
-    c.d_key = keys.d_key;
-    c.n_share = keys.share;
+inline void set_later(Config& c, const Later& later) {
+    c.gate = later.gate, c.balance = later.balance;
+    if (!later.Q) return;
+    c.n_key = later.Q, c.n_retrieve = later.H, c.n_top = later.k, c.d_key = later.d_key,
+    c.n_share = later.share;
     c.n_expert = c.n_expert_active = 1;
     if (c.peer()) c.d_expert = 1;
 }

@@ -141,7 +141,7 @@ void Decoder::step(int32_t token) {
             else
                 router_forward(h.g.data(), mu.data(), sd.data(), norm.data(), h.m.data(), h.v.data(),
                                h.mb.data(), h.vb.data(), 1, E, C);
-            choice_forward(h.choice.data(), h.weight.data(), h.g.data(), 1, E, K);
+            choice_forward(h.choice.data(), h.weight.data(), h.g.data(), 1, E, K, {w.balance, c.gate_all()});
             for (size_t k = 0; k < K; k++) {
                 const size_t j = h.choice[k];
                 real* z = h.z.data() + k * D;

@@ -108,6 +108,7 @@ Model::Model(const Config& config, size_t B, size_t T, bool training)
     }
     products.resize(config.n_expert);
     parts.resize(config.n_expert);
+    load.resize(config.n_layer * config.n_expert);
     partial.resize((weights.count + norm_block - 1) / norm_block);
 }
 
@@ -199,7 +200,7 @@ static double moe_forward(Model& model, size_t l) {
             expert_statistics_forward(h.m, h.v, h.mb, h.vb, w.w_enc, w.b_enc, E, D, C);
         router_forward(h.g, h.mu, h.sd, h.ln_2, h.m, h.v, h.mb, h.vb, N, E, C);
     }
-    choice_forward(h.choice, h.weight, h.g, N, E, K);
+    choice_forward(h.choice, h.weight, h.g, N, E, K, {w.balance, c.gate_all()});
     dispatch(h.begin, h.slot, h.token, h.choice, N, E, K);
     const double aux = balance_forward(h.p, h.mean_p, h.g, h.begin, N, E, K);
     h.active = experts_forward(h.y, h.z, h.h, h.ln_2, layer_experts(model, l));
@@ -217,8 +218,9 @@ static void moe_backward(Model& model, size_t l, real aux_scale) {
     const ExpertsGradients d = {dw.w_enc, dw.b_enc, dw.w_dec, dw.b_dec, a.dh};
     experts_backward(a.dslots, d, a.dy, h.ln_2, h.z, h.h, h.active, layer_experts(model, l));
     gather_backward(a.dln, a.dslots, h.slot, N, K, C);
-    balance_backward(a.dg, h.p, h.begin, aux_scale, N, E, K);
-    choice_backward(a.dg, a.dweight, h.weight, h.choice, N, E, K);
+    balance_backward(a.dg, h.p, h.begin, c.biased() ? 0 : aux_scale, N, E, K);
+    choice_backward(a.dg, a.dweight, h.weight, h.choice, N, E, K, c.gate_all() ? h.p : nullptr);
+    for (size_t j = 0; j < E; j++) model.load[l * E + j] += size_t(h.begin[j + 1] - h.begin[j]);
     if (c.topk()) {
         linear_backward(a.proj, dw.router, nullptr, a.dg, h.ln_2, w.router, N, C, E);
         residual_forward(a.dln, a.dln, a.proj, N * C);
@@ -380,6 +382,7 @@ void zero_gradients(Model& model) {
     real* g = model.gradients.data;
     parallel_ranges(model.gradients.count, 4096,
                     [=](size_t begin, size_t end) { std::fill(g + begin, g + end, real(0)); });
+    std::fill(model.load.begin(), model.load.end(), 0);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -414,6 +417,7 @@ void update(Model& model, const AdamW& adam, uint64_t t, double gradient_scale) 
     const real fix_1 = 1 / (1 - std::pow(adam.beta_1, double(t))),
                fix_2 = 1 / (1 - std::pow(adam.beta_2, double(t)));
     for (const Tensor& tensor : model.table) {
+        if (!tensor.trained) continue;
         real *w = model.weights.data + tensor.offset, *g = model.gradients.data + tensor.offset;
         real *m = model.moment_1.data + tensor.offset, *v = model.moment_2.data + tensor.offset;
         const real decay = tensor.decay ? adam.weight_decay : 0;
@@ -429,4 +433,10 @@ void update(Model& model, const AdamW& adam, uint64_t t, double gradient_scale) 
         });
     }
     model.statistics_stale = true;
+}
+
+void update_running(Model& model, double balance_rate) {
+    const size_t E = model.config.n_expert;
+    for (size_t l = 0; l < model.config.n_layer && model.config.biased(); l++)
+        move_bias(model.w.h[l].balance, &model.load[l * E], real(balance_rate), E);
 }

@@ -84,6 +84,7 @@ struct Model {
     std::vector<ExpertPart> parts;
     SkipBelow skip;              // when the experts skip relu's zeros
     std::vector<double> partial; // scratch of the gradient norm
+    std::vector<size_t> load;    // (L,E) slots of the experts since zero_gradients()
 
     // For batches of up to B x T tokens; with training = false there is no backward pass, with B = 0 the
     // weights alone.
@@ -121,7 +122,7 @@ double mean_l0(const Model& model);
 
 // ---------------------------------------------------------------------------------------------------------
 // Backward: after forward() with a gradient_scale, adds to model.gradients the gradient of
-// gradient_scale * (mean cross-entropy + aux_weight * sum over layers of aux)
+// gradient_scale * (mean cross-entropy + aux_weight * sum over layers of aux), without aux for balance bias
 
 void backward(Model& model, real aux_scale); // aux_scale: gradient_scale * aux_weight
 void zero_gradients(Model& model);
@@ -142,3 +143,6 @@ struct AdamW {
 //   w -= lr (mhat / (sqrt(vhat) + eps) + decay w)
 // Moments below 1e-30 become 0.
 void update(Model& model, const AdamW& adam, uint64_t t, double gradient_scale);
+
+// After it, what moves by a rule of its own: the experts' biases of balance bias, by the loads of the step.
+void update_running(Model& model, double balance_rate);

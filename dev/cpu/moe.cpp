@@ -96,35 +96,43 @@ void router_backward(real* dx, const RouterGradients& d, const real* dg, const r
 // ---------------------------------------------------------------------------------------------------------
 // Choice
 
-void choose(int32_t* choice, const real* g, size_t E, size_t K) {
+void choose(int32_t* choice, const real* g, const real* bias, size_t E, size_t K) {
+    auto score = [&](size_t j) { return bias ? g[j] + bias[j] : g[j]; };
     for (size_t j = 0; j < E; j++) {
         size_t k = std::min(j, K); // of those before j that are kept
-        if (k == K && !(g[j] > g[choice[K - 1]])) continue;
+        if (k == K && !(score(j) > score(choice[K - 1]))) continue;
         if (k == K) k--;
-        for (; k > 0 && g[j] > g[choice[k - 1]]; k--) choice[k] = choice[k - 1];
+        for (; k > 0 && score(j) > score(choice[k - 1]); k--) choice[k] = choice[k - 1];
         choice[k] = int32_t(j);
     }
 }
 
-void choice_forward(int32_t* choice, real* weight, const real* g, size_t N, size_t E, size_t K) {
+void choice_forward(int32_t* choice, real* weight, const real* g, size_t N, size_t E, size_t K,
+                    const Gate& gate) {
     parallel_for(N, [&](size_t n) {
         int32_t* s = choice + n * K;
         real* w = weight + n * K;
         const real* gn = g + n * E;
-        choose(s, gn, E, K);
-        real sum = 0;
-        for (size_t k = 0; k < K; k++) sum += w[k] = std::exp(gn[s[k]] - gn[s[0]]);
+        choose(s, gn, gate.bias, E, K);
+        real most = gn[s[0]], sum = 0;
+        for (size_t k = 1; k < K; k++) most = std::max(most, gn[s[k]]);
+        for (size_t k = 0; k < K; k++) sum += w[k] = std::exp(gn[s[k]] - most);
+        if (gate.all) {
+            sum = 0;
+            for (size_t j = 0; j < E; j++) sum += std::exp(gn[j] - most);
+        }
         for (size_t k = 0; k < K; k++) w[k] /= sum;
     });
 }
 
 void choice_backward(real* dg, const real* dweight, const real* weight, const int32_t* choice, size_t N,
-                     size_t E, size_t K) {
+                     size_t E, size_t K, const real* p) {
     parallel_for(N, [&](size_t n) {
+        const real *dw = dweight + n * K, *w = weight + n * K;
         real mean = 0;
-        for (size_t k = 0; k < K; k++) mean += dweight[n * K + k] * weight[n * K + k];
-        for (size_t k = 0; k < K; k++)
-            dg[n * E + choice[n * K + k]] += weight[n * K + k] * (dweight[n * K + k] - mean);
+        for (size_t k = 0; k < K; k++) mean += dw[k] * w[k];
+        for (size_t k = 0; k < K; k++) dg[n * E + choice[n * K + k]] += w[k] * (p ? dw[k] : dw[k] - mean);
+        for (size_t j = n * E; p && j < (n + 1) * E; j++) dg[j] -= p[j] * mean;
     });
 }
 
@@ -153,6 +161,12 @@ void balance_backward(real* dg, const real* p, const int32_t* begin, real scale,
         for (size_t j = 0; j < E; j++) mean += dp(j) * p[n * E + j];
         for (size_t j = 0; j < E; j++) dg[n * E + j] = p[n * E + j] * (dp(j) - mean);
     });
+}
+
+void move_bias(real* bias, const size_t* load, real rate, size_t E) {
+    size_t total = 0;
+    for (size_t j = 0; j < E; j++) total += load[j];
+    for (size_t j = 0; j < E; j++) bias[j] += E * load[j] < total ? rate : E * load[j] > total ? -rate : 0;
 }
 
 // ---------------------------------------------------------------------------------------------------------

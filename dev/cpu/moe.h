@@ -52,17 +52,27 @@ void router_backward(real* dx, const RouterGradients& d, const real* dg, const r
                      real* scratch, size_t N, size_t E, size_t C);
 
 // ---------------------------------------------------------------------------------------------------------
-// Choice: S = the K experts of highest score, a tie to the lower index;  w = softmax of g over S
+// Choice: S = the K experts of highest score, a tie to the lower index. With a bias per expert (balance
+// bias), S is chosen by g + bias; the weights know nothing of it.
+//   w = softmax of g over S            with the gate `all`: softmax of g over all E, taken at S
 
-// choice (K) in falling order of score, g (E), of one token
-void choose(int32_t* choice, const real* g, size_t E, size_t K);
+// choice (K) in falling order of score, g bias (E), of one token; bias may be null
+void choose(int32_t* choice, const real* g, const real* bias, size_t E, size_t K);
+
+struct Gate {
+    const real* bias = nullptr; // (E)
+    bool all = false;
+};
 
 // choice (N,K) in falling order of score, weight (N,K), g (N,E)
-void choice_forward(int32_t* choice, real* weight, const real* g, size_t N, size_t E, size_t K);
+void choice_forward(int32_t* choice, real* weight, const real* g, size_t N, size_t E, size_t K,
+                    const Gate& gate = {});
 
-// dg[s_k] += w_k (dw_k - sum_i dw_i w_i); the choice itself is a constant.   dg (N,E), dweight (N,K)
+// The choice itself is a constant:   dg[s_k] += w_k (dw_k - sum_i dw_i w_i)
+// with the gate `all`, p = softmax of g over all E:   dg_j += p_j ([j in S] dw_j - sum_i dw_i w_i)
+// dg (N,E), dweight (N,K); p (N,E) or null for the first
 void choice_backward(real* dg, const real* dweight, const real* weight, const int32_t* choice, size_t N,
-                     size_t E, size_t K);
+                     size_t E, size_t K, const real* p = nullptr);
 
 // ---------------------------------------------------------------------------------------------------------
 // Load balance: aux = E sum_j f_j P_j, f_j = share of the N*K slots that went to expert j (a constant in the
@@ -74,6 +84,11 @@ real balance_forward(real* p, real* mean, const real* g, const int32_t* begin, s
 // dp_nj = scale E f_j / N;  dg_nj = p_nj (dp_nj - sum_i dp_ni p_ni).   dg (N,E) is written.
 void balance_backward(real* dg, const real* p, const int32_t* begin, real scale, size_t N, size_t E,
                       size_t K);
+
+// Without a loss (DeepSeek-V3, arXiv 2412.19437, after Wang et al., arXiv 2408.15664): after each step the
+// bias of an expert with fewer slots than the mean rises by `rate`, of one with more it falls.   bias load
+// (E)
+void move_bias(real* bias, const size_t* load, real rate, size_t E);
 
 // ---------------------------------------------------------------------------------------------------------
 // Dispatch: a stable counting sort of the N*K assignments by expert. No expert is ever full.

@@ -40,8 +40,8 @@ static void retrieve(int32_t* unit, real* w, const real* s0, const real* s1, siz
     static thread_local Workspace memory;
     best.resize(3 * k);
     int32_t *I = best.data(), *J = I + k, *chosen = J + k;
-    choose(I, s0, Q, k);
-    choose(J, s1, Q, k);
+    choose(I, s0, nullptr, Q, k);
+    choose(J, s1, nullptr, Q, k);
     pair.clear();
     real* sum = memory.reserve(k * k);
     for (size_t a = 0; a < k; a++)
@@ -49,7 +49,7 @@ static void retrieve(int32_t* unit, real* w, const real* s0, const real* s1, siz
             sum[pair.size()] = s0[I[a]] + s1[J[b]];
             pair.push_back(int32_t(I[a] * Q + J[b]));
         }
-    choose(chosen, sum, pair.size(), k);
+    choose(chosen, sum, nullptr, pair.size(), k);
     real total = 0;
     for (size_t a = 0; a < k; a++) {
         unit[a] = pair[chosen[a]];

@@ -40,6 +40,7 @@ static StepResult train_step(Model& model, Run& run, std::vector<int32_t>& token
     adam.lr = lr, adam.weight_decay = run.flags.weight_decay;
     update(model, adam, t,
            run.flags.clip > 0 && result.norm > run.flags.clip ? run.flags.clip / result.norm : 1);
+    update_running(model, run.flags.balance_rate);
     return result;
 }
 
@@ -56,8 +57,8 @@ static int train(int argc, char** argv) {
     Model model(run.config, run.B, run.T);
     for (const Tensor& t : table) initial_weights(run, t, model.weights.data + t.offset);
     if (run.state_file) {
-        read_block(*run.state_file, table, "m.", model.moment_1.data);
-        read_block(*run.state_file, table, "v.", model.moment_2.data);
+        read_block(*run.state_file, trained_tensors(table), "m.", model.moment_1.data);
+        read_block(*run.state_file, trained_tensors(table), "v.", model.moment_2.data);
     }
     Decoder decoder(model);
     std::vector<int32_t> tokens(run.B * run.T), targets(run.B * run.T);

@@ -86,7 +86,7 @@ int64_t newest_checkpoint(const std::string& dir, std::string* passed_over) {
     for (const int64_t step : checkpoint_steps(dir)) {
         try {
             const SafeTensorsFile model(model_path(dir, step)), state(state_path(dir, step));
-            check_tensors(state, tensor_table(read_config(model)), {"m.", "v."});
+            check_tensors(state, trained_tensors(tensor_table(read_config(model))), {"m.", "v."});
             return step;
         } catch (const Error& e) {
             if (passed_over) *passed_over += std::string(passed_over->empty() ? "" : "; ") + e.what();

@@ -48,6 +48,13 @@ void check_config(const Config& c, const std::string& where) {
     if ((c.act == "relu2") != c.monet())
         fail("%s: act relu2 and ffn monet-hd or monet-vd go together, this is act %s, ffn %s", where.c_str(),
              c.act.c_str(), c.ffn.c_str());
+    auto of_moe = [&](const char* name, const std::string& value, const char* otherwise) {
+        if (!c.moe() && value != otherwise)
+            fail("%s: %s %s goes with ffn moe, this is ffn %s", where.c_str(), name, value.c_str(),
+                 c.ffn.c_str());
+    };
+    of_moe("gate", c.gate, "chosen");
+    of_moe("balance", c.balance, "loss");
     if (c.monet() || c.peer()) {
         within("n_key", c.n_key, 4096);
         within("n_retrieve", c.n_retrieve, 4096);
@@ -92,7 +99,11 @@ void check_config(const Config& c, const std::string& where) {
 }
 
 std::string reference_only(const Config& c) {
-    return c.monet() || c.peer() ? "ffn " + c.ffn : c.geglu() || c.solu() ? "act " + c.act : "";
+    if (c.monet() || c.peer()) return "ffn " + c.ffn;
+    if (c.geglu() || c.solu()) return "act " + c.act;
+    if (c.gate_all()) return "gate all";
+    if (c.biased()) return "balance bias";
+    return "";
 }
 
 Config config_from_strings(const std::map<std::string, std::string>& strings, const std::string& where,

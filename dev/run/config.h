@@ -20,7 +20,11 @@ struct Config {
     std::string router = "sparsity"; // sparsity (MoE-X) | topk (learned linear router)
     std::string tokenizer = "";      // bytes | chess-32 | gpt2, "" when unstated
 
-    // Monet and PEER only, else 0 (E and K are 1 there, D Monet's hidden units of an expert, PEER's 1)
+    // Not in files of the first release; moe only
+    std::string gate = "chosen";  // weights: softmax over the chosen scores | all scores
+    std::string balance = "loss"; // loads are evened by a loss | a bias of each expert on the choice
+
+    // Nor these; Monet and PEER only, else 0 (E and K are 1 there, D Monet's hidden units, PEER's 1)
     size_t n_key = 0;      // Q, sub-keys a side: Q*Q experts
     size_t n_retrieve = 0; // H, heads that retrieve
     size_t n_top = 0;      // k, sub-keys that a head keeps of a side
@@ -35,6 +39,8 @@ struct Config {
     bool geglu() const { return act == "geglu"; }
     bool solu() const { return act == "solu"; }
     bool topk() const { return moe() && router == "topk"; }
+    bool gate_all() const { return gate == "all"; }
+    bool biased() const { return balance == "bias"; }
     size_t dense_width() const { return n_expert_active * d_expert; }
     // The most units a token can use: hidden units, Monet's experts, PEER's units.
     size_t most_active() const {
@@ -49,7 +55,8 @@ size_t tokenizer_vocab(Tokenizer t);
 
 inline const std::vector<std::string> ffn_words = {"moe", "dense", "monet-hd", "monet-vd", "peer"},
                                       act_words = {"relu", "gelu", "geglu", "solu", "relu2"},
-                                      router_words = {"sparsity", "topk"};
+                                      router_words = {"sparsity", "topk"}, gate_words = {"chosen", "all"},
+                                      balance_words = {"loss", "bias"};
 
 // One field of Config: a size or a word, and the words it may be (none: any). A field that came after the
 // first release is optional: it is written to a checkpoint only where it differs from its default, and read
@@ -90,6 +97,8 @@ inline const std::vector<ConfigField> config_fields = [] {
         word("act", &Config::act, act_words, required),
         word("router", &Config::router, router_words, required),
         word("tokenizer", &Config::tokenizer, {}, required),
+        word("gate", &Config::gate, gate_words, later),
+        word("balance", &Config::balance, balance_words, later),
         size("n_key", &Config::n_key, later),
         size("n_retrieve", &Config::n_retrieve, later),
         size("n_top", &Config::n_top, later),
@@ -117,9 +126,9 @@ Config config_from_strings(const std::map<std::string, std::string>& strings, co
 // make its active parameters the same, where they are not said (0). So a baseline is compared at equal size
 // when only its kind is said.
 //   geglu   three matrices instead of two: 2/3 of the units, rounded to a multiple of 8
-//   monet   2 Q m C for the experts, Q C for their biases, 2 H Q C / share for the router: with H = 6 and
-//   share = 4
-//           this is 2 W C where Q (m + 2) = W = K*D. Q is the largest power of two up to W/8.
+//   monet   2QmC for the experts, QC for their biases, 2HQC/share for the router: with H 6 and share 4 this
+//   is
+//           2WC, W = K*D, where Q (m + 2) = W. Q is the largest power of two up to W/8.
 //   peer    as many units as the experts have, a square; half of the work in them, half in the queries:
 //           H k = W/2, d_key = 2k. (Of the paper itself are H 8, k 16, d_key C/2.)
 void take_equal_size(Config& c);

@@ -7,7 +7,7 @@ std::vector<Tensor> tensor_table(const Config& config, size_t vocab_multiple) {
     size_t offset = 0;
     for_each_tensor(
         config, unused,
-        [&](char*&, const std::string& name, std::vector<size_t> shape, bool decay, Init init, bool experts) {
+        [&](char*&, const std::string& name, std::vector<size_t> shape, Use use, Init init, bool experts) {
             size_t count = 1;
             bool overflow = false;
             for (size_t n : shape) overflow |= __builtin_mul_overflow(count, n, &count);
@@ -16,11 +16,19 @@ std::vector<Tensor> tensor_table(const Config& config, size_t vocab_multiple) {
             const size_t rows_behind =
                 table.empty() ? (vocab_multiple - shape[0] % vocab_multiple) % vocab_multiple : 0; // of wte
             const size_t room = count + (rows_behind ? rows_behind * shape[1] : 0);
-            table.push_back({name, std::move(shape), decay, init, experts, count, offset});
+            table.push_back({name, std::move(shape), use != Use::running, use == Use::matrix, init, experts,
+                             count, offset});
             offset += (room + 31) / 32 * 32;
         });
     if (offset > size_t(1) << 48) fail("a model of these sizes has too many parameters: %zu", offset);
     return table;
+}
+
+std::vector<Tensor> trained_tensors(const std::vector<Tensor>& table) {
+    std::vector<Tensor> trained;
+    for (const Tensor& t : table)
+        if (t.trained) trained.push_back(t);
+    return trained;
 }
 
 size_t block_elements(const std::vector<Tensor>& table) {

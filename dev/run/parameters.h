@@ -31,6 +31,7 @@ template <class T> struct LayerParameters {
     T *w_enc, *b_enc;                 // moe: (E,D,C) (E,D)
     T *w_dec, *b_dec;                 // moe: (E,D,C) (E,C)
     T* router;                        // moe, topk only: (E,C)
+    T* balance;                       // moe, balanced by a bias only: (E)
     MonetParameters<T> monet;         // monet-hd, monet-vd
     PeerParameters<T> peer;           // peer
 };
@@ -44,10 +45,13 @@ template <class T> struct Parameters {
 // normal: deviation 0.02; fan_in: 1/sqrt(last dimension); residual: times 1/sqrt(2L)
 enum class Init { zeros, ones, normal, normal_residual, fan_in, fan_in_residual };
 
+enum class Use { matrix, vector, running };
+
 struct Tensor {
     std::string name;
     std::vector<size_t> shape;
-    bool decay; // used as a matrix: weight decay applies
+    bool trained; // by its gradient; the others (`running`) move by a rule of their own and have no moments
+    bool decay;   // used as a matrix: weight decay applies
     Init init;
     bool experts;  // of the leading dimension a token uses a part: K of E; PEER: H*k of Q*Q
     size_t count;  // product of the shape
@@ -57,7 +61,8 @@ struct Tensor {
 template <class T, class Visit> void for_each_monet_tensor(const Config& c, MonetParameters<T>& p,
                                                            bool routes, const std::string& at, Visit visit) {
     const size_t Q = c.n_key, P = c.ffn == "monet-vd" ? 2 : 1, M = c.d_expert / P, O = c.n_embd / P;
-    const bool matrix = true, vector = false, shared = false;
+    const Use matrix = Use::matrix, vector = Use::vector;
+    const bool shared = false;
     auto name = [&](const char* what, size_t i, size_t j = 0) { // hd: u; vd: u1, u2; v11 .. v22
         return at + what + (P == 1 ? "" : std::to_string(i + 1) + (j ? std::to_string(j) : ""));
     };
@@ -75,7 +80,8 @@ template <class T, class Visit> void for_each_monet_tensor(const Config& c, Mone
 
 template <class T, class Visit> void for_each_tensor(const Config& c, Parameters<T>& p, Visit visit) {
     const size_t C = c.n_embd, V = c.vocab_size, E = c.n_expert, D = c.d_expert, W = c.dense_width();
-    const bool matrix = true, vector = false, experts = true, shared = false;
+    const Use matrix = Use::matrix, vector = Use::vector, running = Use::running;
+    const bool experts = true, shared = false;
     p.h.resize(c.n_layer);
     visit(p.wte, "wte.weight", {V, C}, matrix, Init::normal, shared);
     visit(p.wpe, "wpe.weight", {c.block_size, C}, matrix, Init::normal, shared);
@@ -96,6 +102,7 @@ template <class T, class Visit> void for_each_tensor(const Config& c, Parameters
             visit(h.w_dec, at + "moe.w_dec", {E, D, C}, matrix, Init::normal_residual, experts);
             visit(h.b_dec, at + "moe.b_dec", {E, C}, vector, Init::zeros, experts);
             if (c.topk()) visit(h.router, at + "moe.router", {E, C}, matrix, Init::normal, shared);
+            if (c.biased()) visit(h.balance, at + "moe.balance", {E}, running, Init::zeros, shared);
         } else if (c.monet()) {
             for_each_monet_tensor(c, h.monet, c.routes(l), at + "monet.", visit);
         } else if (c.peer()) {
@@ -128,6 +135,9 @@ template <class T, class Visit> void for_each_tensor(const Config& c, Parameters
 // whose sums or products overflow.
 std::vector<Tensor> tensor_table(const Config& config, size_t vocab_multiple = 1);
 
+// Those that have a gradient and moments.
+std::vector<Tensor> trained_tensors(const std::vector<Tensor>& table);
+
 // Elements in a block that holds the whole table, padding included.
 size_t block_elements(const std::vector<Tensor>& table);
 
@@ -136,7 +146,7 @@ Parameters<T> carve_parameters(const Config& config, const std::vector<Tensor>& 
     Parameters<T> p{};
     size_t i = 0;
     for_each_tensor(config, p,
-                    [&](T*& pointer, const std::string&, const std::vector<size_t>&, bool, Init, bool) {
+                    [&](T*& pointer, const std::string&, const std::vector<size_t>&, Use, Init, bool) {
                         pointer = block + table[i++].offset;
                     });
     return p;

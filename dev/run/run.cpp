@@ -60,6 +60,13 @@ void Flags::declare(Options& o) {
     o.add(0, "ffn", &ffn, ffn_words, "feed-forward layer: a mixture of experts, one MLP, Monet's, PEER's");
     o.add(0, "act", &act, act_words, "activation; geglu and solu go with --ffn dense and are CPU only");
     o.add(0, "router", &router, router_words, "sparsity is MoE-X's, topk a learned linear one");
+    o.add(0, "gate", &gate, gate_words,
+          "gate weights: softmax over the chosen scores, or over all, which trains a topk router of K = 1 "
+          "(CPU only)");
+    o.add(0, "balance", &balance, balance_words,
+          "what evens the experts' loads: a loss, or a bias on the choice that moves after each step (CPU "
+          "only)");
+    o.add(0, "balance-rate", "STEP", &balance_rate, 0, 1, "by how much that bias moves");
     o.section(
         "--ffn monet-hd, monet-vd, peer (CPU only; default: as many active parameters as E, K and D make)");
     o.add(0, "keys", "Q", &keys, 0, 4096, "sub-keys a side: Q*Q experts", preset);
@@ -261,6 +268,8 @@ Run resolve_run(Options& options, Flags& flags,
         change("d-key", c.d_key, size_t(flags.d_key), false);
         change("share", c.n_share, size_t(flags.share), false);
         change("router", c.router, flags.router, true);
+        change("gate", c.gate, flags.gate, true);
+        change("balance", c.balance, flags.balance, true);
         if (!from_file) {
             if (!options.given("act") && (c.monet() || c.peer())) c.act = c.monet() ? "relu2" : "gelu";
             take_equal_size(c);

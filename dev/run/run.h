@@ -24,7 +24,9 @@ struct Flags {
     int64_t zero_stage = 1, lanes = 0, recompute = 0, streams = 0;
     int64_t layers = 0, heads = 0, embd = 0, experts = 0, active = 0, d_expert = 0; // 0: as the preset says
     int64_t keys = 0, retrieve = 0, top = 0, d_key = 0, share = 0;                  // likewise
-    std::string ffn = "moe", act = "relu", router = "sparsity", epilogues = "auto";
+    std::string ffn = "moe", act = "relu", router = "sparsity", gate = "chosen", balance = "loss";
+    std::string epilogues = "auto";
+    double balance_rate = 1e-3;
 
     void declare(Options& o);
 };

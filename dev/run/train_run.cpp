@@ -129,7 +129,8 @@ static void save_checkpoint(const Run& run, const Options& options, const std::v
                  what_is_left(run).c_str());
     if (log) {
         log->sync();
-        write_blocks<float>(state_path(run.flags.out, run.step), state_strings(run, options), table,
+        write_blocks<float>(state_path(run.flags.out, run.step), state_strings(run, options),
+                            trained_tensors(table),
                             {{"m.", found.of(Family::moment_1)}, {"v.", found.of(Family::moment_2)}});
         save_model(model_path(run.flags.out, run.step), run.config, table, found.of(Family::weights),
                    run.step);
@@ -248,7 +249,8 @@ int run_training(Run& run, const Options& options, const std::vector<Tensor>& ta
         saved = run.step;
         ranks.saved(model_path(run.flags.out, run.step), command);
         if (log && run.flags.keep > 0)
-            remove_old_checkpoints(run.flags.out, run.step, run.flags.keep, run.flags.keep_every, resumed_from);
+            remove_old_checkpoints(run.flags.out, run.step, run.flags.keep, run.flags.keep_every,
+                                   resumed_from);
     };
     // Work on data that may turn out to be damaged: what was learned before is saved then. (Where one of
     // several ranks finds that, the others are in the middle of the step.)

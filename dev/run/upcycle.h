@@ -42,7 +42,7 @@ template <class T> void upcycle_tensor(const SafeTensorsFile& file, const Config
     const size_t C = config.n_embd, E = config.n_expert, D = config.d_expert, W = dense.dense_width();
     if (const SafeTensor* source = file.find(t.name)) return read_floats(*source, out);
     const std::string layer = t.name.substr(0, t.name.find("moe.")), part = t.name.substr(layer.size());
-    if (part == "moe.router") return init_tensor(config, t, out, seed); // it has no source
+    if (part == "moe.router" || !t.trained) return init_tensor(config, t, out, seed); // they have no source
     const bool encoder = part == "moe.w_enc", matrix = encoder || part == "moe.w_dec";
     const SafeTensor& source = *file.find(layer + (part == "moe.w_enc"   ? "mlp.c_fc.weight"   // (W,C)
                                                    : part == "moe.b_enc" ? "mlp.c_fc.bias"     // (W)

@@ -36,10 +36,10 @@ from torch import Tensor
 # Config
 
 WORDS = {"ffn": ("moe", "dense", "monet-hd", "monet-vd", "peer"), "act": ("relu", "gelu", "geglu", "solu", "relu2"),
-         "router": ("sparsity", "topk")}
+         "router": ("sparsity", "topk"), "gate": ("chosen", "all"), "balance": ("loss", "bias")}
 
 
-LATER = ("n_key", "n_retrieve", "n_top", "d_key", "n_share")  # fields that came after the first release
+LATER = ("gate", "balance", "n_key", "n_retrieve", "n_top", "d_key", "n_share")  # after the first release
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,10 @@ class Config:
     act: str = "relu"         # relu | gelu, the tanh form; dense only: geglu | solu; Monet's: relu2
     router: str = "sparsity"  # sparsity | topk
     tokenizer: str = ""       # bytes | chess-32 | gpt2, "" when unstated; for encode() and decode()
-    # Monet and PEER only, else 0. A checkpoint names a field from here on only where it is not the default.
+    # A checkpoint names a field from here on only where it is not the default.
+    gate: str = "chosen"      # moe: weights are the softmax over the chosen scores | over all
+    balance: str = "loss"     # moe: loads are evened by a loss | by a bias on the choice
+    # Monet and PEER only, else 0
     n_key: int = 0            # Q, sub-keys a side: Q*Q experts
     n_retrieve: int = 0       # H, heads that retrieve
     n_top: int = 0            # k, sub-keys that a head keeps of a side
@@ -83,6 +86,8 @@ class Config:
                 raise ValueError(f"config: {name} is {getattr(self, name)}, not for ffn {self.ffn}")
         if self.n_top > self.n_key:
             raise ValueError(f"config: n_top is {self.n_top}, n_key {self.n_key}")
+        if self.ffn != "moe" and (self.gate, self.balance) != ("chosen", "loss"):
+            raise ValueError(f"config: gate {self.gate}, balance {self.balance}: not for ffn {self.ffn}")
         if (self.act == "relu2") != self.ffn.startswith("monet"):
             raise ValueError(f"config: act {self.act} does not go with ffn {self.ffn}")
         if self.act in ("geglu", "solu") and self.ffn != "dense":
@@ -170,6 +175,16 @@ class MoeLayer(nn.Module):
         self.b_dec = nn.Parameter(torch.empty(E, C))
         if config.router == "topk":
             self.router = nn.Parameter(torch.empty(E, C))
+        if config.balance == "bias":
+            self.register_buffer("balance", torch.zeros(E))
+            self.load = 0  # (E) slots of each expert since balance_step()
+
+    @torch.no_grad()
+    def balance_step(self, rate: float):
+        """balance=bias: the bias of an expert with fewer slots than the mean rises, of one with more it falls."""
+        load = self.load.to(self.balance.dtype)
+        self.balance += rate * torch.sign(load.mean() - load)
+        self.load = 0
 
     def scores(self, x: Tensor) -> Tensor:
         """g_j for every expert: x (N,C) -> (N,E). topk: a linear router. sparsity: -erf(mu_j/(sqrt(2) sd_j)).
@@ -189,12 +204,16 @@ class MoeLayer(nn.Module):
 
         # Router. The stable sort of -g gives a tie to the lower index; the choice itself has no gradient.
         g = self.scores(x)                                                   # (N,E)
-        chosen = torch.sort(-g.detach(), dim=1, stable=True).indices[:, :K]  # (N,K)
-        weights = g.gather(1, chosen).softmax(1)                             # (N,K)
+        biased = g.detach() + (self.balance if self.config.balance == "bias" else 0)
+        chosen = torch.sort(-biased, dim=1, stable=True).indices[:, :K]      # (N,K)
+        weights = g.softmax(1).gather(1, chosen) if self.config.gate == "all" else g.gather(1, chosen).softmax(1)
 
         # Load balance E * sum_j f_j P_j: f_j is a count, so only P_j carries gradient.
         f = torch.bincount(chosen.reshape(-1), minlength=E).to(g.dtype) / chosen.numel()
         aux = E * (f * g.softmax(1).mean(0)).sum()
+        if self.config.balance == "bias":
+            aux = aux.detach()
+            self.load = self.load + torch.bincount(chosen.reshape(-1), minlength=E)
 
         # Experts, one at a time, each on the tokens that chose it.
         y = torch.zeros_like(x)
@@ -412,15 +431,20 @@ def clip_gradients(model: MoeX, clip: float = 1.0) -> float:
 
 
 def train_step(model: MoeX, optimizer: torch.optim.Optimizer, tokens: Tensor, targets: Tensor, lr: float,
-               aux_weight: float = 1e-3, clip: float = 1.0) -> Tuple[float, float, float]:
+               aux_weight: float = 1e-3, clip: float = 1.0, balance_rate: float = 1e-3) -> Tuple[float, float, float]:
     """One step at the given rate on tokens, targets (B,T); returns loss, aux and gradient norm before it."""
     optimizer.zero_grad(set_to_none=True)
+    biased = [block.moe for block in model.h if model.config.balance == "bias"]
+    for layer in biased:
+        layer.load = 0
     out = model(tokens, targets)
     (out.loss + aux_weight * out.aux).backward()
     norm = clip_gradients(model, clip)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
+    for layer in biased:
+        layer.balance_step(balance_rate)
     model.step += 1
     return float(out.loss.detach()), float(out.aux.detach()), norm
 

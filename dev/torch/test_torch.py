@@ -22,7 +22,8 @@ passed = failed = 0
 # A variant is told by its config, not by the name of its folder.
 VARIANTS = {"moe-relu-sparsity", "moe-gelu-topk", "moe-relu-topk", "moe-gelu-sparsity", "dense-gelu",
             "dense-relu", "dense-geglu", "dense-solu", "monet-hd share 1", "monet-hd share 2",
-            "monet-vd share 1", "monet-vd share 2", "peer-gelu", "peer-relu",
+            "monet-vd share 1", "monet-vd share 2", "peer-gelu", "peer-relu", "moe-relu-sparsity gate=all",
+            "moe-gelu-topk K=1 gate=all", "moe-relu-sparsity balance=bias",
             "moe-relu-sparsity K=1", "moe-relu-sparsity K=E"}
 
 
@@ -33,8 +34,9 @@ def variant_of(c):
         return f"peer-{c.act}"
     if c.ffn == "dense":
         return f"dense-{c.act}"
+    more = (" gate=all" if c.gate == "all" else "") + (" balance=bias" if c.balance == "bias" else "")
     experts = {1: " K=1", c.n_expert: " K=E"}.get(c.n_expert_active, "")
-    return f"moe-{c.act}-{c.router}{experts}"
+    return f"moe-{c.act}-{c.router}{experts}{more}"
 
 
 def check(ok, what):
@@ -78,10 +80,11 @@ def check_variant(folder):
     lr, final_frac, decay, clip, aux_weight = (
         float(metadata[name]) for name in ("lr", "final_lr_frac", "weight_decay", "clip", "aux_weight"))
     warmup, steps = int(metadata["warmup"]), int(metadata["steps"])
-    parameters = dict(model.named_parameters())
+    balance_rate = float(metadata["balance_rate"])
+    parameters, all_tensors = dict(model.named_parameters()), model.state_dict()
 
     items = {"inputs", "targets", "logits", "loss", "aux", "losses10"}
-    items |= {f"{kind}.{name}" for kind in ("grad", "step10") for name in parameters}
+    items |= {f"grad.{name}" for name in parameters} | {f"step10.{name}" for name in all_tensors}
     check(set(expect) == items, f"{at}: items {sorted(set(expect) ^ items)} are on one side only")
     if set(expect) != items:
         return variant
@@ -97,10 +100,11 @@ def check_variant(folder):
 
     optimizer = moex.make_optimizer(model, lr, decay)
     rates = [moex.learning_rate(step, lr, warmup, steps, final_frac) for step in range(10)]
-    losses = [moex.train_step(model, optimizer, tokens, targets, rate, aux_weight, clip)[0] for rate in rates]
+    losses = [moex.train_step(model, optimizer, tokens, targets, rate, aux_weight, clip, balance_rate)[0]
+              for rate in rates]
     losses = torch.tensor(losses, dtype=torch.float64)
     check_close(losses, expect["losses10"], 1e-8, f"{at} losses of 10 steps")
-    for name, p in parameters.items():
+    for name, p in model.state_dict().items():
         check_close(p, expect[f"step10.{name}"], 1e-7, f"{at} {name} after 10 steps")
     return variant
 
