@@ -4219,6 +4219,8 @@ inline int train_rank(Ranks& ranks, Options& options, Flags& flags, const std::v
         return choose_batch(run, rows, gpu->free, sharing);
     });
     check_and_use_gpu(run);
+    if (const std::string what = reference_only(flags); !what.empty())
+        fail("%s is known to train_moex_cpu, not to the GPU program", what.c_str());
     if (flags.lanes == 0) flags.lanes = ranks.size;
     run.flags = flags;
     double network = 0;

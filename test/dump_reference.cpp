@@ -35,14 +35,15 @@ static void dump(const std::string& dir, const Variant& v) {
 
     forward_logits(model, x.data(), B, T);
     const std::vector<double> logits(model.a.logits, model.a.logits + B * T * 13);
+    const LossWeights weights = {aux_weight, v.later.l0, v.later.l1};
     const Losses losses = forward(model, x.data(), y.data(), B, T, 1);
-    backward(model, aux_weight);
+    backward(model, weights);
     const std::vector<double> gradients(model.gradients.data, model.gradients.data + model.gradients.count);
     std::vector<double> losses10;
     for (int64_t step = 0; step < 10; step++) {
         zero_gradients(model);
         losses10.push_back(forward(model, x.data(), y.data(), B, T, 1).loss);
-        backward(model, aux_weight);
+        backward(model, weights);
         const double norm = gradient_norm(model);
         adam.lr = schedule.at(step);
         update(model, adam, step + 1, norm > clip ? clip / norm : 1);
@@ -57,6 +58,8 @@ static void dump(const std::string& dir, const Variant& v) {
                            {"final_lr_frac", strf("%.17g", schedule.final_fraction)},
                            {"weight_decay", strf("%.17g", adam.weight_decay)},
                            {"clip", strf("%.17g", clip)},
+                           {"l0_weight", strf("%.17g", v.later.l0)},
+                           {"l1_weight", strf("%.17g", v.later.l1)},
                            {"balance_rate", strf("%.17g", balance_rate)}});
     const std::vector<Tensor> trained = trained_tensors(model.table);
     out.declare("inputs", I64, {B, T}), out.declare("targets", I64, {B, T});
@@ -92,6 +95,11 @@ int main(int argc, char** argv) {
                                   {"gate-all", "moe", "relu", "sparsity", 4, 2, {.gate = "all"}},
                                   {"topk-k1-gate-all", "moe", "gelu", "topk", 4, 1, {.gate = "all"}},
                                   {"balance-bias", "moe", "relu", "sparsity", 4, 2, {.balance = "bias"}},
+                                  {"sd-scaled", "moe", "relu", "sparsity", 4, 2, {.router_sd = "scaled"}},
+                                  {"sd-full", "moe", "relu", "sparsity", 4, 2, {.router_sd = "full"}},
+                                  {"unit-top", "moe", "relu", "sparsity", 4, 2, {.unit_top = 3}},
+                                  {"penalties", "moe", "relu", "sparsity", 4, 2, {.l0 = 0.8, .l1 = 0.3}},
+                                  {"dense-l1", "dense", "relu", "sparsity", 4, 2, {.l1 = 0.3}},
                                   {"monet-hd-1", "monet-hd", "relu2", "sparsity", 1, 1, {7, 3, 2, 0, 1}},
                                   {"monet-hd-2", "monet-hd", "relu2", "sparsity", 1, 1, {7, 3, 2, 0, 2}},
                                   {"monet-vd-1", "monet-vd", "relu2", "sparsity", 1, 1, {7, 3, 2, 0, 1}},

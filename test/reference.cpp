@@ -26,6 +26,8 @@ namespace cpu {
 #include "../dev/cpu/moe.cpp"
 #include "../dev/cpu/monet.cpp"
 #include "../dev/cpu/peer.cpp"
+#include "../dev/cpu/penalty.cpp"
+#include "../dev/cpu/router_sd.cpp"
 #include "../dev/cpu/sparse.cpp"
 static_assert(sizeof(real) == 8, "build with -DMOEX_DOUBLE");
 } // namespace cpu
@@ -43,7 +45,6 @@ decltype(classifier) classifier = cpu::classifier;
 decltype(attention_forward) attention_forward = cpu::attention_forward;
 decltype(attention_backward) attention_backward = cpu::attention_backward;
 decltype(expert_statistics_forward) expert_statistics_forward = cpu::expert_statistics_forward;
-decltype(router_forward) router_forward = cpu::router_forward;
 decltype(balance_forward) balance_forward = cpu::balance_forward;
 decltype(balance_backward) balance_backward = cpu::balance_backward;
 decltype(dispatch) dispatch = cpu::dispatch;
@@ -73,6 +74,10 @@ void router_backward(double* dx, double* dm, double* dv, double* dmb, double* dv
                          N, E, C);
 }
 
+void router_forward(double* g, double* mu, double* sd, const double* x, const double* m, const double* v,
+                    const double* mb, const double* vb, size_t N, size_t E, size_t C) {
+    cpu::router_forward(g, mu, sd, x, m, v, mb, vb, N, E, C);
+}
 void choice_forward(int32_t* choice, double* weight, const double* g, size_t N, size_t E, size_t K) {
     cpu::choice_forward(choice, weight, g, N, E, K);
 }

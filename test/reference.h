@@ -50,9 +50,8 @@ void expert_statistics_backward(double* dw_enc, double* db_enc, const double* dm
                                 const double* dmb, const double* dvb, const double* w_enc,
                                 const double* b_enc, const double* m, const double* mb, size_t E, size_t D,
                                 size_t C);
-extern void (*const router_forward)(double* g, double* mu, double* sd, const double* x, const double* m,
-                                    const double* v, const double* mb, const double* vb, size_t N, size_t E,
-                                    size_t C);
+void router_forward(double* g, double* mu, double* sd, const double* x, const double* m, const double* v,
+                    const double* mb, const double* vb, size_t N, size_t E, size_t C);
 void router_backward(double* dx, double* dm, double* dv, double* dmb, double* dvb, double* dmu, double* dvar,
                      double* scratch, const double* dg, const double* x, const double* mu, const double* sd,
                      const double* m, const double* v, size_t N, size_t E, size_t C);

@@ -16,10 +16,14 @@ struct Variant {
 };
 
 static double total_loss(Model& model, const std::vector<int32_t>& x, const std::vector<int32_t>& y, size_t B,
-                         size_t T, double lambda) {
+                         size_t T, const LossWeights& weights) {
     model.statistics_stale = true;
     const Losses losses = forward(model, x.data(), y.data(), B, T);
-    return losses.loss + (model.config.biased() ? 0 : lambda * losses.aux);
+    double loss = losses.loss + (model.config.biased() ? 0 : weights.aux * losses.aux);
+    const Penalties penalty = penalties(model);
+    if (weights.l0) loss += weights.l0 * penalty.l0;
+    if (weights.l1) loss += weights.l1 * penalty.l1;
+    return loss;
 }
 
 static void test_variant(const Variant& v) {
@@ -38,12 +42,14 @@ static void test_variant(const Variant& v) {
     std::vector<int32_t> x(v.B * v.T), y(v.B * v.T);
     for (size_t i = 0; i < x.size(); i++) x[i] = random_u64(3, 1, i) % 13, y[i] = random_u64(3, 2, i) % 13;
 
-    const double lambda = 0.7, share = 0.5; // share: as in one of two accumulation steps
+    const LossWeights weights = {0.7, v.later.l0, v.later.l1};
+    const double share = 0.5; // as in one of two accumulation steps
+    const LossWeights scales = {share * weights.aux, share * weights.l0, share * weights.l1};
     model.statistics_stale = true;
     forward(model, x.data(), y.data(), v.B, v.T, share);
-    backward(model, share * lambda);
+    backward(model, scales);
     forward(model, x.data(), y.data(), v.B, v.T, share); // gradients add up over micro-steps
-    backward(model, share * lambda);
+    backward(model, scales);
 
     double worst = 0;
     for (const Tensor& t : trained_tensors(model.table)) {
@@ -64,7 +70,7 @@ static void test_variant(const Variant& v) {
             }
             auto loss_at = [&](double s) {
                 for (size_t i = 0; i < t.count; i++) w[i] = saved[i] + s * direction[i];
-                return total_loss(model, x, y, v.B, v.T, lambda);
+                return total_loss(model, x, y, v.B, v.T, weights);
             };
             // A large step crosses kinks of relu and changes of routing, a small one drowns in the rounding
             // of the loss: the better of two counts. Below 1e-3 that rounding is all there is, as for the
@@ -101,6 +107,14 @@ int main() {
              {"gate all", "moe", "relu", "sparsity", 4, 2, 2, 9, 2, 16, 0, {.gate = "all"}},
              {"topk, gate all, K = 1", "moe", "gelu", "topk", 4, 1, 2, 9, 2, 16, 0, {.gate = "all"}},
              {"balance bias", "moe", "relu", "sparsity", 4, 2, 2, 9, 2, 16, 0, {.balance = "bias"}},
+             {"sd scaled", "moe", "relu", "sparsity", 4, 2, 2, 9, 2, 16, 0, {.router_sd = "scaled"}},
+             {"sd full", "moe", "relu", "sparsity", 4, 2, 2, 9, 2, 16, 0, {.router_sd = "full"}},
+             {"unit top", "moe", "relu", "sparsity", 4, 2, 2, 9, 2, 16, 0, {.unit_top = 3}},
+             {"unit top, skipped", "moe", "relu", "sparsity", 4, 2, 2, 9, 2, 16, 1, {.unit_top = 2}},
+             {"l0 weight", "moe", "relu", "sparsity", 4, 2, 2, 9, 2, 16, 0, {.l0 = 0.8}},
+             {"l1 weight", "moe", "relu", "sparsity", 4, 2, 2, 9, 2, 16, 1, {.l1 = 0.3}},
+             {"topk, l1 weight", "moe", "relu", "topk", 4, 2, 2, 9, 2, 16, 0, {.gate = "all", .l1 = 0.3}},
+             {"dense, l1 weight", "dense", "relu", "sparsity", 4, 2, 2, 9, 2, 16, 0, {.l1 = 0.3}},
              {"hd", "monet-hd", "relu2", "sparsity", 1, 1, 2, 9, 2, 16, 0, {7, 3, 2, 0, 1}},
              {"hd share 2", "monet-hd", "relu2", "sparsity", 1, 1, 2, 9, 2, 16, 0, {7, 3, 2, 0, 2}},
              {"vd", "monet-vd", "relu2", "sparsity", 1, 1, 2, 9, 2, 16, 0, {7, 3, 2, 0, 1}},

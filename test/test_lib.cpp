@@ -141,6 +141,8 @@ static void test_config() {
         {[](Config& c) { c.n_top = 0; }, {"n_top is 0, expected 1 to 5"}},
         {[](Config& c) { c.gate = "all"; }, {"gate all goes with ffn moe, this is ffn peer"}},
         {[](Config& c) { c.balance = "bias"; }, {"balance bias goes with ffn moe, this is ffn peer"}},
+        {[](Config& c) { c.router_sd = "scaled"; }, {"router_sd scaled goes with ffn moe, this is ffn peer"}},
+        {[](Config& c) { c.unit_top = 1; }, {"unit_top goes with ffn moe"}},
         {[](Config& c) { c.d_key = 0; }, {"d_key is 0, expected 1 to 65536"}},
         {[](Config& c) { c.d_key = 7; }, {"d_key is 7, expected an even number for ffn peer"}},
         {[](Config& c) { c.n_share = 1; }, {"n_share is 1, expected 0 for ffn peer"}},
@@ -149,6 +151,12 @@ static void test_config() {
     const std::vector<Refusal> of_moe = {
         {[](Config& c) { c.gate = "some"; }, {"gate is 'some', expected chosen or all"}},
         {[](Config& c) { c.balance = "none"; }, {"balance is 'none', expected loss or bias"}},
+        {[](Config& c) { c.router_sd = "rows"; },
+         {"router_sd is 'rows', expected diagonal or scaled or full"}},
+        {[](Config& c) { c.router_sd = "full", c.router = "topk"; },
+         {"router_sd full goes with router sparsity"}},
+        {[](Config& c) { c.unit_top = 13; }, {"unit_top is 13, expected 1 to 12"}},
+        {[](Config& c) { c.unit_top = 2, c.act = "gelu"; }, {"unit_top goes with ffn moe and act relu"}},
         {[](Config& c) { c.n_key = 5; }, {"n_key is 5, expected 0 for ffn moe"}},
         {[](Config& c) { c.n_top = 5; }, {"n_top is 5, expected 0 for ffn moe"}},
         {[](Config& c) { c.act = "relu2"; }, {"act relu2 and ffn monet-hd or monet-vd go together"}},
@@ -163,6 +171,19 @@ static void test_config() {
             check_error(check_config(c, "here"), r.message[0]);
             check_error(config_from_strings(config_to_strings(c), "some.file"), r.message[0]);
         }
+    const std::pair<std::function<void(Config&)>, const char*> names[] = {
+        {[](Config& c) { c.gate = "all"; }, "gate all"},
+        {[](Config& c) { c.balance = "bias"; }, "balance bias"},
+        {[](Config& c) { c.router_sd = "scaled"; }, "router_sd scaled"},
+        {[](Config& c) { c.unit_top = 2; }, "unit_top"}};
+    for (const auto& [set, name] : names) {
+        Config c = config_of(variants[0]);
+        check(config_to_strings(c).size() == 12);
+        set(c);
+        check_config(c, "here");
+        check(reference_only(c) == name && config_to_strings(c).size() == 13, "%s", name);
+        check(config_to_strings(config_from_strings(config_to_strings(c), "x")) == config_to_strings(c));
+    }
     Config dense = config_of(variants[2]);
     dense.n_expert = 1; // unused: K may exceed it
     check_config(dense, "dense");
@@ -1303,6 +1324,13 @@ static void test_random() {
 // Schedule
 
 static void test_schedule() {
+    // --l0-target: none in the warm-up of 10 steps, 1e-3 after it, and moved every 100 steps.
+    check(next_l0_weight(0, 50, 10, 9, 10) == 0 && next_l0_weight(0, 50, 10, 10, 10) == 1e-3);
+    check(next_l0_weight(0.5, 50, 10, 150, 10) == 0.5);
+    check_near(next_l0_weight(0.5, 12, 10, 200, 10), 0.5 * std::exp(0.04), 1e-15);
+    check_near(next_l0_weight(0.5, 50, 10, 200, 10), 0.5 * std::exp(0.2), 1e-15);
+    check_near(next_l0_weight(0.5, 5, 10, 200, 10), 0.5 * std::exp(-0.1), 1e-15);
+    check(next_l0_weight(0.9, 50, 10, 200, 10) == 1 && next_l0_weight(1e-6, 0, 10, 200, 10) == 1e-6);
     const Schedule s = {0.1, 0.1, 10, 110};
     const std::pair<int64_t, double> values[] = {{0, 0.01},
                                                  {4, 0.05},

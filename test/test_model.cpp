@@ -91,6 +91,9 @@ static const std::vector<Variant> variants = {
     {"gate all", "moe", "relu", "sparsity", 4, 2, false, {.gate = "all"}},
     {"topk, gate all, K = 1", "moe", "gelu", "topk", 3, 1, false, {.gate = "all"}},
     {"balance bias", "moe", "relu", "sparsity", 4, 2, false, {.balance = "bias"}},
+    {"sd scaled", "moe", "relu", "sparsity", 4, 2, false, {.router_sd = "scaled"}},
+    {"sd full", "moe", "gelu", "sparsity", 4, 2, false, {.router_sd = "full"}},
+    {"unit top", "moe", "relu", "sparsity", 4, 2, true, {.unit_top = 3}},
     {"hd", "monet-hd", "relu2", "sparsity", 1, 1, false, {7, 3, 2, 0, 1}},
     {"hd share 2", "monet-hd", "relu2", "sparsity", 1, 1, false, {7, 3, 2, 0, 2}},
     {"vd share 2", "monet-vd", "relu2", "sparsity", 1, 1, false, {7, 3, 2, 0, 2}},
@@ -722,6 +725,23 @@ static void test_choice() {
     const size_t load[] = {5, 1, 4, 2}, even[] = {3, 3, 3, 3};
     move_bias(moved.data(), load, real(0.25), 4);
     move_bias(moved.data(), even, real(0.25), 4);
+    // The three largest of each slot, a tie to the lower index; a NaN stays.
+    std::vector<real> z = {1, 5, 0, 3, 3, 3, /**/ 0, 2, 0, 0, 0, 1, /**/ 1, 4, 3, real(NAN), 2, 0};
+    check(keep_largest(z.data(), 2, 6, 3) == 5);
+    check_list("the largest units", std::vector<real>(z.begin(), z.begin() + 12), {0, 5, 0, 3, 3, 0, 0, 2, 0, 0, 0, 1});
+    keep_largest(z.data() + 12, 1, 6, 3);
+    check(std::isnan(z[15]), "NaN among the units");
+    // Four tokens' pre-activations of variance 1, 4, 0 at expert 0, 9 at expert 1, whose sd are 2, 2, 1 and 3 with
+    // factors 2 and 1: true over diagonal is 5/2.25 = 20/9 and 1. An expert without slots keeps its factor.
+    const std::vector<real> h = {0, 2, 0, 4, 7, 7, 0, 6}, sd = {2, 0, 0, 2, 0, 0, 1, 3, 0, 9, 9, 9};
+    std::vector<real> rho = {2, 1, 5};
+    Variances variances[3];
+    add_variances(variances, h.data(), sd.data(), rho.data(), std::vector<int32_t>{0, 3, 4, 4}.data(),
+                  std::vector<int32_t>{0, 1, 2, 2}.data(), 3, 2);
+    check_near(variances[0].truth, 5, 1e-6);
+    check_near(variances[0].diagonal, 2.25, 1e-6);
+    move_rho(rho.data(), variances, 3);
+    check_all("rho", rho, {std::sqrt(0.99 * 4 + 0.01 * 5 / 2.25), 1, 5});
     check_list("the bias", moved, {real(-0.25), real(0.25), real(0.75), real(0.75)});
 
     // dg_k = w_k (dw_k - sum w dw), added to what the load balance wrote.
@@ -853,7 +873,7 @@ static Vector part(const Vector& x, size_t index, size_t size) {
 
 // Scores of all experts for a token: -erf(mu / (sqrt(2) sd)), or the linear router's.
 static Vector naive_scores(const Config& c, const Vector& x, const Vector& w_enc, const Vector& b_enc,
-                           const Vector& router) {
+                           const Vector& router, const Vector& rho) {
     if (c.router == "topk") return linear(router, {}, x);
     Vector g(c.n_expert);
     const size_t C = c.n_embd, D = c.d_expert;
@@ -869,6 +889,12 @@ static Vector naive_scores(const Config& c, const Vector& x, const Vector& w_enc
             const double in = column < C ? x[column] : 1;
             mu += mean * in, variance += spread * in * in;
         }
+        if (c.full()) { // the variance of the pre-activations themselves
+            const Vector h = linear(part(w_enc, j, D * C), part(b_enc, j, D), x);
+            variance = 1e-12;
+            for (const double a : h) variance += (a - mu) * (a - mu) / D;
+        }
+        if (c.scaled()) variance *= rho[j] * rho[j];
         g[j] = -std::erf(mu / std::sqrt(2 * variance));
     }
     return g;
@@ -1061,10 +1087,11 @@ static Naive naive_forward(const Model& model, const std::vector<int32_t>& token
         }
         const Vector w_enc = w(h + "moe.w_enc"), b_enc = w(h + "moe.b_enc"), w_dec = w(h + "moe.w_dec"),
                      b_dec = w(h + "moe.b_dec"), router = c.router == "topk" ? w(h + "moe.router") : Vector();
+        const Vector rho = c.scaled() ? w(h + "moe.rho") : Vector();
         Vector share(E), mean_p(E);
         r.choice.emplace_back();
         for (size_t n = 0; n < N; n++) {
-            const Vector in = layernorm(ln_2w, ln_2b, x[n]), g = naive_scores(c, in, w_enc, b_enc, router),
+            const Vector in = layernorm(ln_2w, ln_2b, x[n]), g = naive_scores(c, in, w_enc, b_enc, router, rho),
                          p = softmax(g);
             std::vector<int32_t> order(E);
             std::iota(order.begin(), order.end(), 0);
@@ -1080,8 +1107,12 @@ static Naive naive_forward(const Model& model, const std::vector<int32_t>& token
             for (size_t i = 0; i < K; i++) {
                 const size_t j = order[i];
                 Vector z = linear(part(w_enc, j, D * C), part(b_enc, j, D), in), y = part(b_dec, j, C);
+                for (double& a : z) a = activation(a, c.act);
+                Vector falling = z;
+                std::sort(falling.rbegin(), falling.rend());
                 for (size_t u = 0; u < D; u++) {
-                    z[u] = activation(z[u], c.act), r.l0 += (z[u] > 0) / double(N * c.n_layer);
+                    if (c.unit_top && z[u] < falling[c.unit_top - 1]) z[u] = 0;
+                    r.l0 += (z[u] > 0) / double(N * c.n_layer);
                     for (size_t a = 0; a < C; a++) y[a] += z[u] * w_dec[(j * D + u) * C + a];
                 }
                 for (size_t a = 0; a < C; a++) x[n][a] += weight[i] * y[a];
@@ -1431,8 +1462,9 @@ static void test_init() {
                        bias = ends("bias") || name.find(".b_") != std::string::npos || !t.trained;
             if (norm || bias) {
                 bool right = true;
-                for (size_t i = 0; i < t.count; i++) right = right && w[i] == real(norm && !bias);
-                check(right, "%s is %d", what.c_str(), int(norm && !bias));
+                const bool one = (norm && !bias) || ends(".rho");
+                for (size_t i = 0; i < t.count; i++) right = right && w[i] == real(one);
+                check(right, "%s is %d", what.c_str(), int(one));
                 continue;
             }
             const bool residual =

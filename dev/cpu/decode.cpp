@@ -16,6 +16,7 @@ Decoder::Decoder(const Model& model) : model(model) {
         h.v.resize(E * C);
         h.mb.resize(E);
         h.vb.resize(E);
+        if (c.full()) h.covariance.resize(E * (C + 1) * (C + 1));
         h.g.resize(E);
         h.weight.resize(K);
         h.choice.resize(K);
@@ -53,6 +54,9 @@ void Decoder::refresh() {
         Layer& h = layers[l];
         expert_statistics_forward(h.m.data(), h.v.data(), h.mb.data(), h.vb.data(), model.w.h[l].w_enc,
                                   model.w.h[l].b_enc, c.n_expert, c.d_expert, c.n_embd);
+        if (c.full())
+            covariance_forward(h.covariance.data(), model.w.h[l].w_enc, model.w.h[l].b_enc, h.m.data(),
+                               h.mb.data(), c.n_expert, c.d_expert, c.n_embd);
     }
 }
 
@@ -138,15 +142,19 @@ void Decoder::step(int32_t token) {
         if (c.moe()) {
             if (c.topk())
                 matrix_vector(h.g.data(), w.router, nullptr, norm.data(), E, C);
+            else if (c.full())
+                full_router_forward(h.g.data(), mu.data(), sd.data(), norm.data(), h.covariance.data(),
+                                    h.m.data(), h.mb.data(), 1, E, C);
             else
                 router_forward(h.g.data(), mu.data(), sd.data(), norm.data(), h.m.data(), h.v.data(),
-                               h.mb.data(), h.vb.data(), 1, E, C);
+                               h.mb.data(), h.vb.data(), 1, E, C, w.rho);
             choice_forward(h.choice.data(), h.weight.data(), h.g.data(), 1, E, K, {w.balance, c.gate_all()});
             for (size_t k = 0; k < K; k++) {
                 const size_t j = h.choice[k];
                 real* z = h.z.data() + k * D;
                 matrix_vector(z, w.w_enc + j * D * C, w.b_enc + j * D, norm.data(), D, C);
                 activation_forward(z, z, D, c.relu());
+                if (c.unit_top) keep_largest(z, 1, D, c.unit_top);
                 for (size_t i = 0; i < C; i++) proj[i] = w.b_dec[j * C + i];
                 for (size_t u = 0; u < D; u++)
                     if (z[u] != 0) // a silent unit moves nothing, not even its row from memory

@@ -10,6 +10,7 @@ struct Decoder {
     std::vector<real> keys, values; // (L,T,C)
     struct Layer {
         std::vector<real> m, v, mb, vb; // expert statistics
+        std::vector<real> covariance;   // of router_sd full
         std::vector<real> g, weight,
             z; // (E) scores; of the last token: (K) gate weights, (K,D) units (dense: one row)
         std::vector<int32_t> choice; // (K)

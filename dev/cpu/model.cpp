@@ -51,7 +51,7 @@ static void for_each_activation(const Config& c, size_t N, Activations& a, const
         list({{&h.mid, N * C}});
         list({{&h.ln_2, N * C}, {&h.ln_2_mean, N}, {&h.ln_2_rstd, N}});
         list({{&h.z, units}});
-        if (!c.relu()) list({{&h.h, units}});
+        if (!c.relu() || c.scaled()) list({{&h.h, units}});
         if (c.geglu()) list({{&h.gate, units}});
         if (c.solu()) list({{&h.s, units}, {&h.u, units}, {&h.u_mean, N}, {&h.u_rstd, N}});
         list({{&h.out, N * C}});
@@ -59,6 +59,7 @@ static void for_each_activation(const Config& c, size_t N, Activations& a, const
         if (c.peer()) for_each_array(h.peer, c, N, visit, visit_indices);
         if (!c.moe()) continue;
         list({{&h.m, E * C}, {&h.v, E * C}, {&h.mb, E}, {&h.vb, E}});
+        if (c.full()) list({{&h.covariance, E * (C + 1) * (C + 1)}});
         list({{&h.mu, N * E}, {&h.sd, N * E}, {&h.g, N * E}, {&h.p, N * E}, {&h.mean_p, E}});
         list({{&h.weight, N * K}, {&h.y, N * K * C}});
         visit_indices(h.choice, N * K);
@@ -73,6 +74,7 @@ static void for_each_activation(const Config& c, size_t N, Activations& a, const
     list({{&a.dh, units}});
     if (c.geglu()) list({{&a.dgate, units}});
     if (c.solu()) list({{&a.du, units}});
+    list({{&a.norm, c.moe() ? E * D : units / N}, {&a.factor, N * K}});
     if (c.monet()) for_each_array(a.monet, c, N, visit);
     if (c.peer()) for_each_array(a.peer, c, N, true, visit, visit_indices);
     if (!c.moe()) return;
@@ -101,7 +103,7 @@ Model::Model(const Config& config, size_t B, size_t T, bool training)
     for (size_t l = 0; l < config.n_layer; l++) {
         LayerActivations& h = a.h[l];
         if (config.relu()) { // relu(h) > 0 exactly where h > 0: one array serves as both
-            h.h = h.z;
+            if (!config.scaled()) h.h = h.z;
             h.peer.h = h.peer.f;
         }
         if (config.monet()) h.monet.routing = a.h[l - l % config.n_share].monet.routing;
@@ -109,6 +111,7 @@ Model::Model(const Config& config, size_t B, size_t T, bool training)
     products.resize(config.n_expert);
     parts.resize(config.n_expert);
     load.resize(config.n_layer * config.n_expert);
+    variances.resize(load.size());
     partial.resize((weights.count + norm_block - 1) / norm_block);
 }
 
@@ -136,12 +139,13 @@ Experts layer_experts(Model& model, size_t l) {
             model.products.data(),
             model.parts.data(),
             model.skip,
-            model.a.h[l].token};
+            model.a.h[l].token,
+            c.unit_top};
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// Feed-forward layers: from a layer's ln_2 to its out, and its part of aux; backward, from a.dresidual to
-// a.dln
+// Feed-forward layers: from a layer's ln_2 to its out, returning its part of aux; backward, from a.dresidual
+// to a.dln
 
 static double dense_forward(Model& model, size_t l) {
     const Config& c = model.config;
@@ -164,7 +168,14 @@ static double dense_forward(Model& model, size_t l) {
     return 0;
 }
 
-static void dense_backward(Model& model, size_t l) {
+// The weighted L1 (penalty.h) of a layer, its weight being N times `scale`. Fills a.norm.
+static L1 dense_l1(Model& model, size_t l, real scale) {
+    const size_t C = model.config.n_embd, W = model.config.dense_width();
+    row_norms(model.a.norm, row_major(model.w.h[l].fc_proj_weight, W).transposed(), W, C);
+    return {model.a.norm, nullptr, scale};
+}
+
+static void dense_backward(Model& model, size_t l, const LossWeights& scales) {
     const Config& c = model.config;
     const size_t N = model.B * model.T, C = c.n_embd, W = c.dense_width();
     const LayerParameters<real>&w = model.w.h[l], &dw = model.g.h[l];
@@ -180,6 +191,11 @@ static void dense_backward(Model& model, size_t l) {
         solu_backward(a.dh, a.du, h.u, h.s, h.h, N, W);
     } else {
         activation_backward(a.dh, a.dh, h.h, N * W, c.relu());
+    }
+    if (scales.l1 > 0) {
+        const L1 l1 = dense_l1(model, l, scales.l1 / N);
+        weighted_l1_units(a.dh, h.z, l1, N, W);
+        weighted_l1_rows(dw.fc_proj_weight, row_major(w.fc_proj_weight, W).transposed(), h.z, l1, N, W, C);
     }
     linear_backward(a.dln, dw.fc_weight, dw.fc_bias, a.dh, h.ln_2, w.fc_weight, N, C, W);
     if (c.geglu()) {
@@ -198,7 +214,12 @@ static double moe_forward(Model& model, size_t l) {
     } else {
         if (model.statistics_stale)
             expert_statistics_forward(h.m, h.v, h.mb, h.vb, w.w_enc, w.b_enc, E, D, C);
-        router_forward(h.g, h.mu, h.sd, h.ln_2, h.m, h.v, h.mb, h.vb, N, E, C);
+        if (model.statistics_stale && c.full())
+            covariance_forward(h.covariance, w.w_enc, w.b_enc, h.m, h.mb, E, D, C);
+        if (c.full())
+            full_router_forward(h.g, h.mu, h.sd, h.ln_2, h.covariance, h.m, h.mb, N, E, C);
+        else
+            router_forward(h.g, h.mu, h.sd, h.ln_2, h.m, h.v, h.mb, h.vb, N, E, C, w.rho);
     }
     choice_forward(h.choice, h.weight, h.g, N, E, K, {w.balance, c.gate_all()});
     dispatch(h.begin, h.slot, h.token, h.choice, N, E, K);
@@ -208,30 +229,66 @@ static double moe_forward(Model& model, size_t l) {
     return aux;
 }
 
-static void moe_backward(Model& model, size_t l, real aux_scale) {
+// Likewise of the experts. Fills a.norm and a.factor.
+static L1 moe_l1(Model& model, size_t l, real scale) {
+    const Config& c = model.config;
+    const size_t slots = model.B * model.T * c.n_expert_active, C = c.n_embd;
+    const LayerActivations& h = model.a.h[l];
+    row_norms(model.a.norm, row_major(model.w.h[l].w_dec, C), c.n_expert * c.d_expert, C);
+    for (size_t i = 0; i < slots; i++) model.a.factor[h.slot[i]] = h.weight[i];
+    return {model.a.norm, model.a.factor, scale};
+}
+
+// Its gradient with respect to decoder rows and gate weights; that of the units is experts_backward()'s.
+static void moe_l1_backward(Model& model, size_t l, const L1& l1) {
+    const Config& c = model.config;
+    const size_t C = c.n_embd, D = c.d_expert, slots = model.B * model.T * c.n_expert_active;
+    const LayerActivations& h = model.a.h[l];
+    for (size_t j = 0; j < c.n_expert; j++) {
+        const size_t s = h.begin[j], at = j * D * C;
+        weighted_l1_rows(model.g.h[l].w_dec + at, row_major(model.w.h[l].w_dec + at, C), h.z + s * D,
+                         {l1.norm + j * D, l1.factor + s, l1.scale}, h.begin[j + 1] - s, D, C);
+    }
+    for (size_t i = 0; i < slots; i++)
+        model.a.dweight[i] +=
+            l1.scale * real(weighted_l1(h.z + h.slot[i] * D, {l1.norm + h.choice[i] * D}, 1, D));
+}
+
+static void moe_backward(Model& model, size_t l, const LossWeights& scales) {
     const Config& c = model.config;
     const size_t N = model.B * model.T, C = c.n_embd, E = c.n_expert, K = c.n_expert_active, D = c.d_expert;
     const LayerParameters<real>&w = model.w.h[l], &dw = model.g.h[l];
     const LayerActivations& h = model.a.h[l];
     Activations& a = model.a;
+    Experts experts = layer_experts(model, l);
     combine_backward(a.dy, a.dweight, a.dresidual, h.y, h.weight, h.slot, N, K, C);
+    if (scales.l1 > 0) {
+        experts.l1 = moe_l1(model, l, scales.l1 / N);
+        moe_l1_backward(model, l, experts.l1);
+    }
     const ExpertsGradients d = {dw.w_enc, dw.b_enc, dw.w_dec, dw.b_dec, a.dh};
-    experts_backward(a.dslots, d, a.dy, h.ln_2, h.z, h.h, h.active, layer_experts(model, l));
+    experts_backward(a.dslots, d, a.dy, h.ln_2, h.z, c.relu() ? h.z : h.h, h.active, experts);
     gather_backward(a.dln, a.dslots, h.slot, N, K, C);
-    balance_backward(a.dg, h.p, h.begin, c.biased() ? 0 : aux_scale, N, E, K);
+    balance_backward(a.dg, h.p, h.begin, c.biased() ? 0 : scales.aux, N, E, K);
     choice_backward(a.dg, a.dweight, h.weight, h.choice, N, E, K, c.gate_all() ? h.p : nullptr);
+    if (scales.l0 > 0) expected_share_backward(a.dg, h.choice, scales.l0, N, E, K);
     for (size_t j = 0; j < E; j++) model.load[l * E + j] += size_t(h.begin[j + 1] - h.begin[j]);
+    if (c.scaled()) add_variances(&model.variances[l * E], h.h, h.sd, w.rho, h.begin, h.token, E, D);
     if (c.topk()) {
         linear_backward(a.proj, dw.router, nullptr, a.dg, h.ln_2, w.router, N, C, E);
         residual_forward(a.dln, a.dln, a.proj, N * C);
-    } else {
-        for (auto [p, count] : {std::pair{a.dm, E * C}, {a.dv, E * C}, {a.dmb, E}, {a.dvb, E}})
-            std::fill(p, p + count, real(0));
-        const RouterView router = {h.m, h.v, h.mb, h.vb, h.mu, h.sd};
-        const RouterGradients drouter = {a.dm, a.dv, a.dmb, a.dvb, a.dmu, a.dvar};
-        router_backward(a.dln, drouter, a.dg, h.ln_2, router, a.proj, N, E, C);
-        expert_statistics_backward(dw.w_enc, dw.b_enc, drouter, w.w_enc, w.b_enc, router, E, D, C);
+        return;
     }
+    for (auto [p, count] : {std::pair{a.dm, E * C}, {a.dv, E * C}, {a.dmb, E}, {a.dvb, E}})
+        std::fill(p, p + count, real(0));
+    const RouterView router = {h.m, h.v, h.mb, h.vb, h.mu, h.sd, w.rho};
+    const RouterGradients drouter = {a.dm, a.dv, a.dmb, a.dvb, a.dmu, a.dvar};
+    if (c.full())
+        full_router_backward(a.dln, dw.w_enc, dw.b_enc, drouter, a.dg, h.ln_2, router, h.covariance, w.w_enc,
+                             w.b_enc, N, E, D, C);
+    else
+        router_backward(a.dln, drouter, a.dg, h.ln_2, router, a.proj, N, E, C);
+    expert_statistics_backward(dw.w_enc, dw.b_enc, drouter, w.w_enc, w.b_enc, router, E, D, C);
 }
 
 static double monet_layer_forward(Model& model, size_t l) {
@@ -343,7 +400,7 @@ double mean_l0(const Model& model) {
 // ---------------------------------------------------------------------------------------------------------
 // Backward
 
-void backward(Model& model, real aux_scale) {
+void backward(Model& model, const LossWeights& scales) {
     const Config& c = model.config;
     const size_t B = model.B, T = model.T, N = B * T, C = c.n_embd;
     Activations& a = model.a;
@@ -358,13 +415,13 @@ void backward(Model& model, real aux_scale) {
         LayerActivations& h = a.h[l];
         const real* x = l ? a.h[l - 1].out : a.embedded;
         if (c.moe())
-            moe_backward(model, l, aux_scale);
+            moe_backward(model, l, scales);
         else if (c.monet())
-            monet_layer_backward(model, l, aux_scale);
+            monet_layer_backward(model, l, scales.aux);
         else if (c.peer())
             peer_layer_backward(model, l);
         else
-            dense_backward(model, l);
+            dense_backward(model, l, scales);
         layernorm_backward(a.dresidual, dw.ln_2_weight, dw.ln_2_bias, a.dln, h.mid, h.ln_2_mean, h.ln_2_rstd,
                            w.ln_2_weight, N, C);
         linear_backward(a.datt, dw.c_proj_weight, dw.c_proj_bias, a.dresidual, h.att, w.c_proj_weight, N, C,
@@ -378,11 +435,33 @@ void backward(Model& model, real aux_scale) {
     embedding_backward(g.wte, g.wpe, a.dresidual, model.tokens, B, T, C);
 }
 
+Penalties penalties(Model& model) {
+    const Config& c = model.config;
+    const size_t N = model.B * model.T, D = c.d_expert;
+    Penalties sum;
+    for (size_t l = 0; l < c.n_layer; l++) {
+        const LayerActivations& h = model.a.h[l];
+        if (c.moe()) {
+            sum.l0 += expected_share(h.g, h.choice, N, c.n_expert, c.n_expert_active);
+            const L1 all = moe_l1(model, l, 0);
+            for (size_t j = 0; j < c.n_expert; j++) {
+                const size_t s = h.begin[j];
+                sum.l1 +=
+                    weighted_l1(h.z + s * D, {all.norm + j * D, all.factor + s}, h.begin[j + 1] - s, D) / N;
+            }
+        } else if (c.dense()) {
+            sum.l1 += weighted_l1(h.z, dense_l1(model, l, 0), N, c.dense_width()) / N;
+        }
+    }
+    return sum;
+}
+
 void zero_gradients(Model& model) {
     real* g = model.gradients.data;
     parallel_ranges(model.gradients.count, 4096,
                     [=](size_t begin, size_t end) { std::fill(g + begin, g + end, real(0)); });
     std::fill(model.load.begin(), model.load.end(), 0);
+    std::fill(model.variances.begin(), model.variances.end(), Variances{});
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -436,7 +515,10 @@ void update(Model& model, const AdamW& adam, uint64_t t, double gradient_scale) 
 }
 
 void update_running(Model& model, double balance_rate) {
-    const size_t E = model.config.n_expert;
-    for (size_t l = 0; l < model.config.n_layer && model.config.biased(); l++)
-        move_bias(model.w.h[l].balance, &model.load[l * E], real(balance_rate), E);
+    const Config& c = model.config;
+    const size_t E = c.n_expert;
+    for (size_t l = 0; l < c.n_layer; l++) {
+        if (c.biased()) move_bias(model.w.h[l].balance, &model.load[l * E], real(balance_rate), E);
+        if (c.scaled()) move_rho(model.w.h[l].rho, &model.variances[l * E], E);
+    }
 }

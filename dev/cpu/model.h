@@ -6,6 +6,7 @@
 #include "moe.h"
 #include "monet.h"
 #include "peer.h"
+#include "router_sd.h"
 #include <cmath>
 #include <utility>
 #include <vector>
@@ -46,6 +47,7 @@ struct LayerActivations {
     real* out;                          // (N,C) residual stream after the feed-forward layer
     // moe only
     real *m, *v, *mb, *vb;                  // expert statistics (E,C) (E,C) (E) (E)
+    real* covariance;                       // router_sd full only: (E,C+1,C+1)
     real *mu, *sd, *g, *p, *mean_p;         // router (N,E) x4, (E)
     real *weight, *y;                       // gate weights (N,K); expert outputs (N*K,C)
     int32_t *choice, *slot, *token, *begin; // (N,K) (N,K) (N*K) (E+1)
@@ -65,6 +67,7 @@ struct Activations {
     real *dy, *dslots;                   // (N*K,C) (N*K,C)
     real *dg, *dmu, *dvar, *dweight;     // (N,E) x3, (N,K)
     real *dm, *dv, *dmb, *dvb;           // (E,C) (E,C) (E) (E)
+    real *norm, *factor;                 // penalty.h: (E,D) or (W), (N*K)
     MonetScratch monet;                  // monet only
     PeerScratch peer;                    // peer only
 };
@@ -82,9 +85,10 @@ struct Model {
     bool statistics_stale = true;  // the weights changed since the expert statistics were computed
     std::vector<Product> products; // scratch of the experts
     std::vector<ExpertPart> parts;
-    SkipBelow skip;              // when the experts skip relu's zeros
-    std::vector<double> partial; // scratch of the gradient norm
-    std::vector<size_t> load;    // (L,E) slots of the experts since zero_gradients()
+    SkipBelow skip;                   // when the experts skip relu's zeros
+    std::vector<double> partial;      // scratch of the gradient norm
+    std::vector<size_t> load;         // (L,E) slots of the experts since zero_gradients()
+    std::vector<Variances> variances; // (L,E) of router_sd scaled, likewise
 
     // For batches of up to B x T tokens; with training = false there is no backward pass, with B = 0 the
     // weights alone.
@@ -122,9 +126,16 @@ double mean_l0(const Model& model);
 
 // ---------------------------------------------------------------------------------------------------------
 // Backward: after forward() with a gradient_scale, adds to model.gradients the gradient of
-// gradient_scale * (mean cross-entropy + aux_weight * sum over layers of aux), without aux for balance bias
+// gradient_scale * (mean cross-entropy + sum over layers of the terms of LossWeights, each times its weight);
+// without aux for balance bias. scales: gradient_scale * the weights
+void backward(Model& model, const LossWeights& scales);
 
-void backward(Model& model, real aux_scale); // aux_scale: gradient_scale * aux_weight
+// The values of those terms in the last forward pass, summed over layers: expected share, weighted L1.
+struct Penalties {
+    double l0 = 0, l1 = 0;
+};
+Penalties penalties(Model& model);
+
 void zero_gradients(Model& model);
 
 // ---------------------------------------------------------------------------------------------------------
@@ -144,5 +155,6 @@ struct AdamW {
 // Moments below 1e-30 become 0.
 void update(Model& model, const AdamW& adam, uint64_t t, double gradient_scale);
 
-// After it, what moves by a rule of its own: the experts' biases of balance bias, by the loads of the step.
+// After it, what moves by a rule of its own, by what the step has seen: the experts' biases of balance bias,
+// rho of router_sd scaled.
 void update_running(Model& model, double balance_rate);

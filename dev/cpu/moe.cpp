@@ -2,6 +2,7 @@
 #include "moe.h"
 #include <algorithm>
 #include <cmath>
+#include <functional>
 
 // ---------------------------------------------------------------------------------------------------------
 // Expert statistics
@@ -46,9 +47,20 @@ void expert_statistics_backward(real* dw_enc, real* db_enc, const RouterGradient
 // ---------------------------------------------------------------------------------------------------------
 // Router
 
-void router_forward(real* g, real* mu, real* sd, const real* x, const real* m, const real* v, const real* mb,
-                    const real* vb, size_t N, size_t E, size_t C) {
+void score_forward(real* g, real* sd, const real* mu, const real* rho, size_t N, size_t E) {
     const real root_half = real(0.70710678118654752440);
+    parallel_ranges(N, 2, [&](size_t begin, size_t end) {
+#pragma omp simd
+        for (size_t nj = begin * E; nj < end * E; nj++) sd[nj] = std::sqrt(sd[nj] + real(1e-12));
+        for (size_t n = begin; n < end && rho; n++)
+            for (size_t j = 0; j < E; j++) sd[n * E + j] *= rho[j];
+#pragma omp simd
+        for (size_t nj = begin * E; nj < end * E; nj++) g[nj] = -fast_erf(root_half * mu[nj] / sd[nj]);
+    });
+}
+
+void router_forward(real* g, real* mu, real* sd, const real* x, const real* m, const real* v, const real* mb,
+                    const real* vb, size_t N, size_t E, size_t C, const real* rho) {
     static thread_local Workspace memory;
     real* xx = memory.reserve(N * C);
     parallel_for(N, [&](size_t n) {
@@ -57,25 +69,27 @@ void router_forward(real* g, real* mu, real* sd, const real* x, const real* m, c
     const Product moments[] = {{mu, row_major(x, C), row_major(m, C).transposed(), N, E, C, false, mb},
                                {sd, row_major(xx, C), row_major(v, C).transposed(), N, E, C, false, vb}};
     multiply(moments, 2);
-    parallel_ranges(N, 2, [&](size_t begin, size_t end) {
-#pragma omp simd
-        for (size_t nj = begin * E; nj < end * E; nj++) {
-            sd[nj] = std::sqrt(sd[nj] + real(1e-12)); // until here the variance
-            g[nj] = -fast_erf(root_half * mu[nj] / sd[nj]);
+    score_forward(g, sd, mu, rho, N, E);
+}
+
+void score_backward(real* dmu, real* dvar, const real* dg, const real* mu, const real* sd, const real* rho,
+                    size_t N, size_t E) {
+    parallel_for(N, [&](size_t n) {
+        const real root = real(0.79788456080286535588); // sqrt(2/pi)
+        for (size_t nj = n * E; nj < (n + 1) * E; nj++) {
+            const real z = mu[nj] / sd[nj], phi = root * fast_exp(real(-0.5) * z * z);
+            dmu[nj] = dg[nj] * -phi / sd[nj];
+            dvar[nj] = dg[nj] * phi * z / sd[nj] / (2 * sd[nj]);
         }
+        for (size_t j = 0; j < E && rho; j++) dvar[n * E + j] *= rho[j] * rho[j];
     });
 }
 
 void router_backward(real* dx, const RouterGradients& d, const real* dg, const real* x, const RouterView& r,
                      real* scratch, size_t N, size_t E, size_t C) {
     real* const xx = scratch; // x*x
+    score_backward(d.mu, d.var, dg, r.mu, r.sd, r.rho, N, E);
     parallel_for(N, [&](size_t n) {
-        const real root = real(0.79788456080286535588); // sqrt(2/pi)
-        for (size_t nj = n * E; nj < (n + 1) * E; nj++) {
-            const real sd = r.sd[nj], z = r.mu[nj] / sd, phi = root * fast_exp(real(-0.5) * z * z);
-            d.mu[nj] = dg[nj] * -phi / sd;
-            d.var[nj] = dg[nj] * phi * z / sd / (2 * sd);
-        }
         for (size_t c = n * C; c < (n + 1) * C; c++) xx[c] = x[c] * x[c];
     });
     add_column_sums(d.mb, d.mu, N, E);
@@ -192,6 +206,35 @@ void gather(real* out, const real* x, const int32_t* token, size_t slots, size_t
 // ---------------------------------------------------------------------------------------------------------
 // Experts
 
+size_t keep_largest(real* z, size_t slots, size_t D, size_t q) {
+    std::atomic<size_t> active{0};
+    parallel_ranges(slots, 1, [&](size_t begin, size_t end) {
+        static thread_local Workspace memory;
+        real* sorted = memory.reserve(D);
+        size_t found = 0;
+        for (size_t s = begin; s < end; s++) {
+            real* row = z + s * D;
+            size_t positive = 0;
+            for (size_t i = 0; i < D; i++)
+                if (!(row[i] <= 0)) sorted[positive++] = row[i]; // a NaN stays: it must reach the loss
+            found += std::min(positive, q);
+            if (positive <= q) continue;
+            std::nth_element(sorted, sorted + q, sorted + positive, std::greater<real>());
+            const real least = sorted[q]; // of what goes: the largest
+            size_t above = 0;
+            for (size_t i = 0; i < D; i++) above += row[i] > least;
+            for (size_t i = 0, ties = q - std::min(q, above); i < D; i++) {
+                if (row[i] == least && ties > 0)
+                    ties--;
+                else if (row[i] <= least)
+                    row[i] = 0;
+            }
+        }
+        active += found;
+    });
+    return active;
+}
+
 size_t experts_forward(real* y, real* z, real* h, const real* x, const Experts& e) {
     const size_t D = e.D, C = e.C;
     const size_t n_products = e.describe(e.products, [&](size_t j, size_t s, size_t n) -> Product {
@@ -206,6 +249,7 @@ size_t experts_forward(real* y, real* z, real* h, const real* x, const Experts& 
             fired += activate(z + first + r * D, h + first + r * D, columns, e.relu);
         active += fired;
     });
+    if (e.top) active = keep_largest(z, e.slots(), D, e.top);
     if (e.relu && active <= e.skip.forward * e.slots() * D) {
         skipping_decode(e.parts, e.describe(e.parts, [&](size_t j, size_t s, size_t n) {
             ExpertPart part{};
@@ -248,7 +292,7 @@ void experts_backward(real* dx, const ExpertsGradients& d, const real* dy, const
         part.dw_dec = d.w_dec + j * D * C;
         return part;
     });
-    if (share <= e.skip.slots) {
+    if (share <= e.skip.slots && !e.l1.norm) {
         skipping_slots(e.parts, n_parts);
     } else {
         const size_t n_products = e.describe(e.products, [&](size_t j, size_t s, size_t n) -> Product {
@@ -260,6 +304,11 @@ void experts_backward(real* dx, const ExpertsGradients& d, const real* dy, const
             for (size_t at = first; at < first + rows * D; at += D)
                 activate_backward(dh + at, dh + at, h + at, columns, e.relu);
         });
+        for (size_t j = 0; j < e.E && e.l1.norm; j++) {
+            const size_t s = e.begin[j];
+            weighted_l1_units(dh + s * D, z + s * D, {e.l1.norm + j * D, e.l1.factor + s, e.l1.scale},
+                              e.begin[j + 1] - s, D);
+        }
         e.each([&](size_t j, size_t s, size_t n) -> Product {
             return {dx + s * C, row_major(dh + s * D, D), row_major(e.w_enc + j * D * C, C), n, C, D};
         });

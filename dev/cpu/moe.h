@@ -4,6 +4,7 @@
 // are sorted by expert, so that each expert works on consecutive rows.
 #pragma once
 #include "layers.h"
+#include "penalty.h"
 #include "sparse.h"
 
 // ---------------------------------------------------------------------------------------------------------
@@ -29,14 +30,18 @@ void expert_statistics_backward(real* dw_enc, real* db_enc, const RouterGradient
 // and a share Phi(mu/sd) of them positive. The score falls as that share rises:
 //   g_j = -erf(mu_j / (sqrt(2) sd_j)) = 1 - 2 Phi(mu_j / sd_j)
 
-// g mu sd (N,E), x (N,C)
+// g mu sd (N,E), x (N,C); rho (E): sd_j is taken times rho_j, null for 1 (router_sd.h)
 void router_forward(real* g, real* mu, real* sd, const real* x, const real* m, const real* v, const real* mb,
-                    const real* vb, size_t N, size_t E, size_t C);
+                    const real* vb, size_t N, size_t E, size_t C, const real* rho = nullptr);
+
+// Its last step: sd has the variance on entry.
+void score_forward(real* g, real* sd, const real* mu, const real* rho, size_t N, size_t E);
 
 // What the backward pass reads of the forward pass, and the gradients of the same.
 struct RouterView {
     const real *m, *v, *mb, *vb; // (E,C) (E,C) (E) (E)
     const real *mu, *sd;         // (N,E)
+    const real* rho = nullptr;   // (E)
 };
 struct RouterGradients {
     real *m, *v, *mb, *vb; // added to
@@ -44,12 +49,16 @@ struct RouterGradients {
 };
 
 // With phi = exp(-mu^2 / (2 sd^2)) sqrt(2/pi), from d erf(u)/du = 2/sqrt(pi) exp(-u^2):
-//   dg/dmu = -phi / sd      dg/dsd = phi mu / sd^2      dsd/dvar = 1 / (2 sd)
+//   dg/dmu = -phi / sd      dg/dsd = phi mu / sd^2      dsd/dvar = 1 / (2 sd), with rho times rho^2
 //   dx += sum_j dmu_j m_j + dvar_j 2 x v_j
 //   dm_j += sum_n dmu_j x     dv_j += sum_n dvar_j (x*x)     dmb_j += sum_n dmu_j     dvb_j += sum_n dvar_j
 // dx x (N,C), dg (N,E); scratch (N,C)
 void router_backward(real* dx, const RouterGradients& d, const real* dg, const real* x, const RouterView& r,
                      real* scratch, size_t N, size_t E, size_t C);
+
+// Its first step: dmu and dvar (N,E).
+void score_backward(real* dmu, real* dvar, const real* dg, const real* mu, const real* sd, const real* rho,
+                    size_t N, size_t E);
 
 // ---------------------------------------------------------------------------------------------------------
 // Choice: S = the K experts of highest score, a tie to the lower index. With a bias per expert (balance
@@ -86,8 +95,8 @@ void balance_backward(real* dg, const real* p, const int32_t* begin, real scale,
                       size_t K);
 
 // Without a loss (DeepSeek-V3, arXiv 2412.19437, after Wang et al., arXiv 2408.15664): after each step the
-// bias of an expert with fewer slots than the mean rises by `rate`, of one with more it falls.   bias load
-// (E)
+// bias of an expert with fewer slots than the mean rises by `rate`, of one with more it falls.
+// bias load (E)
 void move_bias(real* bias, const size_t* load, real rate, size_t E);
 
 // ---------------------------------------------------------------------------------------------------------
@@ -120,6 +129,8 @@ struct Experts {
     ExpertPart* parts;                         // scratch (E)
     SkipBelow skip;
     const int32_t* token = nullptr; // (N*K): x is read at the row of each slot's token; null: x is by slot
+    size_t top = 0;                 // relu: of a slot's units only the `top` largest stay; 0: all
+    L1 l1 = {};                     // norm (E,D), factor (N*K): a penalty on what fires (penalty.h)
 
     size_t slots() const { return begin[E]; }
 
@@ -134,6 +145,10 @@ struct Experts {
     // One product per expert, all in one parallel region.
     template <class Make> void each(Make make) const { multiply(products, describe(products, make)); }
 };
+
+// Sets all but the q largest of a slot's units to 0, a tie to the lower index; returns how many are positive.
+// z (slots,D), after relu
+size_t keep_largest(real* z, size_t slots, size_t D, size_t q);
 
 // z h (N*K,D), h may be z for relu; y (N*K,C); x (N,C). Returns how many units fired.
 size_t experts_forward(real* y, real* z, real* h, const real* x, const Experts& e);

@@ -37,8 +37,10 @@ struct MonetRouting {
 double monet_router_forward(const MonetRouting& r, const real* x, const real* router, const Config& c,
                             size_t N);
 
-// dz = g (dg - sum g dg) on K  +  p (dp - sum p dp),  dp_i = -scale / (2HQN P_i);  dg of the largest -= scale
-// / (2HN) first.   dR += dz^T x;   dx += dz R dg (N,2,H,k), is changed; dz scratch (N,2,H,Q)
+// dg of the largest -= scale / (2HN), then
+//   dz = g (dg - sum g dg) on K  +  p (dp - sum p dp),   dp_i = -scale / (2HQN P_i)
+//   dR += dz^T x;   dx += dz R
+// dg (N,2,H,k), is changed; dz scratch (N,2,H,Q)
 void monet_router_backward(real* dx, real* drouter, real* dg, real* dz, const real* x, const real* router,
                            const MonetRouting& r, real scale, const Config& c, size_t N);
 
@@ -75,8 +77,9 @@ struct MonetScratch {
 void for_each_array(MonetScratch& a, const Config& c, size_t N, const Visit& visit);
 
 // dr_j = V_j dy;  dV_j += r_j dy^T;  dc_j += S_j dy;  dS_j = c_j . dy, and then
-//   hd   dt_h = sum_j g1_hj dr_j;   dg1_hj = dr_j . t_h + dS1_j;   dg0_hi = dt_h . a_i;   da_i = sum_h g0_hi
-//   dt_h vd   dt2_h = sum_i g0_hi dr12_i;   dt1_h = sum_j g1_hj dr21_j
+//   hd   dt_h = sum_j g1_hj dr_j
+//        dg1_hj = dr_j . t_h + dS1_j;   dg0_hi = dt_h . a_i;   da_i = sum_h g0_hi dt_h
+//   vd   dt2_h = sum_i g0_hi dr12_i;   dt1_h = sum_j g1_hj dr21_j
 //        dS0_i += dr11_i . a1_i;   dS1_j += dr22_j . a2_j
 //        dg0_hi = dr12_i . t2_h + dt1_h . a1_i + dS0_i;   da1_i = S0_i dr11_i + sum_h g0_hi dt1_h
 //        dg1_hj = dr21_j . t1_h + dt2_h . a2_j + dS1_j;   da2_j = S1_j dr22_j + sum_h g1_hj dt2_h

@@ -4,9 +4,9 @@
 // for unit i*Q + j, so the k best of all Q*Q are found among the k best on each side. C channels, N tokens.
 //
 //   q_h  = B_h x (d_key), its halves q_h0, q_h1;   s0_hi = q_h0 . c0_i,   s1_hj = q_h1 . c1_j    (Q of each)
-//   I, J = the k best of s0_h and of s1_h;   the k best sums s0_hi + s1_hj over I x J, a tie to the lower
-//   place w_h  = softmax of those k sums y    = sum over h and its k units e = (i,j) of  w_he f_e v_e,   f_e
-//   = act(u_e . x)
+//   I, J = the k best of s0_h and of s1_h
+//   the k best sums s0_hi + s1_hj over I x J, a tie to the lower place;   w_h = softmax of those k sums
+//   y    = sum over h and its k units e = (i,j) of  w_he f_e v_e,   f_e = act(u_e . x)
 //
 // The heads share the sub-keys, as the paper's text says, and a unit that several heads choose counts for
 // each. There are no biases, and no batch normalisation of the query: with as few units as here all are used

@@ -31,7 +31,8 @@ static StepResult train_step(Model& model, Run& run, std::vector<int32_t>& token
         result.loss += part.loss / run.accumulate;
         result.aux += part.aux / run.accumulate;
         result.l0 += mean_l0(model) / run.accumulate;
-        backward(model, share * real(run.flags.aux_weight));
+        backward(model, LossWeights(share * real(run.flags.aux_weight), share * real(run.l0_weight),
+                                    share * real(run.flags.l1_weight)));
     }
     result.norm = gradient_norm(model);
     result.stop = stop_signal;
@@ -41,6 +42,9 @@ static StepResult train_step(Model& model, Run& run, std::vector<int32_t>& token
     update(model, adam, t,
            run.flags.clip > 0 && result.norm > run.flags.clip ? run.flags.clip / result.norm : 1);
     update_running(model, run.flags.balance_rate);
+    if (run.flags.l0_target > 0)
+        run.l0_weight =
+            next_l0_weight(run.l0_weight, result.l0, run.flags.l0_target, int64_t(t), run.schedule.warmup);
     return result;
 }
 

@@ -55,6 +55,16 @@ void check_config(const Config& c, const std::string& where) {
     };
     of_moe("gate", c.gate, "chosen");
     of_moe("balance", c.balance, "loss");
+    of_moe("router_sd", c.router_sd, "diagonal");
+    if (c.topk() && c.router_sd != "diagonal")
+        fail("%s: router_sd %s goes with router sparsity, this is router topk", where.c_str(),
+             c.router_sd.c_str());
+    if (c.unit_top) {
+        within("unit_top", c.unit_top, c.d_expert);
+        if (!c.moe() || !c.relu())
+            fail("%s: unit_top goes with ffn moe and act relu, this is ffn %s, act %s", where.c_str(),
+                 c.ffn.c_str(), c.act.c_str());
+    }
     if (c.monet() || c.peer()) {
         within("n_key", c.n_key, 4096);
         within("n_retrieve", c.n_retrieve, 4096);
@@ -103,6 +113,8 @@ std::string reference_only(const Config& c) {
     if (c.geglu() || c.solu()) return "act " + c.act;
     if (c.gate_all()) return "gate all";
     if (c.biased()) return "balance bias";
+    if (c.scaled() || c.full()) return "router_sd " + c.router_sd;
+    if (c.unit_top) return "unit_top";
     return "";
 }
 

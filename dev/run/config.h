@@ -21,8 +21,10 @@ struct Config {
     std::string tokenizer = "";      // bytes | chess-32 | gpt2, "" when unstated
 
     // Not in files of the first release; moe only
-    std::string gate = "chosen";  // weights: softmax over the chosen scores | all scores
-    std::string balance = "loss"; // loads are evened by a loss | a bias of each expert on the choice
+    std::string gate = "chosen";        // weights: softmax over the chosen scores | all scores
+    std::string balance = "loss";       // loads are evened by a loss | a bias of each expert on the choice
+    std::string router_sd = "diagonal"; // sparsity router: diagonal | scaled | full (dev/cpu/router_sd.h)
+    size_t unit_top = 0;                // relu: of an expert's units the largest so many stay; 0: all
 
     // Nor these; Monet and PEER only, else 0 (E and K are 1 there, D Monet's hidden units, PEER's 1)
     size_t n_key = 0;      // Q, sub-keys a side: Q*Q experts
@@ -41,6 +43,8 @@ struct Config {
     bool topk() const { return moe() && router == "topk"; }
     bool gate_all() const { return gate == "all"; }
     bool biased() const { return balance == "bias"; }
+    bool scaled() const { return router_sd == "scaled"; }
+    bool full() const { return router_sd == "full"; }
     size_t dense_width() const { return n_expert_active * d_expert; }
     // The most units a token can use: hidden units, Monet's experts, PEER's units.
     size_t most_active() const {
@@ -56,7 +60,8 @@ size_t tokenizer_vocab(Tokenizer t);
 inline const std::vector<std::string> ffn_words = {"moe", "dense", "monet-hd", "monet-vd", "peer"},
                                       act_words = {"relu", "gelu", "geglu", "solu", "relu2"},
                                       router_words = {"sparsity", "topk"}, gate_words = {"chosen", "all"},
-                                      balance_words = {"loss", "bias"};
+                                      balance_words = {"loss", "bias"},
+                                      router_sd_words = {"diagonal", "scaled", "full"};
 
 // One field of Config: a size or a word, and the words it may be (none: any). A field that came after the
 // first release is optional: it is written to a checkpoint only where it differs from its default, and read
@@ -99,6 +104,8 @@ inline const std::vector<ConfigField> config_fields = [] {
         word("tokenizer", &Config::tokenizer, {}, required),
         word("gate", &Config::gate, gate_words, later),
         word("balance", &Config::balance, balance_words, later),
+        word("router_sd", &Config::router_sd, router_sd_words, later),
+        size("unit_top", &Config::unit_top, later),
         size("n_key", &Config::n_key, later),
         size("n_retrieve", &Config::n_retrieve, later),
         size("n_top", &Config::n_top, later),

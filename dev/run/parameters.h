@@ -32,6 +32,7 @@ template <class T> struct LayerParameters {
     T *w_dec, *b_dec;                 // moe: (E,D,C) (E,C)
     T* router;                        // moe, topk only: (E,C)
     T* balance;                       // moe, balanced by a bias only: (E)
+    T* rho;                           // moe, router_sd scaled only: (E)
     MonetParameters<T> monet;         // monet-hd, monet-vd
     PeerParameters<T> peer;           // peer
 };
@@ -102,6 +103,7 @@ template <class T, class Visit> void for_each_tensor(const Config& c, Parameters
             visit(h.w_dec, at + "moe.w_dec", {E, D, C}, matrix, Init::normal_residual, experts);
             visit(h.b_dec, at + "moe.b_dec", {E, C}, vector, Init::zeros, experts);
             if (c.topk()) visit(h.router, at + "moe.router", {E, C}, matrix, Init::normal, shared);
+            if (c.scaled()) visit(h.rho, at + "moe.rho", {E}, running, Init::ones, shared);
             if (c.biased()) visit(h.balance, at + "moe.balance", {E}, running, Init::zeros, shared);
         } else if (c.monet()) {
             for_each_monet_tensor(c, h.monet, c.routes(l), at + "monet.", visit);

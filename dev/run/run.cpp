@@ -67,6 +67,19 @@ void Flags::declare(Options& o) {
           "what evens the experts' loads: a loss, or a bias on the choice that moves after each step (CPU "
           "only)");
     o.add(0, "balance-rate", "STEP", &balance_rate, 0, 1, "by how much that bias moves");
+    o.section("What sets the sparsity (CPU only, but for --bias-init)");
+    o.add(
+        0, "router-sd", &router_sd, router_sd_words,
+        "the sparsity router's deviation: coordinates independent, that times a factor per expert, or exact");
+    o.add(0, "unit-top", "Q", &unit_top, 0, 1 << 20, "of an expert's units only the Q largest stay (0: all)");
+    o.add(0, "l0-weight", "MU", &l0_weight, 0, 1e6,
+          "weight of the share of units the router expects to fire");
+    o.add(0, "l0-target", "UNITS", &l0_target, 0, 1e9,
+          "sets that weight, after warm-up, so that so many units fire per token (0: no)");
+    o.add(0, "l1-weight", "MU", &l1_weight, 0, 1e6,
+          "weight of the sum of relu units, each times its gate and the length of its decoder row");
+    o.add(0, "bias-init", "B", &bias_init, -100, 100,
+          "a new model's b_enc is -B deviations of the pre-activation at the start");
     o.section(
         "--ffn monet-hd, monet-vd, peer (CPU only; default: as many active parameters as E, K and D make)");
     o.add(0, "keys", "Q", &keys, 0, 4096, "sub-keys a side: Q*Q experts", preset);
@@ -110,6 +123,16 @@ static int64_t whole_number(const SafeTensorsFile& file, const std::string& name
         fail("%s: metadata: %s is %s, expected a whole number", file.path.c_str(), name.c_str(),
              quoted(text).c_str());
     return std::stoll(text);
+}
+
+static double real_number(const SafeTensorsFile& file, const std::string& name) {
+    const std::string& text = metadata_entry(file, name);
+    char* end = nullptr;
+    const double value = strtod(text.c_str(), &end);
+    if (text.empty() || *end || !std::isfinite(value))
+        fail("%s: metadata: %s is %s, expected a number", file.path.c_str(), name.c_str(),
+             quoted(text).c_str());
+    return value;
 }
 
 // A flag of a run as its state file has it; false when it has it not. A name of a file may be any bytes: what
@@ -270,6 +293,8 @@ Run resolve_run(Options& options, Flags& flags,
         change("router", c.router, flags.router, true);
         change("gate", c.gate, flags.gate, true);
         change("balance", c.balance, flags.balance, true);
+        change("router-sd", c.router_sd, flags.router_sd, true);
+        change("unit-top", c.unit_top, size_t(flags.unit_top), true);
         if (!from_file) {
             if (!options.given("act") && (c.monet() || c.peer())) c.act = c.monet() ? "relu2" : "gelu";
             take_equal_size(c);
@@ -293,6 +318,20 @@ Run resolve_run(Options& options, Flags& flags,
              tokenizer_name(header.tokenizer), run.init_file->path.c_str(), c.tokenizer.c_str());
     }
     check_config(c, from_file ? run.init_file->path : "model");
+    if ((flags.l0_weight > 0 || flags.l0_target > 0) && (!c.moe() || c.topk()))
+        fail("--l0-weight and --l0-target go with ffn moe and router sparsity, this is ffn %s, router %s",
+             c.ffn.c_str(), c.router.c_str());
+    if (flags.l0_weight > 0 && flags.l0_target > 0)
+        fail("--l0-target sets the weight itself: leave --l0-weight out");
+    if (flags.l1_weight > 0 && !((c.moe() || c.dense()) && c.relu()))
+        fail("--l1-weight goes with relu units of ffn moe or dense, this is ffn %s, act %s", c.ffn.c_str(),
+             c.act.c_str());
+    if (flags.bias_init != 0 && (!(c.moe() || c.dense()) || c.geglu() || c.solu()))
+        fail("--bias-init goes with relu and gelu units of ffn moe or dense, this is ffn %s, act %s",
+             c.ffn.c_str(), c.act.c_str());
+    if (flags.bias_init != 0 && from_file && !run.state_file)
+        fail("--bias-init is for a new model, %s has its biases", run.init_file->path.c_str());
+    run.l0_weight = flags.l0_weight;
     run.T = given_or(flags.seq, header.row ? std::min(c.block_size, header.row - 1) : c.block_size);
     if (run.T > c.block_size)
         fail("--seq %zu is more than the %zu positions of the model", run.T, c.block_size);
@@ -343,6 +382,7 @@ Run resolve_run(Options& options, Flags& flags,
         run.train->position =
             uint64_t(whole_number(*run.state_file, "position", metadata_entry(*run.state_file, "position")));
         run.schedule = resumed_schedule(run, run.schedule);
+        if (flags.l0_target > 0) run.l0_weight = real_number(*run.state_file, "l0_weight");
     }
     run.flags = flags;
     return run;
@@ -359,12 +399,27 @@ std::vector<std::pair<std::string, std::string>> agreement(const Run& run, const
     return list;
 }
 
+std::string reference_only(const Flags& f) {
+    if (f.l0_weight > 0) return "--l0-weight";
+    if (f.l0_target > 0) return "--l0-target";
+    if (f.l1_weight > 0) return "--l1-weight";
+    return "";
+}
+
+double next_l0_weight(double weight, double l0, double target, int64_t t, int64_t warmup) {
+    if (t < warmup) return 0;
+    if (weight == 0) return 1e-3;
+    if (t % 100) return weight;
+    return std::clamp(weight * std::exp(0.2 * std::clamp((l0 - target) / target, -1.0, 1.0)), 1e-6, 1.0);
+}
+
 Strings state_strings(const Run& run, const Options& options) {
     Strings strings = {{"format", "pt"},
                        {"model", "moex-state"},
                        {"step", std::to_string(run.step)},
                        {"position", std::to_string(run.train->position)},
                        {"data", run.data}};
+    if (run.flags.l0_target > 0) strings["l0_weight"] = strf("%.17g", run.l0_weight);
     if (run.schedule.lengthened_at >= 0)
         strings["lengthened"] =
             strf("%lld %.17g", (long long)run.schedule.lengthened_at, run.schedule.lengthened_lr);

@@ -26,7 +26,9 @@ struct Flags {
     int64_t keys = 0, retrieve = 0, top = 0, d_key = 0, share = 0;                  // likewise
     std::string ffn = "moe", act = "relu", router = "sparsity", gate = "chosen", balance = "loss";
     std::string epilogues = "auto";
-    double balance_rate = 1e-3;
+    std::string router_sd = "diagonal";
+    double balance_rate = 1e-3, l0_weight = 0, l0_target = 0, l1_weight = 0, bias_init = 0;
+    int64_t unit_top = 0;
 
     void declare(Options& o);
 };
@@ -41,6 +43,7 @@ struct Run {
     Schedule schedule;
     std::optional<Loader> train, val;
     int64_t step = 0;                          // optimizer steps done
+    double l0_weight = 0;                      // --l0-weight, or what --l0-target has made of it by now
     std::optional<SafeTensorsFile> init_file;  // weights start from here: --init's, or the resumed step's
     std::optional<SafeTensorsFile> state_file; // resume only
     std::string data;                          // fingerprint of the training data
@@ -61,6 +64,15 @@ Run resolve_run(Options& options, Flags& flags,
 // What all ranks of a run must have in common, by the names that users know: every flag as resolved, but for
 // names of files, which are each machine's own; the data, and the step from which the run goes on.
 std::vector<std::pair<std::string, std::string>> agreement(const Run& run, const Options& options);
+
+// The flag and value that only the reference (dev/cpu) knows, "" if there is none (config.h has those of a
+// model).
+std::string reference_only(const Flags& flags);
+
+// --l0-target: the weight of the penalty on the expected share of active units (dev/cpu/penalty.h), after
+// step t = 1, 2, ... with so many active units. None during warm-up, then 1e-3, and every 100 steps
+//   weight *= exp(0.2 clamp((l0 - target) / target, -1, 1)),   within [1e-6, 1]
+double next_l0_weight(double weight, double l0, double target, int64_t t, int64_t warmup);
 
 // The strings of a state file: every flag as resolved, the place in the data, the step. Where the run lies
 // and whether it was stopped on its way is left out: the files are then those of the unbroken run.

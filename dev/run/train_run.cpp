@@ -107,9 +107,18 @@ static std::string what_is_left(const Run& run) {
 // ---------------------------------------------------------------------------------------------------------
 // From step to step
 
+// After ln_2 a channel has deviation 1, so a pre-activation of weights N(0, 0.02) has 0.02 sqrt(C).
+static void new_weights(const Run& run, const Tensor& t, float* weights) {
+    init_tensor(run.config, t, weights, uint64_t(run.flags.seed));
+    if (run.flags.bias_init == 0 || !(t.name.ends_with(".moe.b_enc") || t.name.ends_with(".mlp.c_fc.bias")))
+        return;
+    const double deviation = 0.02 * std::sqrt(double(run.config.n_embd));
+    std::fill(weights, weights + t.count, float(-run.flags.bias_init * deviation));
+}
+
 void initial_weights(const Run& run, const Tensor& t, float* weights) {
     if (!run.init_file)
-        init_tensor(run.config, t, weights, uint64_t(run.flags.seed));
+        new_weights(run, t, weights);
     else if (run.flags.upcycle && !run.state_file)
         upcycle_tensor(*run.init_file, run.dense_config, run.config, t, weights, uint64_t(run.flags.seed));
     else

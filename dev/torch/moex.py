@@ -36,10 +36,11 @@ from torch import Tensor
 # Config
 
 WORDS = {"ffn": ("moe", "dense", "monet-hd", "monet-vd", "peer"), "act": ("relu", "gelu", "geglu", "solu", "relu2"),
-         "router": ("sparsity", "topk"), "gate": ("chosen", "all"), "balance": ("loss", "bias")}
+         "router": ("sparsity", "topk"), "gate": ("chosen", "all"), "balance": ("loss", "bias"),
+         "router_sd": ("diagonal", "scaled", "full")}
 
 
-LATER = ("gate", "balance", "n_key", "n_retrieve", "n_top", "d_key", "n_share")  # after the first release
+LATER = ("gate", "balance", "router_sd", "unit_top", "n_key", "n_retrieve", "n_top", "d_key", "n_share")  # after the first release
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Config:
     # A checkpoint names a field from here on only where it is not the default.
     gate: str = "chosen"      # moe: weights are the softmax over the chosen scores | over all
     balance: str = "loss"     # moe: loads are evened by a loss | by a bias on the choice
+    router_sd: str = "diagonal"  # sparsity router: diagonal | scaled | full
+    unit_top: int = 0         # moe of relu units: the largest so many of a slot stay; 0: all
     # Monet and PEER only, else 0
     n_key: int = 0            # Q, sub-keys a side: Q*Q experts
     n_retrieve: int = 0       # H, heads that retrieve
@@ -86,8 +89,13 @@ class Config:
                 raise ValueError(f"config: {name} is {getattr(self, name)}, not for ffn {self.ffn}")
         if self.n_top > self.n_key:
             raise ValueError(f"config: n_top is {self.n_top}, n_key {self.n_key}")
-        if self.ffn != "moe" and (self.gate, self.balance) != ("chosen", "loss"):
-            raise ValueError(f"config: gate {self.gate}, balance {self.balance}: not for ffn {self.ffn}")
+        words = (self.gate, self.balance, self.router_sd)
+        if self.ffn != "moe" and words != ("chosen", "loss", "diagonal"):
+            raise ValueError(f"config: gate, balance, router_sd are {words}: not for ffn {self.ffn}")
+        if self.router == "topk" and self.router_sd != "diagonal":
+            raise ValueError(f"config: router_sd {self.router_sd} goes with router sparsity")
+        if not 0 <= self.unit_top <= self.d_expert or self.unit_top and (self.ffn, self.act) != ("moe", "relu"):
+            raise ValueError(f"config: unit_top is {self.unit_top}, for ffn moe and act relu, at most d_expert")
         if (self.act == "relu2") != self.ffn.startswith("monet"):
             raise ValueError(f"config: act {self.act} does not go with ffn {self.ffn}")
         if self.act in ("geglu", "solu") and self.ffn != "dense":
@@ -114,6 +122,8 @@ class Output(NamedTuple):
     logits: Tensor                      # (B,T,V)
     loss: Optional[Tensor]              # mean cross-entropy; None without targets
     aux: Tensor                         # load balance, summed over layers, not weighted; 0 when dense
+    share: Tensor                       # summed over layers: the share the router expects to fire, of the chosen
+    l1: Tensor                          # summed over layers: mean over tokens of sum w z_i |w_dec_i|
     layers: Optional[List[LayerTrace]]  # with trace=True
 
 
@@ -158,6 +168,7 @@ class DenseMLP(nn.Module):
             hidden = self.ln_mid(h.shape[-1] * h * h.softmax(-1))
         else:
             hidden = activation(self.config)(h)
+        self.share, self.l1 = x.new_zeros(()), (hidden @ self.c_proj.weight.norm(dim=0)).mean()
         y = self.c_proj(hidden)
         info = LayerTrace(x, y, hidden, (hidden != 0).sum(-1), None, None, None) if trace else None
         return y, x.new_zeros(()), info
@@ -175,6 +186,9 @@ class MoeLayer(nn.Module):
         self.b_dec = nn.Parameter(torch.empty(E, C))
         if config.router == "topk":
             self.router = nn.Parameter(torch.empty(E, C))
+        if config.router_sd == "scaled":
+            self.register_buffer("rho", torch.ones(E))
+            self.variances = 0  # (2,E) over the slots: true, diagonal; since rho_step()
         if config.balance == "bias":
             self.register_buffer("balance", torch.zeros(E))
             self.load = 0  # (E) slots of each expert since balance_step()
@@ -186,6 +200,14 @@ class MoeLayer(nn.Module):
         self.balance += rate * torch.sign(load.mean() - load)
         self.load = 0
 
+    @torch.no_grad()
+    def rho_step(self):
+        """router_sd=scaled: rho^2 follows the quotient of the true and the diagonal variance of the slots."""
+        truth, diagonal = self.variances
+        moved = 0.99 * self.rho.square() + 0.01 * truth / diagonal
+        self.rho.copy_(torch.where(diagonal > 0, moved.sqrt(), self.rho))
+        self.variances = 0
+
     def scores(self, x: Tensor) -> Tensor:
         """g_j for every expert: x (N,C) -> (N,E). topk: a linear router. sparsity: -erf(mu_j/(sqrt(2) sd_j)).
         Were the rows of w_enc[j] Gaussian with independent coordinates, the D units of expert j would have
@@ -196,6 +218,11 @@ class MoeLayer(nn.Module):
         v, vb = self.w_enc.var(1, unbiased=False), self.b_enc.var(1, unbiased=False)
         mu = x @ m.T + mb                                                            # (N,E)
         sd = torch.sqrt((x * x) @ v.T + vb + 1e-12)
+        if self.config.router_sd == "scaled":
+            sd = self.rho * sd
+        if self.config.router_sd == "full":
+            h = torch.einsum("nc,edc->ned", x, self.w_enc) + self.b_enc
+            sd = torch.sqrt(h.var(2, unbiased=False) + 1e-12)
         return -torch.erf(mu / (math.sqrt(2) * sd))
 
     def forward(self, x: Tensor, trace: bool) -> Tuple[Tensor, Tensor, Optional[LayerTrace]]:
@@ -216,16 +243,28 @@ class MoeLayer(nn.Module):
             self.load = self.load + torch.bincount(chosen.reshape(-1), minlength=E)
 
         # Experts, one at a time, each on the tokens that chose it.
-        y = torch.zeros_like(x)
+        y, l1, variances = torch.zeros_like(x), x.new_zeros(()), x.new_zeros(2, E)
         hidden = x.new_zeros(B * T, K, D) if trace else None
         for j in range(E):
             token, slot = (chosen == j).nonzero(as_tuple=True)
-            z = self.act(x[token] @ self.w_enc[j].T + self.b_enc[j])         # (tokens of j, D)
+            h = x[token] @ self.w_enc[j].T + self.b_enc[j]                   # (tokens of j, D)
+            z = self.act(h)
+            if self.config.unit_top:
+                rank = torch.sort(-z.detach(), dim=1, stable=True).indices.argsort(1)
+                z = z * (rank < self.config.unit_top)
+            if self.config.router_sd == "scaled":
+                v, vb = self.w_enc[j].var(0, unbiased=False), self.b_enc[j].var(unbiased=False)
+                diagonal = x[token].square() @ v + vb + 1e-12
+                variances[:, j] = torch.stack((h.var(1, unbiased=False).sum(), diagonal.sum())).detach()
+            l1 = l1 + (weights[token, slot] * (z @ self.w_dec[j].norm(dim=1))).sum() / len(x)
             out = z @ self.w_dec[j] + self.b_dec[j]                          # (tokens of j, C)
             y = y.index_add(0, token, weights[token, slot, None] * out)
             if trace:
                 hidden = hidden.index_put((token, slot), z)
 
+        self.share, self.l1 = ((1 - g.gather(1, chosen)) / 2).mean(), l1
+        if self.config.router_sd == "scaled":
+            self.variances = self.variances + variances
         y, info = y.view(B, T, C), None
         if trace:
             hidden, g, chosen, weights = (t.view(B, T, *t.shape[1:]) for t in (hidden, g, chosen, weights))
@@ -388,9 +427,12 @@ class MoeX(nn.Module):
             x, layer_aux, info, routed = block(x, routed, trace)
             aux = aux + layer_aux
             layers.append(info)
+        ffn = [block.moe if hasattr(block, "moe") else block.mlp for block in self.h
+               if hasattr(block, "moe") or hasattr(block, "mlp")]
+        share, l1 = (sum((getattr(layer, name) for layer in ffn), x.new_zeros(())) for name in ("share", "l1"))
         logits = self.ln_f(x) @ self.wte.weight.T   # (B,T,V)
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        return Output(logits, loss, aux, layers if trace else None)
+        return Output(logits, loss, aux, share, l1, layers if trace else None)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -431,20 +473,26 @@ def clip_gradients(model: MoeX, clip: float = 1.0) -> float:
 
 
 def train_step(model: MoeX, optimizer: torch.optim.Optimizer, tokens: Tensor, targets: Tensor, lr: float,
-               aux_weight: float = 1e-3, clip: float = 1.0, balance_rate: float = 1e-3) -> Tuple[float, float, float]:
+               aux_weight: float = 1e-3, clip: float = 1.0, balance_rate: float = 1e-3,
+               l0_weight: float = 0.0, l1_weight: float = 0.0) -> Tuple[float, float, float]:
     """One step at the given rate on tokens, targets (B,T); returns loss, aux and gradient norm before it."""
     optimizer.zero_grad(set_to_none=True)
     biased = [block.moe for block in model.h if model.config.balance == "bias"]
+    scaled = [block.moe for block in model.h if model.config.router_sd == "scaled"]
     for layer in biased:
         layer.load = 0
+    for layer in scaled:
+        layer.variances = 0
     out = model(tokens, targets)
-    (out.loss + aux_weight * out.aux).backward()
+    (out.loss + aux_weight * out.aux + l0_weight * out.share + l1_weight * out.l1).backward()
     norm = clip_gradients(model, clip)
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
     for layer in biased:
         layer.balance_step(balance_rate)
+    for layer in scaled:
+        layer.rho_step()
     model.step += 1
     return float(out.loss.detach()), float(out.aux.detach()), norm
 

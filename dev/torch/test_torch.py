@@ -23,18 +23,21 @@ passed = failed = 0
 VARIANTS = {"moe-relu-sparsity", "moe-gelu-topk", "moe-relu-topk", "moe-gelu-sparsity", "dense-gelu",
             "dense-relu", "dense-geglu", "dense-solu", "monet-hd share 1", "monet-hd share 2",
             "monet-vd share 1", "monet-vd share 2", "peer-gelu", "peer-relu", "moe-relu-sparsity gate=all",
-            "moe-gelu-topk K=1 gate=all", "moe-relu-sparsity balance=bias",
+            "moe-gelu-topk K=1 gate=all", "moe-relu-sparsity balance=bias", "moe-relu-sparsity sd=scaled",
+            "moe-relu-sparsity sd=full", "moe-relu-sparsity unit_top", "moe-relu-sparsity l0 l1", "dense-relu l1",
             "moe-relu-sparsity K=1", "moe-relu-sparsity K=E"}
 
 
-def variant_of(c):
+def variant_of(c, metadata):
     if c.ffn.startswith("monet"):
         return f"{c.ffn} share {c.n_share}"
     if c.ffn == "peer":
         return f"peer-{c.act}"
+    penalties = "".join(f" {name}" for name in ("l0", "l1") if float(metadata[f"{name}_weight"]))
     if c.ffn == "dense":
-        return f"dense-{c.act}"
+        return f"dense-{c.act}{penalties}"
     more = (" gate=all" if c.gate == "all" else "") + (" balance=bias" if c.balance == "bias" else "")
+    more += (f" sd={c.router_sd}" if c.router_sd != "diagonal" else "") + (" unit_top" if c.unit_top else "") + penalties
     experts = {1: " K=1", c.n_expert: " K=E"}.get(c.n_expert_active, "")
     return f"moe-{c.act}-{c.router}{experts}{more}"
 
@@ -74,13 +77,13 @@ def check_raises(f, part, what):
 def check_variant(folder):
     """Returns the variant's name."""
     model = moex.load(folder / "model.safetensors", dtype=torch.float64)
-    variant = variant_of(model.config)
-    at = f"{folder.name} ({variant})"
     expect, metadata = moex.read_safetensors(folder / "expect.safetensors")
+    variant = variant_of(model.config, metadata)
+    at = f"{folder.name} ({variant})"
     lr, final_frac, decay, clip, aux_weight = (
         float(metadata[name]) for name in ("lr", "final_lr_frac", "weight_decay", "clip", "aux_weight"))
     warmup, steps = int(metadata["warmup"]), int(metadata["steps"])
-    balance_rate = float(metadata["balance_rate"])
+    balance_rate, l0_weight, l1_weight = (float(metadata[name]) for name in ("balance_rate", "l0_weight", "l1_weight"))
     parameters, all_tensors = dict(model.named_parameters()), model.state_dict()
 
     items = {"inputs", "targets", "logits", "loss", "aux", "losses10"}
@@ -94,13 +97,14 @@ def check_variant(folder):
     check_close(out.logits, expect["logits"], 1e-9, f"{at} logits")
     check_close(out.loss.view(1), expect["loss"], 1e-9, f"{at} loss")
     check_close(out.aux.view(1), expect["aux"], 1e-9, f"{at} aux")
-    (out.loss + aux_weight * out.aux).backward()
+    (out.loss + aux_weight * out.aux + l0_weight * out.share + l1_weight * out.l1).backward()
     for name, p in parameters.items():
         check_close(p.grad, expect[f"grad.{name}"], 1e-8, f"{at} gradient of {name}")
 
     optimizer = moex.make_optimizer(model, lr, decay)
     rates = [moex.learning_rate(step, lr, warmup, steps, final_frac) for step in range(10)]
-    losses = [moex.train_step(model, optimizer, tokens, targets, rate, aux_weight, clip, balance_rate)[0]
+    losses = [moex.train_step(model, optimizer, tokens, targets, rate, aux_weight, clip, balance_rate, l0_weight,
+                              l1_weight)[0]
               for rate in rates]
     losses = torch.tensor(losses, dtype=torch.float64)
     check_close(losses, expect["losses10"], 1e-8, f"{at} losses of 10 steps")
