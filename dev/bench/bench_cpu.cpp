@@ -1,7 +1,7 @@
-// Speed of the reference on this machine: training steps of the dense twin and of the MoE-X of the same
-// active size (4 layers, 4 heads, C 128, T 256, B 4, V 96: the model llm.c's CPU trainer was timed on), the
-// matrix products behind them, and what skipping relu's zeros buys, each beside the machine's own measured
-// peak.
+// Speed of the reference on this machine: training steps of the dense twin, of the MoE-X of the same active
+// size (4 layers, 4 heads, C 128, T 256, B 4, V 96: the model llm.c's CPU trainer was timed on) and of what
+// it is compared with, the matrix products behind them, and what skipping relu's zeros buys, each beside the
+// machine's own measured peak.
 //   bench_cpu [--steps N] [--what table|moe|dense]     moe, dense: one line of JSON for peers.sh
 #include "../cpu/model.h"
 #include "../lib/options.h"
@@ -63,6 +63,7 @@ struct Row {
         Config c;
         c.n_layer = 4, c.n_head = 4, c.n_embd = 128, c.block_size = T, c.vocab_size = V;
         c.ffn = ffn, c.act = act;
+        take_equal_size(c);
         return c;
     }
     Row(const char* what, const char* ffn, const char* act, double density)
@@ -142,7 +143,12 @@ static void table(int64_t steps) {
                   {"MoE-X, half of the units fire", "moe", "relu", 0},
                   {"MoE-X, 20% fire (as in the demo)", "moe", "relu", 0.20},
                   {"MoE-X, 10% fire", "moe", "relu", 0.10},
-                  {"MoE-X, 4% fire", "moe", "relu", 0.04}};
+                  {"MoE-X, 4% fire", "moe", "relu", 0.04},
+                  {"GEGLU", "dense", "geglu", 0},
+                  {"SoLU", "dense", "solu", 0},
+                  {"Monet, hd", "monet-hd", "relu2", 0},
+                  {"Monet, vd", "monet-vd", "relu2", 0},
+                  {"PEER", "peer", "gelu", 0}};
     for (int64_t i = 0; i < steps; i++)
         for (Row& row : rows) row.step();
     for (const Row& row : rows)
