@@ -57,7 +57,7 @@ BENCHES   = bench_cpu bench_bsp perft
 
 BY_NAME   = $(filter-out report,$(PROGRAMS)) $(GPU_PROGRAMS) $(EMULATED) # make report writes one
 
-.PHONY: all help found demo report test test-torch test-gpu test-gpu-programs sanitize-gpu bench fuzz clean $(BY_NAME)
+.PHONY: FORCE all help found demo report test test-torch test-gpu test-gpu-programs sanitize-gpu bench fuzz clean $(BY_NAME)
 all: found $(addprefix $(B)/,$(PROGRAMS) $(GPU_PROGRAMS))
 $(BY_NAME): %: $(B)/%
 
@@ -121,7 +121,7 @@ $(B)/page.cpp: $(PAGE) Makefile
 	$(if $(NODE),@for f in $(PAGE_SCRIPTS); do $(NODE) --check $$f || exit 1; done)
 	@embed() { printf 'extern const char %s[];\nconst char %s[] = R"page(' "$$1" "$$1"; shift; cat "$$@"; printf ')page";\n'; }; \
 	    { embed page_html dev/interp/page/page.html; embed page_style dev/interp/page/style.css; embed page_script $(PAGE_SCRIPTS); } > $@
-$(B)/page.o: $(B)/page.cpp
+$(B)/page.o: $(B)/page.cpp $(B)/cxx.flags
 	$(COMPILE) -c $< -o $@
 $(B)/libinterp.a: $(B)/page.o
 
@@ -135,14 +135,14 @@ $(BINARIES):
 	$(LINK)
 
 LINK = $(CXX) $(CXXFLAGS) $(OPENMP) $(filter %.o,$^) $(filter %.a,$^) $(LIBGOMP) -o $@
-$(B)/obj/%.o: %.cpp Makefile
+$(B)/obj/%.o: %.cpp Makefile $(B)/cxx.flags
 	@mkdir -p $(@D)
 	$(COMPILE) -c $< -o $@
-$(B)/double/%.o: %.cpp Makefile
+$(B)/double/%.o: %.cpp Makefile $(B)/cxx.flags
 	@mkdir -p $(@D)
 	$(COMPILE) -DMOEX_DOUBLE -c $< -o $@
 # Tests are compiled at -O1, in half the time: what takes time in them is what they test, in the archives above.
-$(foreach t,$(TESTS) test_training_ranks,$(B)/obj/test/$(t).o): CXXFLAGS := $(subst -O3,-O1,$(CXXFLAGS))
+$(foreach t,$(TESTS) test_training_ranks,$(B)/obj/test/$(t).o): private CXXFLAGS := $(subst -O3,-O1,$(CXXFLAGS))
 -include $(shell find $(B)/obj $(B)/double -name '*.d' 2>/dev/null)
 
 # ---------------------------------------------------------------------------------------------------------
@@ -161,15 +161,15 @@ NVCC_COMPILE = @mkdir -p $(@D); echo "$(NVCC) -> $@"; $(NVCC) $(NVCC_FLAGS) -MMD
 vpath %.cu . dev/interp dev/bench test
 CUDA_PROGRAMS = train_moex sample bsp_gpu bench_gpu
 $(addprefix $(B)/,train_moex train_moex_fp32 gpu/test_exchange): private NVCC_FLAGS += $(if $(filter yes,$(NCCL)),-DMOEX_NCCL -lnccl)
-$(addprefix $(B)/,$(CUDA_PROGRAMS)): $(B)/%: %.cu $(CUDA_LAYERS) Makefile
+$(addprefix $(B)/,$(CUDA_PROGRAMS)): $(B)/%: %.cu $(CUDA_LAYERS) Makefile $(B)/nvcc.flags
 	$(NVCC_COMPILE)
 $(addprefix $(B)/,$(addsuffix _fp32,$(CUDA_PROGRAMS))): private NVCC_FLAGS += -DPRECISION_FP32
-$(addprefix $(B)/,$(addsuffix _fp32,$(CUDA_PROGRAMS))): $(B)/%_fp32: %.cu $(CUDA_LAYERS) Makefile
+$(addprefix $(B)/,$(addsuffix _fp32,$(CUDA_PROGRAMS))): $(B)/%_fp32: %.cu $(CUDA_LAYERS) Makefile $(B)/nvcc.flags
 	$(NVCC_COMPILE)
-$(addprefix $(B)/gpu/,$(CUDA_TESTS) test_exchange): $(B)/gpu/%: test/%.cu $(B)/double/test/reference.o $(CUDA_LAYERS) Makefile
+$(addprefix $(B)/gpu/,$(CUDA_TESTS) test_exchange): $(B)/gpu/%: test/%.cu $(B)/double/test/reference.o $(CUDA_LAYERS) Makefile $(B)/nvcc.flags
 	$(NVCC_COMPILE)
 $(addprefix $(B)/gpu/,$(addsuffix _fp32,$(CUDA_TESTS))): private NVCC_FLAGS += -DPRECISION_FP32
-$(addprefix $(B)/gpu/,$(addsuffix _fp32,$(CUDA_TESTS))): $(B)/gpu/%_fp32: test/%.cu $(B)/double/test/reference.o $(CUDA_LAYERS) Makefile
+$(addprefix $(B)/gpu/,$(addsuffix _fp32,$(CUDA_TESTS))): $(B)/gpu/%_fp32: test/%.cu $(B)/double/test/reference.o $(CUDA_LAYERS) Makefile $(B)/nvcc.flags
 	$(NVCC_COMPILE)
 
 -include $(foreach p,$(CUDA_PROGRAMS) $(addprefix gpu/,$(CUDA_TESTS) test_exchange),$(B)/$(p).d $(B)/$(p)_fp32.d)
@@ -186,11 +186,11 @@ $(B)/emu/%.cpp: %.cu $(B)/translate
 
 EMU_CXXFLAGS ?= $(if $(SAN),$(CXXFLAGS) -g0,$(if $(filter test_%,$(*F)),$(subst -O3,-O1,$(CXXFLAGS)),$(subst -O3,-O2,$(CXXFLAGS)) -g))
 EMU_COMPILE  = $(CXX) $(FLAGS) $(EMU_CXXFLAGS) $(OPENMP) -MMD -MP -fno-strict-aliasing -DMOEX_NCCL -I dev/emu/include -I test -c $< -o $@
-$(B)/emu/%_fp32.o: $(B)/emu/%.cpp Makefile
+$(B)/emu/%_fp32.o: $(B)/emu/%.cpp Makefile $(B)/emu.flags
 	$(EMU_COMPILE) -DPRECISION_FP32
-$(B)/emu/%.o: $(B)/emu/%.cpp Makefile
+$(B)/emu/%.o: $(B)/emu/%.cpp Makefile $(B)/emu.flags
 	$(EMU_COMPILE)
-$(B)/emu/train_moex_without_nccl.o: $(B)/emu/train_moex.cpp Makefile
+$(B)/emu/train_moex_without_nccl.o: $(B)/emu/train_moex.cpp Makefile $(B)/emu.flags
 	$(EMU_COMPILE) -UMOEX_NCCL -O0
 
 EMU_BINARIES = $(addprefix $(B)/,$(EMULATED) $(foreach t,$(CUDA_TESTS),$(t)_emu $(t)_fp32_emu) \
@@ -209,6 +209,14 @@ $(EMU_BINARIES): $(CUDA_LAYERS)
 	$(LINK)
 .SECONDARY:
 -include $(wildcard $(B)/emu/*.d)
+
+# How a compiler was called stands in $(B)/*.flags: with other flags what it compiled is compiled anew.
+CALL_cxx  = $(COMPILE)
+CALL_emu  = $(EMU_COMPILE)
+CALL_nvcc = $(NVCC) $(NVCC_FLAGS) $(NCCL)
+$(B)/%.flags: FORCE
+	+@mkdir -p $(B); echo '$(CALL_$*)' | cmp -s - $@ || echo '$(CALL_$*)' > $@
+FORCE:
 
 # ---------------------------------------------------------------------------------------------------------
 # The demo (DEMO_STEPS, if given, are not timed but taken), and a report on any run.

@@ -53,14 +53,13 @@ __device__ inline float multiply_rows(float* sums, const floatX* weight, size_t 
     float sum[rows_at_once][vectors_at_once] = {};
 #pragma unroll 2
     for (size_t c = threadIdx.x * size_t(pack); c < C; c += blockDim.x * size_t(pack)) {
-        float w[rows_at_once][pack];
+        Pack w[rows_at_once];
 #pragma unroll
-        for (int r = 0; r < rows_at_once; r++) load_pack(w[r], from[r] + c);
+        for (int r = 0; r < rows_at_once; r++) w[r] = load_pack(from[r] + c);
 #pragma unroll
         for (int i = 0; i < vectors_at_once; i++) {
             if (i >= n) break;
-            float v[pack];
-            load_pack_fp32(v, x[i] + c);
+            const Pack v = load_pack(x[i] + c);
 #pragma unroll
             for (int r = 0; r < rows_at_once; r++)
 #pragma unroll
@@ -236,10 +235,12 @@ constexpr size_t max_head = 256; // check_gpu_config() refuses larger ones
 
 // Up to `pack` channels of a head, n being left. A head size that is no multiple of pack has heads that begin
 // anywhere, and is read number by number.
-__device__ inline void load_channels(float v[pack], const floatX* from, int n, bool aligned) {
-    if (aligned) return load_pack(v, from);
+__device__ inline Pack load_channels(const floatX* from, int n, bool aligned) {
+    if (aligned) return load_pack(from);
+    Pack v;
 #pragma unroll
     for (int i = 0; i < pack; i++) v[i] = i < n ? float(from[i]) : 0;
+    return v;
 }
 
 // What a piece of the keys came to: scores' largest, sum of exp(score - largest), sum of exp(..) value.
@@ -277,8 +278,7 @@ __global__ void __launch_bounds__(piece_threads)
         score = 0;
 #pragma unroll 4
         for (int c = 0; c < HS; c += pack) {
-            float key[pack];
-            load_channels(key, k + t * C + c, HS - c, aligned);
+            const Pack key = load_channels(k + t * C + c, HS - c, aligned);
 #pragma unroll
             for (int i = 0; i < pack; i++)
                 if (aligned || c + i < HS) score += q[c + i] * key[i];
@@ -296,15 +296,11 @@ __global__ void __launch_bounds__(piece_threads)
 
     // A pack of channels per thread; as many keys side by side as there are threads for.
     const int packs = (HS + pack - 1) / pack, side_by_side = piece_threads / packs, group = t / packs;
-    float o[pack] = {};
+    Pack o = {};
     const int c = t % packs * pack;
 #pragma unroll 4
-    for (int key = group; key < n && group < side_by_side; key += side_by_side) {
-        float value[pack];
-        load_channels(value, v + key * C + c, HS - c, aligned);
-#pragma unroll
-        for (int i = 0; i < pack; i++) o[i] += p[key] * value[i];
-    }
+    for (int key = group; key < n && group < side_by_side; key += side_by_side)
+        o += p[key] * load_channels(v + key * C + c, HS - c, aligned);
 #pragma unroll
     for (int i = 0; i < pack; i++) sums[t * pack + i] = o[i];
     __syncthreads();
@@ -453,15 +449,15 @@ __global__ void __launch_bounds__(part_units)
         }
         unsigned fired = __ballot_sync(0xffffffff, any);
         read |= fired;
-        float sum[slots_at_once][pack] = {};
+        Pack sum[slots_at_once] = {};
         while (fired) {
-            float w[fired_rows_at_once][pack];
+            Pack w[fired_rows_at_once];
             int from[fired_rows_at_once];
 #pragma unroll
             for (int r = 0; r < fired_rows_at_once; r++) {
                 from[r] = __ffs(int(fired)) - 1; // -1: no more
                 fired &= fired - 1;
-                if (from[r] >= 0 && inside) load_pack(w[r], rows + from[r] * C);
+                if (from[r] >= 0 && inside) w[r] = load_pack(rows + from[r] * C);
             }
 #pragma unroll
             for (int r = 0; r < fired_rows_at_once; r++) {
@@ -470,9 +466,7 @@ __global__ void __launch_bounds__(part_units)
                 for (int i = 0; i < slots_at_once; i++) {
                     if (i >= n) break;
                     const float value = __shfl_sync(0xffffffff, mine[i], from[r]);
-                    if (!inside) continue;
-#pragma unroll
-                    for (int k = 0; k < pack; k++) sum[i][k] += value * w[r][k];
+                    if (inside) sum[i] += value * w[r];
                 }
             }
         }

@@ -80,45 +80,62 @@ constexpr size_t layernorm_blocks = 3 * multiprocessors, count_blocks = 8 * mult
 constexpr size_t part_tokens = 128, most_parts = 512;
 constexpr size_t token_parts(size_t N) { return std::clamp<size_t>(N / part_tokens, 1, most_parts); }
 
-// A thread moves 16 bytes of activations at once, the widest access there is: `pack` numbers. All channel
-// counts are multiples of it.
+// A thread moves 16 bytes of activations at once, the widest access there is: `pack` numbers, fp32 while it
+// has them. All channel counts are multiples of it. Arrays in fp32 are read and written by the same channels.
 constexpr int pack = 16 / sizeof(floatX);
 
-__device__ inline void load_pack(float v[pack], const floatX* p) {
-    const uint4 bytes = *(const uint4*)p;
-    const floatX* x = (const floatX*)&bytes;
+struct Pack {
+    float v[pack];
+    __device__ float& operator[](int i) { return v[i]; }
+    __device__ float operator[](int i) const { return v[i]; }
+    __device__ void operator+=(const Pack& other) {
 #pragma unroll
-    for (int i = 0; i < pack; i++) v[i] = float(x[i]);
-}
-__device__ inline void store_pack(floatX* p, const float v[pack]) {
-    uint4 bytes;
-    floatX* x = (floatX*)&bytes;
-#pragma unroll
-    for (int i = 0; i < pack; i++) x[i] = floatX(v[i]);
-    *(uint4*)p = bytes;
-}
-// The same channels of an fp32 array.
-__device__ inline void load_pack_fp32(float v[pack], const float* p) {
-#pragma unroll
-    for (int i = 0; i < pack; i += 4) {
-        const float4 four = *(const float4*)(p + i);
-        v[i] = four.x;
-        v[i + 1] = four.y;
-        v[i + 2] = four.z;
-        v[i + 3] = four.w;
+        for (int i = 0; i < pack; i++) v[i] += other.v[i];
     }
+};
+__device__ inline Pack operator*(float factor, Pack x) {
+#pragma unroll
+    for (int i = 0; i < pack; i++) x[i] *= factor;
+    return x;
+}
+template <class T> __device__ inline Pack load_pack(const T* p) {
+    uint4 bytes[pack * sizeof(T) / 16];
+    Pack v;
+#pragma unroll
+    for (size_t i = 0; i < sizeof bytes / 16; i++) bytes[i] = ((const uint4*)p)[i];
+#pragma unroll
+    for (int i = 0; i < pack; i++) v[i] = float(((const T*)bytes)[i]);
+    return v;
+}
+template <class T> __device__ inline void store_pack(T* p, const Pack& v) {
+    uint4 bytes[pack * sizeof(T) / 16];
+#pragma unroll
+    for (int i = 0; i < pack; i++) ((T*)bytes)[i] = T(v[i]);
+#pragma unroll
+    for (size_t i = 0; i < sizeof bytes / 16; i++) ((uint4*)p)[i] = bytes[i];
 }
 
-// The sum, maximum over the lanes of a warp, in every lane.
-__device__ inline float warp_sum(float x) {
+// The sum, maximum over a warp, or over as many neighbouring lanes of it, in every one of them.
+template <int lanes = warp_size> __device__ inline float warp_sum(float x) {
 #pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffff, x, offset);
+    for (int offset = lanes / 2; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffff, x, offset);
     return x;
 }
-__device__ inline float warp_max(float x) {
+template <int lanes = warp_size> __device__ inline float warp_max(float x) {
 #pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, offset));
+    for (int offset = lanes / 2; offset > 0; offset /= 2)
+        x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, offset));
     return x;
+}
+// The sum over a block of `threads`, a power of two, in thread 0.
+template <int threads> __device__ inline double block_sum(double x) {
+    __shared__ double sums[threads];
+    sums[threadIdx.x] = x;
+    for (int half = threads / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (int(threadIdx.x) < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    }
+    return sums[0];
 }
 
 // A block of GPU memory, its contents undefined: a kernel that reads what none has written can so be found.
@@ -198,8 +215,9 @@ void sum_partials(SumsOut out, const float* partial, size_t groups, size_t parts
 // channels. It is always fused with what makes its input, so that a row of the residual stream is normalised
 // while it is at hand: the embedding, a residual addition, or the combination of the experts.
 //
-// One warp makes one row. It keeps the row in shared memory as the numbers that are also stored, for the
-// passes over it; a lane reads there only what it wrote itself, so no barrier is needed.
+// One warp makes one row, `run_channels` of it at a time. It keeps the row in shared memory as the numbers
+// that are also stored, for the passes over it; a lane reads only what it wrote itself, without a barrier.
+constexpr int run_channels = warp_size * pack;
 
 // One LayerNorm of the model and the batch that goes through it.
 struct Norm {
@@ -222,8 +240,8 @@ inline int row_warps(size_t bytes_per_row) {
     return int(std::clamp<size_t>(shared_bytes / bytes_per_row, 1, 8));
 }
 
-// out (N,C) = the rows that `make` makes, normalised: make(v, n, c) gives the pack of row n that begins at
-// channel c. out may be null.
+// out (N,C) = the rows that `make` makes, normalised: make(n, c) is the pack of row n that begins at channel
+// c. out may be null.
 template <class Make> __global__ void rows_layernorm_kernel(floatX* out, Norm norm, Make make) {
     extern __shared__ uint4 shared[];
     const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size, C = norm.C;
@@ -231,28 +249,23 @@ template <class Make> __global__ void rows_layernorm_kernel(floatX* out, Norm no
     if (n >= norm.N) return;
     floatX* row = (floatX*)shared + warp * C;
     float sum = 0, squares = 0;
-    for (int c = lane * pack; c < C; c += warp_size * pack) {
-        float v[pack];
-        make(v, n, c);
-        store_pack(row + c, v);
-        load_pack(v, row + c); // as it is stored
+    for (int c = lane * pack; c < C; c += run_channels) {
+        store_pack(row + c, make(n, c));
+        const Pack v = load_pack(row + c); // as it is stored
 #pragma unroll
         for (int i = 0; i < pack; i++) sum += v[i];
         if (out) store_pack(out + n * C + c, v);
     }
     const float mean = warp_sum(sum) / C;
-    for (int c = lane * pack; c < C; c += warp_size * pack) {
-        float v[pack];
-        load_pack(v, row + c);
+    for (int c = lane * pack; c < C; c += run_channels) {
+        const Pack v = load_pack(row + c);
 #pragma unroll
         for (int i = 0; i < pack; i++) squares += (v[i] - mean) * (v[i] - mean);
     }
     const float rstd = rstd_of(warp_sum(squares), C);
-    for (int c = lane * pack; c < C; c += warp_size * pack) {
-        float v[pack], weight[pack], bias[pack];
-        load_pack(v, row + c);
-        load_pack(weight, norm.weight + c);
-        load_pack(bias, norm.bias + c);
+    for (int c = lane * pack; c < C; c += run_channels) {
+        const Pack weight = load_pack(norm.weight + c), bias = load_pack(norm.bias + c);
+        Pack v = load_pack(row + c);
 #pragma unroll
         for (int i = 0; i < pack; i++) v[i] = normalized(v[i], mean, rstd, weight[i], bias[i]);
         store_pack(norm.out + n * C + c, v);
@@ -270,17 +283,18 @@ template <class Make> void rows_layernorm(floatX* out, const Norm& norm, Make ma
     cuda_check(cudaGetLastError());
 }
 
-// x + y; y may be null.   (N,C) (N,C)
+// x_n + sum_k w_nk y_slot(n,k); without weights and slots x_n + sum_k y_nk.
 struct MakeSum {
-    const floatX *x, *y;
+    const floatX *x, *y; // (N,C) (N*K,C)
+    size_t K;            // may be 0
     int C;
-    __device__ void operator()(float v[pack], size_t n, int c) const {
-        load_pack(v, x + n * C + c);
-        if (!y) return;
-        float added[pack];
-        load_pack(added, y + n * C + c);
-#pragma unroll
-        for (int i = 0; i < pack; i++) v[i] += added[i];
+    const float* weight = nullptr; // (N,K)
+    const int* slot = nullptr;     // (N,K)
+    __device__ Pack operator()(size_t n, int c) const {
+        Pack v = load_pack(x + n * C + c);
+        for (size_t nk = n * K; nk < (n + 1) * K; nk++)
+            v += (weight ? weight[nk] : 1) * load_pack(y + (slot ? slot[nk] : nk) * C + c);
+        return v;
     }
 };
 
@@ -288,13 +302,12 @@ struct MakeSum {
 // out x y (N,C)
 void residual_layernorm_forward(floatX* out, const Norm& norm, const floatX* x, const floatX* y,
                                 cudaStream_t stream) {
-    rows_layernorm(out, norm, MakeSum{x, y, norm.C}, stream);
+    rows_layernorm(out, norm, MakeSum{x, y, y ? size_t(1) : 0, norm.C}, stream);
 }
 
 // A warp's sums over its rows lie in shared memory, and its lanes, whose packs of channels are side by side,
 // must fall into different banks: within a run of channels that a warp takes at a time come all lanes' first
 // numbers, then all lanes' second ones. Where the sum of channel c lies, and whose sum lies in a place:
-constexpr int run_channels = warp_size * pack;
 __host__ __device__ constexpr int place_of_channel(int c) {
     return c / run_channels * run_channels + c % pack * warp_size + c % run_channels / pack;
 }
@@ -309,6 +322,8 @@ __host__ __device__ constexpr int channel_of_place(int p) {
 // of what was added to the stream before, are taken on the way. A block takes rows gridDim.x apart and sums
 // per warp in shared memory: partial (blocks,sums,C).
 constexpr int layernorm_sums = 3; // at most
+// The sums of one warp, 72 KB, are what limits the channels of a model.
+constexpr size_t most_channels = 6144;
 
 __global__ void layernorm_backward_kernel(floatX* dx, float* partial, const floatX* dout, const floatX* x,
                                           Norm norm, int sums) {
@@ -323,10 +338,8 @@ __global__ void layernorm_backward_kernel(floatX* dx, float* partial, const floa
         const float m = norm.mean[n], r = norm.rstd[n];
         float sum = 0, sum_norm = 0;
         for (int c = lane * pack; c < C; c += run_channels) {
-            float d[pack], v[pack], w[pack];
-            load_pack(d, dout + n * C + c);
-            load_pack(v, x + n * C + c);
-            load_pack(w, norm.weight + c);
+            const Pack d = load_pack(dout + n * C + c), v = load_pack(x + n * C + c);
+            const Pack w = load_pack(norm.weight + c);
 #pragma unroll
             for (int i = 0; i < pack; i++) {
                 sum += w[i] * d[i];
@@ -336,11 +349,9 @@ __global__ void layernorm_backward_kernel(floatX* dx, float* partial, const floa
         sum = warp_sum(sum) / C;
         sum_norm = warp_sum(sum_norm) / C;
         for (int c = lane * pack; c < C; c += run_channels) {
-            float d[pack], v[pack], w[pack], g[pack];
-            load_pack(d, dout + n * C + c);
-            load_pack(v, x + n * C + c);
-            load_pack(w, norm.weight + c);
-            load_pack(g, dx + n * C + c);
+            const Pack d = load_pack(dout + n * C + c), v = load_pack(x + n * C + c);
+            const Pack w = load_pack(norm.weight + c);
+            Pack g = load_pack(dx + n * C + c);
 #pragma unroll
             for (int i = 0; i < pack; i++) {
                 const float normed = (v[i] - m) * r;
@@ -384,13 +395,13 @@ struct MakeEmbedding {
     const float* hidden_nan; // 0 or NaN, added to every number; may be null
     size_t T;
     int C;
-    __device__ void operator()(float v[pack], size_t n, int c) const {
-        float position[pack];
-        load_pack(v, wte + size_t(tokens[n]) * C + c);
-        load_pack(position, wpe + n % T * C + c);
+    __device__ Pack operator()(size_t n, int c) const {
+        const Pack position = load_pack(wpe + n % T * C + c);
+        Pack v = load_pack(wte + size_t(tokens[n]) * C + c);
         const float hidden = hidden_nan ? *hidden_nan : 0;
 #pragma unroll
         for (int i = 0; i < pack; i++) v[i] += position[i] + hidden;
+        return v;
     }
 };
 
@@ -423,28 +434,18 @@ struct TokenPlaces {
 };
 constexpr size_t places_per_chunk = 32;
 
-// partial (chunks,C), dout (N,C)
-__global__ void embedding_backward_chunks_kernel(float* partial, const floatX* dout, TokenPlaces places,
-                                                 size_t C) {
+// Row b of out = the sum of rows order[i] of x, i from begin[b] to begin[b+1]; with `token`, its row token[b]
+// += the sum of rows i.   C channels
+template <class T> __global__ void embedding_backward_kernel(float* out, const T* x, const int* begin,
+                                                             const int* order, const int* token, size_t C) {
     const size_t c = (blockIdx.y * size_t(blockDim.x) + threadIdx.x) * pack;
     if (c >= C) return;
-    float sum[pack] = {};
-    for (int i = places.chunk_begin[blockIdx.x]; i < places.chunk_begin[blockIdx.x + 1]; i++) {
-        float d[pack];
-        load_pack(d, dout + places.order[i] * C + c);
-#pragma unroll
-        for (int k = 0; k < pack; k++) sum[k] += d[k];
-    }
-    for (int k = 0; k < pack; k++) partial[blockIdx.x * C + c + k] = sum[k];
-}
-__global__ void embedding_backward_tokens_kernel(float* dwte, const float* partial, TokenPlaces places,
-                                                 size_t C) {
-    const size_t c = blockIdx.y * size_t(blockDim.x) + threadIdx.x;
-    if (c >= C) return;
-    float sum = 0;
-    for (int i = places.token_begin[blockIdx.x]; i < places.token_begin[blockIdx.x + 1]; i++)
-        sum += partial[i * C + c];
-    dwte[places.token[blockIdx.x] * C + c] += sum;
+    float* to = out + size_t(token ? token[blockIdx.x] : blockIdx.x) * C + c;
+    Pack sum = {};
+    for (int i = begin[blockIdx.x]; i < begin[blockIdx.x + 1]; i++)
+        sum += load_pack(x + size_t(order ? order[i] : i) * C + c);
+    if (token) sum += load_pack(to);
+    store_pack(to, sum);
 }
 
 // dwpe[t] += sum over b of dout[b,t].   dwpe (>=T,C)
@@ -452,26 +453,21 @@ __global__ void embedding_backward_positions_kernel(float* dwpe, const floatX* d
                                                     size_t C) {
     const size_t i = (blockIdx.x * size_t(blockDim.x) + threadIdx.x) * pack;
     if (i >= T * C) return;
-    float sum[pack] = {};
-    for (size_t b = 0; b < B; b++) {
-        float d[pack];
-        load_pack(d, dout + b * T * C + i);
-#pragma unroll
-        for (int k = 0; k < pack; k++) sum[k] += d[k];
-    }
-    for (int k = 0; k < pack; k++) dwpe[i + k] += sum[k];
+    Pack sum = {};
+    for (size_t b = 0; b < B; b++) sum += load_pack(dout + b * T * C + i);
+    sum += load_pack(dwpe + i);
+    store_pack(dwpe + i, sum);
 }
 
 // partial: scratch (chunks,C), at most N of them
 void embedding_backward(float* dwte, float* dwpe, float* partial, const floatX* dout,
                         const TokenPlaces& places, size_t B, size_t T, size_t C, cudaStream_t stream) {
-    const unsigned chunks = unsigned(places.chunks), distinct = unsigned(places.distinct);
-    embedding_backward_chunks_kernel<<<dim3(chunks, blocks_for(C, 64 * pack)), 64, 0, stream>>>(partial, dout,
-                                                                                                places, C);
-    embedding_backward_tokens_kernel<<<dim3(distinct, blocks_for(C, 256)), 256, 0, stream>>>(dwte, partial,
-                                                                                             places, C);
-    embedding_backward_positions_kernel<<<blocks_for(T * C, 256 * pack), 256, 0, stream>>>(dwpe, dout, B, T,
-                                                                                           C);
+    const TokenPlaces& p = places;
+    const unsigned slabs = blocks_for(C, 64 * pack), packs = blocks_for(T * C, 256 * pack);
+    const dim3 chunks(unsigned(p.chunks), slabs), tokens(unsigned(p.distinct), slabs);
+    embedding_backward_kernel<<<chunks, 64, 0, stream>>>(partial, dout, p.chunk_begin, p.order, nullptr, C);
+    embedding_backward_kernel<<<tokens, 64, 0, stream>>>(dwte, partial, p.token_begin, nullptr, p.token, C);
+    embedding_backward_positions_kernel<<<packs, 256, 0, stream>>>(dwpe, dout, B, T, C);
     cuda_check(cudaGetLastError());
 }
 
@@ -487,23 +483,17 @@ __global__ void column_sums_kernel(float* partial, const floatX* x, const int* b
     const size_t g = blockIdx.z, chunk = blockIdx.y, chunks = gridDim.y;
     const size_t first = begin[g], rows = begin[g + 1] - first;
     const size_t from = first + rows * chunk / chunks, to = first + rows * (chunk + 1) / chunks;
-    float sum[pack] = {};
+    Pack sum = {};
     if (column < M)
-        for (size_t n = from + warp; n < to; n += 8) {
-            float v[pack];
-            load_pack(v, x + n * M + column);
-#pragma unroll
-            for (int i = 0; i < pack; i++) sum[i] += v[i];
-        }
+        for (size_t n = from + warp; n < to; n += 8) sum += load_pack(x + n * M + column);
 #pragma unroll
     for (int i = 0; i < pack; i++) sums[warp][i * warp_size + lane] = sum[i];
     __syncthreads();
     if (warp > 0 || column >= M) return;
+    for (int k = 1; k < 8; k++)
 #pragma unroll
-    for (int i = 0; i < pack; i++) {
-        for (int k = 1; k < 8; k++) sum[i] += sums[k][i * warp_size + lane];
-        partial[(g * chunks + chunk) * M + column + i] = sum[i];
-    }
+        for (int i = 0; i < pack; i++) sum[i] += sums[k][i * warp_size + lane];
+    store_pack(partial + (g * chunks + chunk) * M + column, sum);
 }
 
 // Rows of `partial` that the sums of G groups of `rows` in all need.
@@ -860,20 +850,27 @@ tile_multiply(float c[M][HS / 8][4], const float s[M][N / 8][4], uint32_t tile) 
     }
 }
 
+// Calls f(m, n, e) for each element that a lane holds of a matrix (16 M, N): it is [m][n][e], and stands at
+// row 16 m + e / 2 * 8, column 8 n + e % 2 from the lane's first.
+template <int M, int N, class F> __device__ __forceinline__ void each_element(F f) {
+#pragma unroll
+    for (int m = 0; m < M; m++)
+#pragma unroll
+        for (int n = 0; n < N / 8; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) f(m, n, e);
+}
+
 // -infinity where the key comes after the query; s (16 M queries, N keys), or of (16 M keys, N queries) when
 // TRANSPOSED. row and column are the positions of s[0][0] in the sequence.
 template <int M, int N, bool TRANSPOSED>
 __device__ __forceinline__ void hide_future(float s[M][N / 8][4], int row, int column) {
     const int lane = threadIdx.x % 32;
     const int ahead = column + lane % 4 * 2 - row - lane / 4; // of the lane's first element: column - row
-#pragma unroll
-    for (int m = 0; m < M; m++)
-#pragma unroll
-        for (int n = 0; n < N / 8; n++)
-            for (int e = 0; e < 4; e++) {
-                const int key_ahead = ahead + 8 * n + e % 2 - 16 * m - e / 2 * 8;
-                if (TRANSPOSED ? key_ahead < 0 : key_ahead > 0) s[m][n][e] = -INFINITY;
-            }
+    each_element<M, N>([&](int m, int n, int e) {
+        const int key_ahead = ahead + 8 * n + e % 2 - 16 * m - e / 2 * 8;
+        if (TRANSPOSED ? key_ahead < 0 : key_ahead > 0) s[m][n][e] = -INFINITY;
+    });
 }
 
 // Starts copying a tile of ROWS rows of one head; rows from `valid` on become zero and are not read.
@@ -917,43 +914,49 @@ store_rows(floatX* rows, size_t row_stride, int valid, floatX* staging, const fl
     }
 }
 
-// The order of work. A head has `blocks` thread blocks, of which number 0 is the longest; to end together the
-// long ones must start first. But a head's tiles should be read by all its blocks while they are in the L2
-// cache, so heads go in groups that fit there, and within a group the longest blocks of all heads go first.
+// The sizes of a call, and the order of work. A head has `blocks` thread blocks, of which number 0 is the
+// longest; to end together the long ones must start first. But a head's tiles should be read by all its
+// blocks while they are in the L2 cache, so heads go in groups that fit there, and within a group the longest
+// blocks of all heads go first.
+struct AttentionWork {
+    int T, NH;
+    unsigned blocks, heads, group; // of a head, of ROWS rows each; B * NH; heads
+    AttentionWork(size_t B, size_t T, size_t NH, size_t HS, size_t rows_of_block)
+        : T(int(T)), NH(int(NH)), blocks(blocks_for(T, rows_of_block)), heads(blocks_for(B * NH, 1)) {
+        const size_t streamed = 2 * T * HS * sizeof(floatX); // two matrices of a head
+        group = unsigned(std::max<size_t>(1, cache_bytes / streamed));
+    }
+    unsigned grid() const { return blocks_for(size_t(heads) * blocks, 1); }
+};
 struct AttentionPlace {
     unsigned head, block; // b * NH + h, and the rank of the block, 0 the longest
 };
 
-__device__ __forceinline__ AttentionPlace attention_place(unsigned blocks, unsigned heads, unsigned group) {
-    const unsigned first = blockIdx.x / (blocks * group) * group;
-    const unsigned members = min(group, heads - first), rest = blockIdx.x - first * blocks;
+__device__ __forceinline__ AttentionPlace attention_place(const AttentionWork& work) {
+    const unsigned first = blockIdx.x / (work.blocks * work.group) * work.group;
+    const unsigned members = min(work.group, work.heads - first), rest = blockIdx.x - first * work.blocks;
     return {first + rest % members, rest / members};
-}
-
-inline unsigned attention_group(size_t T, size_t HS) {
-    const size_t streamed = 2 * T * HS * sizeof(floatX); // two matrices of a head
-    return unsigned(std::max<size_t>(1, cache_bytes / streamed));
 }
 
 // Attention forward: each block 128 queries, each warp 32, keys and values streamed from the first to the
 // diagonal. The sum of exponentials is kept per lane (its columns only) and added up at the end.
 template <int HS> struct AttentionForward {
-    static constexpr int M = 2, QUERIES = 16 * M * attention_warps;
-    static constexpr int TILE = HS <= 64 ? 64 : 32, STAGES = 2; // keys per tile
-    static constexpr int shared_bytes = (QUERIES + STAGES * 2 * TILE) * tile_stride<HS> * sizeof(floatX);
+    static constexpr int M = 2, ROWS = 16 * M * attention_warps; // of queries
+    static constexpr int TILE = HS <= 64 ? 64 : 32, STAGES = 2;  // keys per tile
+    static constexpr int shared_bytes = (ROWS + STAGES * 2 * TILE) * tile_stride<HS> * sizeof(floatX);
 };
 
-// out (B,T,C), lse (B,NH,T), qkv (B,T,3C); blocks per head, heads B*NH, group: see attention_place
+// out (B,T,C), lse (B,NH,T), qkv (B,T,3C)
 template <int HS> __global__ void __launch_bounds__(attention_threads)
-    attention_forward_kernel(floatX* out, float* lse, const floatX* qkv, int T, int NH, unsigned blocks,
-                             unsigned heads, unsigned group) {
+    attention_forward_kernel(floatX* out, float* lse, const floatX* qkv, AttentionWork work) {
     using Shape = AttentionForward<HS>;
-    constexpr int M = Shape::M, QUERIES = Shape::QUERIES, TILE = Shape::TILE, STAGES = Shape::STAGES;
+    constexpr int M = Shape::M, QUERIES = Shape::ROWS, TILE = Shape::TILE, STAGES = Shape::STAGES;
     constexpr int stride = tile_stride<HS>;
-    const AttentionPlace place = attention_place(blocks, heads, group);
+    const AttentionPlace place = attention_place(work);
+    const int T = work.T, NH = work.NH;
     // A HeadView written out: it would take registers that this kernel does not have.
     const size_t b = place.head / NH, h = place.head % NH, C = size_t(NH) * HS, C3 = 3 * C;
-    const int i0 = (blocks - 1 - place.block) * QUERIES; // the last queries see the most keys
+    const int i0 = (work.blocks - 1 - place.block) * QUERIES; // the last queries see the most keys
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16 * M, first = i0 + warp_row;
     const floatX *q = qkv + b * T * C3 + h * HS, *k = q + C, *v = k + C;
 
@@ -1050,14 +1053,13 @@ template <int HS> __global__ void __launch_bounds__(attention_threads)
 template <int HS> __global__ void attention_delta_kernel(float* delta, const floatX* dout, const floatX* out,
                                                          size_t packs, int T, int NH) {
     const size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;
-    float sum = 0, d_o[pack], o[pack];
+    float sum = 0;
     if (i < packs) {
-        load_pack(d_o, dout + i * pack);
-        load_pack(o, out + i * pack);
+        const Pack d_o = load_pack(dout + i * pack), o = load_pack(out + i * pack);
         for (int c = 0; c < pack; c++) sum = fmaf(d_o[c], o[c], sum);
     }
     constexpr int lanes = HS / pack;
-    for (int step = lanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    sum = warp_sum<lanes>(sum);
     const size_t row = i / lanes, b = row / NH / T, t = row / NH % T, h = row % NH; // row of (B,T,NH)
     if (i < packs && i % lanes == 0) delta[(b * NH + h) * T + t] = sum;
 }
@@ -1076,13 +1078,13 @@ template <int HS> struct AttentionBackward {
 // loops over channels are unrolled by 2 only: further, the sums would not all fit in the registers.
 template <int HS> __global__ void __launch_bounds__(attention_threads)
     attention_backward_dkv_kernel(floatX* dqkv, const floatX* dout, const float* lse, const float* delta,
-                                  const floatX* qkv, int T, int NH, unsigned blocks, unsigned heads,
-                                  unsigned group) {
+                                  const floatX* qkv, AttentionWork work) {
     using Shape = AttentionBackward<HS>;
     constexpr int M = Shape::M, KEYS = Shape::ROWS, TILE = Shape::TILE, STAGES = Shape::STAGES;
     constexpr int stride = tile_stride<HS>;
-    const AttentionPlace place = attention_place(blocks, heads, group);
-    const HeadView head(qkv, place.head, T, NH, HS);
+    const AttentionPlace place = attention_place(work);
+    const int T = work.T;
+    const HeadView head(qkv, place.head, T, work.NH, HS);
     const size_t C = head.C, C3 = head.C3;
     const int j0 = place.block * KEYS; // the first keys are seen by the most queries
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16 * M, first = j0 + warp_row;
@@ -1138,41 +1140,26 @@ template <int HS> __global__ void __launch_bounds__(attention_threads)
             tile_multiply_transposed<HS, M, TILE>(p, a, qt_address + at + c * 32);
         }
         if (i0 < first + 16 * M - 1) hide_future<M, TILE, true>(p, first, i0);
-#pragma unroll
-        for (int n = 0; n < TILE / 8; n++) {
-            const float2 l = *(const float2*)(lse_tiles + slot * TILE + 8 * n + lane % 4 * 2);
-#pragma unroll
-            for (int m = 0; m < M; m++)
-                for (int e = 0; e < 4; e++)
-                    p[m][n][e] = exp2_approx(fmaf(scale, p[m][n][e], -log2_e * (e % 2 ? l.y : l.x)));
-        }
+        const float* const lse_tile = lse_tiles + slot * TILE + lane % 4 * 2;
+        each_element<M, TILE>([&](int m, int n, int e) {
+            p[m][n][e] = exp2_approx(fmaf(scale, p[m][n][e], -log2_e * lse_tile[8 * n + e % 2]));
+        });
         tile_multiply<HS, M, TILE>(dv, p, do_address + at);
 
         float ds[M][TILE / 8][4]; // -delta, then dP^T - delta, then dS^T
-#pragma unroll
-        for (int n = 0; n < TILE / 8; n++) {
-            const float2 d = *(const float2*)(delta_tiles + slot * TILE + 8 * n + lane % 4 * 2);
-#pragma unroll
-            for (int m = 0; m < M; m++)
-                for (int e = 0; e < 4; e++) ds[m][n][e] = e % 2 ? -d.y : -d.x;
-        }
+        const float* const delta_tile = delta_tiles + slot * TILE + lane % 4 * 2;
+        each_element<M, TILE>([&](int m, int n, int e) { ds[m][n][e] = -delta_tile[8 * n + e % 2]; });
 #pragma unroll 2
         for (int c = 0; c < HS / 16; c++) {
             uint32_t a[M][4];
             load_operand<HS, M>(a, v_address + c * 32);
             tile_multiply_transposed<HS, M, TILE>(ds, a, dot_address + at + c * 32);
         }
-#pragma unroll
-        for (int m = 0; m < M; m++)
-#pragma unroll
-            for (int n = 0; n < TILE / 8; n++)
-                for (int e = 0; e < 4; e++) ds[m][n][e] *= p[m][n][e];
+        each_element<M, TILE>([&](int m, int n, int e) { ds[m][n][e] *= p[m][n][e]; });
         tile_multiply<HS, M, TILE>(dk, ds, q_address + at);
     }
 
-    for (int m = 0; m < M; m++)
-        for (int n = 0; n < HS / 8; n++)
-            for (int e = 0; e < 4; e++) dk[m][n][e] *= ln_2 * scale; // 1 / sqrt(HS)
+    each_element<M, HS>([&](int m, int n, int e) { dk[m][n][e] *= ln_2 * scale; }); // 1 / sqrt(HS)
     floatX* const dk_rows = dqkv + head.in + first * C3 + C;
     store_rows<HS, M>(dk_rows, C3, T - first, k_tile + warp_row * stride, dk);
     store_rows<HS, M>(dk_rows + C, C3, T - first, v_tile + warp_row * stride, dv);
@@ -1182,15 +1169,15 @@ template <int HS> __global__ void __launch_bounds__(attention_threads)
 // heads of up to 64 the compiler is held to the registers that let three blocks share a multiprocessor.
 template <int HS> __global__ void __launch_bounds__(attention_threads, HS <= 64 ? 3 : 2)
     attention_backward_dq_kernel(floatX* dqkv, const floatX* dout, const float* lse, const float* delta,
-                                 const floatX* qkv, int T, int NH, unsigned blocks, unsigned heads,
-                                 unsigned group) {
+                                 const floatX* qkv, AttentionWork work) {
     using Shape = AttentionBackward<HS>;
     constexpr int M = Shape::M, QUERIES = Shape::ROWS, TILE = Shape::TILE, STAGES = Shape::STAGES;
     constexpr int stride = tile_stride<HS>;
-    const AttentionPlace place = attention_place(blocks, heads, group);
+    const AttentionPlace place = attention_place(work);
+    const int T = work.T, NH = work.NH;
     // As in the forward pass, a HeadView written out.
     const size_t b = place.head / NH, h = place.head % NH, C = size_t(NH) * HS, C3 = 3 * C;
-    const int i0 = (blocks - 1 - place.block) * QUERIES;
+    const int i0 = (work.blocks - 1 - place.block) * QUERIES;
     const int lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * 16 * M, first = i0 + warp_row;
     const floatX *q = qkv + b * T * C3 + h * HS, *k = q + C, *v = k + C, *d_o = dout + b * T * C + h * HS;
 
@@ -1244,83 +1231,48 @@ template <int HS> __global__ void __launch_bounds__(attention_threads, HS <= 64 
             tile_multiply_transposed<HS, M, TILE>(p, a, kt_address + at + c * 32);
         }
         if (j0 + TILE - 1 > first) hide_future<M, TILE, false>(p, first, j0);
-#pragma unroll
-        for (int m = 0; m < M; m++)
-#pragma unroll
-            for (int n = 0; n < TILE / 8; n++)
-                for (int e = 0; e < 4; e++)
-                    p[m][n][e] = exp2_approx(fmaf(scale, p[m][n][e], -lse_row[m][e / 2]));
+        each_element<M, TILE>([&](int m, int n, int e) {
+            p[m][n][e] = exp2_approx(fmaf(scale, p[m][n][e], -lse_row[m][e / 2]));
+        });
 
         float ds[M][TILE / 8][4]; // -delta, then dP - delta, then dS
-#pragma unroll
-        for (int m = 0; m < M; m++)
-#pragma unroll
-            for (int n = 0; n < TILE / 8; n++)
-                for (int e = 0; e < 4; e++) ds[m][n][e] = -delta_row[m][e / 2];
+        each_element<M, TILE>([&](int m, int n, int e) { ds[m][n][e] = -delta_row[m][e / 2]; });
 #pragma unroll
         for (int c = 0; c < HS / 16; c++) {
             uint32_t a[M][4];
             load_operand<HS, M>(a, do_address + c * 32);
             tile_multiply_transposed<HS, M, TILE>(ds, a, vt_address + at + c * 32);
         }
-#pragma unroll
-        for (int m = 0; m < M; m++)
-#pragma unroll
-            for (int n = 0; n < TILE / 8; n++)
-                for (int e = 0; e < 4; e++) ds[m][n][e] *= p[m][n][e];
+        each_element<M, TILE>([&](int m, int n, int e) { ds[m][n][e] *= p[m][n][e]; });
         tile_multiply<HS, M, TILE>(dq, ds, k_address + at);
     }
 
-    for (int m = 0; m < M; m++)
-        for (int n = 0; n < HS / 8; n++)
-            for (int e = 0; e < 4; e++) dq[m][n][e] *= ln_2 * scale; // 1 / sqrt(HS)
+    each_element<M, HS>([&](int m, int n, int e) { dq[m][n][e] *= ln_2 * scale; }); // 1 / sqrt(HS)
     store_rows<HS, M>(dqkv + (b * T + first) * C3 + h * HS, C3, T - first, q_tile + warp_row * stride, dq);
 }
 
-template <int HS> void attention_forward_tensor_cores(floatX* out, float* lse, const floatX* qkv, size_t B,
-                                                      size_t T, size_t NH, cudaStream_t stream) {
-    using Shape = AttentionForward<HS>;
-    const unsigned blocks = blocks_for(T, Shape::QUERIES), heads = blocks_for(B * NH, 1);
-    const unsigned grid = blocks_for(B * NH * blocks, 1);
-    attention_forward_kernel<HS><<<grid, attention_threads, Shape::shared_bytes, stream>>>(
-        out, lse, qkv, int(T), int(NH), blocks, heads, attention_group(T, HS));
-    cuda_check(cudaGetLastError());
-}
-
-template <int HS> void attention_backward_tensor_cores(floatX* dqkv, float* delta, const floatX* dout,
-                                                       const floatX* out, const float* lse, const floatX* qkv,
-                                                       size_t B, size_t T, size_t NH, cudaStream_t stream) {
-    using Shape = AttentionBackward<HS>;
-    const unsigned blocks = blocks_for(T, Shape::ROWS), heads = blocks_for(B * NH, 1);
-    const unsigned grid = blocks_for(B * NH * blocks, 1), group = attention_group(T, HS);
-    const size_t packs = B * T * NH * HS / pack;
-    attention_delta_kernel<HS>
-        <<<blocks_for(packs, 256), 256, 0, stream>>>(delta, dout, out, packs, int(T), int(NH));
-    cuda_check(cudaGetLastError());
-    attention_backward_dkv_kernel<HS><<<grid, attention_threads, Shape::shared_bytes, stream>>>(
-        dqkv, dout, lse, delta, qkv, int(T), int(NH), blocks, heads, group);
-    cuda_check(cudaGetLastError());
-    attention_backward_dq_kernel<HS><<<grid, attention_threads, Shape::shared_bytes, stream>>>(
-        dqkv, dout, lse, delta, qkv, int(T), int(NH), blocks, heads, group);
-    cuda_check(cudaGetLastError());
-}
-
-// A block gets more than 48 KB of shared memory only if its kernel has asked for it, once.
-template <int HS> void ask_for_shared_memory() {
-    constexpr cudaFuncAttribute bytes = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    using Forward = AttentionForward<HS>;
-    using Backward = AttentionBackward<HS>;
-    cuda_check(cudaFuncSetAttribute(attention_forward_kernel<HS>, bytes, Forward::shared_bytes));
-    cuda_check(cudaFuncSetAttribute(attention_backward_dkv_kernel<HS>, bytes, Backward::shared_bytes));
-    cuda_check(cudaFuncSetAttribute(attention_backward_dq_kernel<HS>, bytes, Backward::shared_bytes));
+// Calls f with the head size as a constant where tensor cores serve it, and returns whether they do.
+template <class F> bool with_tensor_cores(size_t HS, F f) {
+    if (HS == 32) f(std::integral_constant<int, 32>());
+    if (HS == 64) f(std::integral_constant<int, 64>());
+    if (HS == 128) f(std::integral_constant<int, 128>());
+    return HS == 32 || HS == 64 || HS == 128;
 }
 #endif // PRECISION_FP32
 
-inline void prepare_attention() {
+// A block gets more than 48 KB of shared memory only if its kernel has asked for it, once.
+inline void prepare_kernels() {
+    const auto ask = [](auto kernel, size_t bytes) {
+        cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
+    };
+    ask(layernorm_backward_kernel, layernorm_sums * most_channels * sizeof(float));
 #ifndef PRECISION_FP32
-    ask_for_shared_memory<32>();
-    ask_for_shared_memory<64>();
-    ask_for_shared_memory<128>();
+    for (const size_t head_size : {32, 64, 128})
+        with_tensor_cores(head_size, [&](auto HS) {
+            ask(attention_forward_kernel<HS>, AttentionForward<HS>::shared_bytes);
+            ask(attention_backward_dkv_kernel<HS>, AttentionBackward<HS>::shared_bytes);
+            ask(attention_backward_dq_kernel<HS>, AttentionBackward<HS>::shared_bytes);
+        });
 #endif
 }
 
@@ -1331,14 +1283,14 @@ inline void prepare_attention() {
 inline void attention_forward(floatX* out, float* lse, const floatX* qkv, size_t B, size_t T, size_t C,
                               size_t NH, cudaStream_t stream) {
 #ifndef PRECISION_FP32
-    switch (C / NH) {
-    case 32:
-        return attention_forward_tensor_cores<32>(out, lse, qkv, B, T, NH, stream);
-    case 64:
-        return attention_forward_tensor_cores<64>(out, lse, qkv, B, T, NH, stream);
-    case 128:
-        return attention_forward_tensor_cores<128>(out, lse, qkv, B, T, NH, stream);
-    }
+    const bool done = with_tensor_cores(C / NH, [&](auto HS) {
+        using Shape = AttentionForward<HS>;
+        const AttentionWork work(B, T, NH, HS, Shape::ROWS);
+        attention_forward_kernel<HS>
+            <<<work.grid(), attention_threads, Shape::shared_bytes, stream>>>(out, lse, qkv, work);
+        cuda_check(cudaGetLastError());
+    });
+    if (done) return;
 #endif
     attention_forward_plain(out, lse, qkv, B, T, C, NH, stream);
 }
@@ -1349,14 +1301,19 @@ inline void attention_backward(floatX* dqkv, float* delta, const floatX* dout, c
                                const float* lse, const floatX* qkv, size_t B, size_t T, size_t C, size_t NH,
                                cudaStream_t stream) {
 #ifndef PRECISION_FP32
-    switch (C / NH) {
-    case 32:
-        return attention_backward_tensor_cores<32>(dqkv, delta, dout, out, lse, qkv, B, T, NH, stream);
-    case 64:
-        return attention_backward_tensor_cores<64>(dqkv, delta, dout, out, lse, qkv, B, T, NH, stream);
-    case 128:
-        return attention_backward_tensor_cores<128>(dqkv, delta, dout, out, lse, qkv, B, T, NH, stream);
-    }
+    const bool done = with_tensor_cores(C / NH, [&](auto HS) {
+        using Shape = AttentionBackward<HS>;
+        const AttentionWork work(B, T, NH, HS, Shape::ROWS);
+        const size_t packs = B * T * C / pack;
+        attention_delta_kernel<HS>
+            <<<blocks_for(packs, 256), 256, 0, stream>>>(delta, dout, out, packs, int(T), int(NH));
+        attention_backward_dkv_kernel<HS><<<work.grid(), attention_threads, Shape::shared_bytes, stream>>>(
+            dqkv, dout, lse, delta, qkv, work);
+        attention_backward_dq_kernel<HS><<<work.grid(), attention_threads, Shape::shared_bytes, stream>>>(
+            dqkv, dout, lse, delta, qkv, work);
+        cuda_check(cudaGetLastError());
+    });
+    if (done) return;
 #endif
     attention_backward_plain(dqkv, delta, dout, out, lse, qkv, B, T, C, NH, stream);
 }
@@ -1382,56 +1339,42 @@ __device__ float column_sum(float x, float* sums) {
     return sum;
 }
 
-// A block has 8 packs of channels of one expert; its 32 rows of threads share the D rows.
-__global__ void expert_statistics_forward_kernel(float* m, float* v, const floatX* w_enc, size_t D,
-                                                 size_t C) {
-    __shared__ float sums[32 * 8];
-    const size_t c = (blockIdx.x * size_t(8) + threadIdx.x) * pack, j = blockIdx.y;
-    const bool inside = c < C;
-    float mean[pack] = {}, variance[pack] = {};
-    for (size_t i = threadIdx.y; i < D && inside; i += 32) {
-        float w[pack];
-        load_pack(w, w_enc + (j * D + i) * C + c);
-#pragma unroll
-        for (int k = 0; k < pack; k++) mean[k] += w[k];
-    }
-#pragma unroll
-    for (int k = 0; k < pack; k++) mean[k] = column_sum(mean[k], sums) / D;
-    for (size_t i = threadIdx.y; i < D && inside; i += 32) {
-        float w[pack];
-        load_pack(w, w_enc + (j * D + i) * C + c);
-#pragma unroll
-        for (int k = 0; k < pack; k++) variance[k] += (w[k] - mean[k]) * (w[k] - mean[k]);
-    }
-#pragma unroll
-    for (int k = 0; k < pack; k++) {
-        const float sum = column_sum(variance[k], sums);
-        if (!inside || threadIdx.y > 0) continue;
-        m[j * C + c + k] = mean[k];
-        v[j * C + c + k] = sum / D;
-    }
-}
-// One block of one column of threads per expert.
-__global__ void bias_statistics_forward_kernel(float* mb, float* vb, const floatX* b_enc, size_t D) {
+// mean variance (E,C) of rows (E,D,C). A thread has `width` channels of one expert; a column of threads
+// shares the D rows.
+template <int width> __global__ void
+expert_statistics_forward_kernel(float* mean, float* variance, const floatX* rows, size_t D, size_t C) {
     __shared__ float sums[256];
-    const floatX* b = b_enc + blockIdx.x * D;
-    float mean = 0, variance = 0;
-    for (size_t i = threadIdx.y; i < D; i += blockDim.y) mean += float(b[i]);
-    mean = column_sum(mean, sums) / D;
-    for (size_t i = threadIdx.y; i < D; i += blockDim.y)
-        variance += (float(b[i]) - mean) * (float(b[i]) - mean);
-    variance = column_sum(variance, sums) / D;
-    if (threadIdx.y > 0) return;
-    mb[blockIdx.x] = mean;
-    vb[blockIdx.x] = variance;
+    const size_t c = (blockIdx.x * size_t(blockDim.x) + threadIdx.x) * width, j = blockIdx.y;
+    const bool inside = c < C;
+    const auto load = [&](size_t i) {
+        const floatX* row = rows + (j * D + i) * C + c;
+        if constexpr (width == pack) return load_pack(row);
+        return Pack{{float(*row)}};
+    };
+    Pack m = {}, v = {};
+    for (size_t i = threadIdx.y; i < D && inside; i += blockDim.y) m += load(i);
+#pragma unroll
+    for (int k = 0; k < width; k++) m[k] = column_sum(m[k], sums) / D;
+    for (size_t i = threadIdx.y; i < D && inside; i += blockDim.y) {
+        const Pack w = load(i);
+#pragma unroll
+        for (int k = 0; k < width; k++) v[k] += (w[k] - m[k]) * (w[k] - m[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < width; k++) {
+        const float sum = column_sum(v[k], sums);
+        if (!inside || threadIdx.y > 0) continue;
+        mean[j * C + c + k] = m[k];
+        variance[j * C + c + k] = sum / D;
+    }
 }
 
 // w_enc (E,D,C), b_enc (E,D)
 void expert_statistics_forward(Statistics s, const floatX* w_enc, const floatX* b_enc, size_t E, size_t D,
                                size_t C, cudaStream_t stream) {
-    const dim3 grid(blocks_for(C, 8 * pack), unsigned(E));
-    expert_statistics_forward_kernel<<<grid, dim3(8, 32), 0, stream>>>(s.m, s.v, w_enc, D, C);
-    bias_statistics_forward_kernel<<<unsigned(E), dim3(1, 256), 0, stream>>>(s.mb, s.vb, b_enc, D);
+    const dim3 grid(blocks_for(C, 8 * pack), unsigned(E)), one(1, unsigned(E));
+    expert_statistics_forward_kernel<pack><<<grid, dim3(8, 32), 0, stream>>>(s.m, s.v, w_enc, D, C);
+    expert_statistics_forward_kernel<1><<<one, dim3(1, 256), 0, stream>>>(s.mb, s.vb, b_enc, D, 1);
     cuda_check(cudaGetLastError());
 }
 
@@ -1445,22 +1388,13 @@ __global__ void expert_statistics_backward_kernel(float* dw_enc, float* db_enc, 
     const int lane = threadIdx.x % warp_size;
     if (row >= E * D) return;
     const float share = 1.0f / D;
-    for (size_t c = lane * pack; c < C; c += warp_size * pack) {
-        float w[pack], m[pack], dm[pack], dv[pack];
-        load_pack(w, w_enc + row * C + c);
-        load_pack_fp32(m, s.m + j * C + c);
-        load_pack_fp32(dm, ds.m + j * C + c);
-        load_pack_fp32(dv, ds.v + j * C + c);
+    for (size_t c = lane * pack; c < C; c += run_channels) {
+        const Pack w = load_pack(w_enc + row * C + c), m = load_pack(s.m + j * C + c);
+        const Pack dm = load_pack(ds.m + j * C + c), dv = load_pack(ds.v + j * C + c);
+        Pack dw = load_pack(dw_enc + row * C + c);
 #pragma unroll
-        for (int i = 0; i < pack; i += 4) {
-            float4* to = (float4*)(dw_enc + row * C + c + i);
-            float4 d = *to;
-            d.x += share * (dm[i] + 2 * dv[i] * (w[i] - m[i]));
-            d.y += share * (dm[i + 1] + 2 * dv[i + 1] * (w[i + 1] - m[i + 1]));
-            d.z += share * (dm[i + 2] + 2 * dv[i + 2] * (w[i + 2] - m[i + 2]));
-            d.w += share * (dm[i + 3] + 2 * dv[i + 3] * (w[i + 3] - m[i + 3]));
-            *to = d;
-        }
+        for (int i = 0; i < pack; i++) dw[i] += share * (dm[i] + 2 * dv[i] * (w[i] - m[i]));
+        store_pack(dw_enc + row * C + c, dw);
     }
     if (lane == 0) db_enc[row] += share * (ds.mb[j] + 2 * ds.vb[j] * (float(b_enc[row]) - s.mb[j]));
 }
@@ -1475,23 +1409,22 @@ void expert_statistics_backward(float* dw_enc, float* db_enc, Statistics ds, con
     cuda_check(cudaGetLastError());
 }
 
-__global__ void to_fp32_kernel(float* out, const floatX* x, size_t count) {
+// out (count) (+)= x
+template <class T> __global__ void to_fp32_kernel(float* out, const T* x, size_t count, bool accumulate) {
     const size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x;
-    if (i < count) out[i] = float(x[i]);
+    if (i < count) out[i] = accumulate ? out[i] + float(x[i]) : float(x[i]);
 }
-template <class T> __global__ void add_to_kernel(float* out, const T* x, size_t count) {
-    const size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x;
-    if (i < count) out[i] += float(x[i]);
+template <class T> void to_fp32(float* out, const T* x, size_t count, bool accumulate, cudaStream_t stream) {
+    to_fp32_kernel<<<blocks_for(count, 256), 256, 0, stream>>>(out, x, count, accumulate);
+    cuda_check(cudaGetLastError());
 }
 
 // topk: the rows of its router (E,C) stand for the means.
 void router_weights_forward(Statistics s, const floatX* router, size_t E, size_t C, cudaStream_t stream) {
-    to_fp32_kernel<<<blocks_for(E * C, 256), 256, 0, stream>>>(s.m, router, E * C);
-    cuda_check(cudaGetLastError());
+    to_fp32(s.m, router, E * C, false, stream);
 }
 void router_weights_backward(float* drouter, Statistics ds, size_t E, size_t C, cudaStream_t stream) {
-    add_to_kernel<<<blocks_for(E * C, 256), 256, 0, stream>>>(drouter, ds.m, E * C);
-    cuda_check(cudaGetLastError());
+    to_fp32(drouter, ds.m, E * C, true, stream);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -1577,21 +1510,20 @@ __global__ void router_forward_kernel(Router r, float* partial, const floatX* x)
     const Statistics s = r.statistics;
     for (int j0 = 0; j0 < E && first < N; j0 += router_experts) {
         float mean[router_tokens][router_experts] = {}, variance[router_tokens][router_experts] = {};
-        for (int c = lane * pack; c < C; c += warp_size * pack) {
-            float v[router_tokens][pack];
+        for (int c = lane * pack; c < C; c += run_channels) {
+            Pack v[router_tokens];
 #pragma unroll
-            for (int t = 0; t < router_tokens; t++) load_pack(v[t], x + min(first + t, N - 1) * C + c);
+            for (int t = 0; t < router_tokens; t++) v[t] = load_pack(x + min(first + t, N - 1) * C + c);
 #pragma unroll
             for (int j = 0; j < router_experts; j++) {
                 if (j0 + j >= E) break;
-                float w[pack];
-                load_pack_fp32(w, s.m + (j0 + j) * C + c);
+                Pack w = load_pack(s.m + (j0 + j) * C + c);
 #pragma unroll
                 for (int t = 0; t < router_tokens; t++)
 #pragma unroll
                     for (int i = 0; i < pack; i++) mean[t][j] += w[i] * v[t][i];
                 if (r.topk) continue;
-                load_pack_fp32(w, s.v + (j0 + j) * C + c);
+                w = load_pack(s.v + (j0 + j) * C + c);
 #pragma unroll
                 for (int t = 0; t < router_tokens; t++)
 #pragma unroll
@@ -1664,26 +1596,11 @@ void balance_forward(double* aux, const Router& r, const float* sum_p, float sca
     cuda_check(cudaGetLastError());
 }
 
-// The sum, maximum over the 8 lanes that share a token.
-__device__ inline float token_sum(float x) {
-#pragma unroll
-    for (int offset = router_experts / 2; offset > 0; offset /= 2)
-        x += __shfl_xor_sync(0xffffffff, x, offset);
-    return x;
-}
-__device__ inline float token_max(float x) {
-#pragma unroll
-    for (int offset = router_experts / 2; offset > 0; offset /= 2)
-        x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, offset));
-    return x;
-}
-
 // Load balance:  dp_nj = aux_scale E f_j / N                dg_nj  = p_nj (dp_nj - sum_i dp_ni p_ni)
 // Choice:        a constant, its weights a softmax          dg_ns += w_k (dw_k - sum_i dw_i w_i), s = s_k
 // Score, with phi = exp(-mu^2 / (2 sd^2)) sqrt(2/pi), from d erf(u)/du = 2/sqrt(pi) exp(-u^2):
 //   dg/dmu = -phi / sd      dg/dsd = phi mu / sd^2      dsd/dvar = 1 / (2 sd)            (topk: dmu = dg)
-// Inputs:        dx_n = sum_j dmu_nj m_j + 2 x dvar_nj v_j,  and the gather's backward: sum of dx over its
-//                slots
+// Inputs:        dx_n = sum_j dmu_nj m_j + 2 x dvar_nj v_j + sum of dslots over its slots (gather's backward)
 //
 // dx (N,C); dmu dvar (N,E); partial (blocks,2,E): sums over the block's tokens of dmu and dvar;
 // dweight (N,K); dslots (N*K,C)
@@ -1700,15 +1617,15 @@ __global__ void router_backward_kernel(floatX* dx, Router r, float* dmu, float* 
         const float* g = r.g + n * E;
         float most = -INFINITY, sum = 0, mean = 0, mean_weight = 0;
         for (int j = j0; j < E; j += router_experts) most = fmaxf(most, g[j]);
-        most = token_max(most);
+        most = warp_max<router_experts>(most);
         for (int j = j0; j < E; j += router_experts) {
             const float e = expf(g[j] - most);
             sum += e;
             mean += e * float(r.begin[j + 1] - r.begin[j]);
         }
-        sum = token_sum(sum);
+        sum = warp_sum<router_experts>(sum);
         const float per_slot = aux_scale * E / (N * K) / N; // dp_nj = per_slot * (slots of expert j)
-        mean = per_slot * token_sum(mean) / sum;
+        mean = per_slot * warp_sum<router_experts>(mean) / sum;
         for (int k = 0; k < K; k++) mean_weight += dweight[n * K + k] * r.weight[n * K + k];
         for (int j = j0; j < E && inside; j += router_experts) {
             float dg = expf(g[j] - most) / sum * (per_slot * float(r.begin[j + 1] - r.begin[j]) - mean);
@@ -1725,36 +1642,26 @@ __global__ void router_backward_kernel(floatX* dx, Router r, float* dmu, float* 
         }
     }
     __syncthreads(); // dmu and dvar are read by other threads of this block
-    for (int c = lane * pack; c < C && first < N; c += warp_size * pack) {
-        float sum[router_tokens][pack] = {}, curve[router_tokens][pack] = {}; // sum_j dmu m, sum_j dvar v
+    for (int c = lane * pack; c < C && first < N; c += run_channels) {
+        Pack sum[router_tokens] = {}, curve[router_tokens] = {}; // sum_j dmu m, sum_j dvar v
         for (int j = 0; j < E; j++) {
-            float m[pack], v[pack];
-            load_pack_fp32(m, r.statistics.m + j * C + c);
-            if (!r.topk) load_pack_fp32(v, r.statistics.v + j * C + c);
+            const Pack m = load_pack(r.statistics.m + j * C + c);
+            const Pack v = r.topk ? Pack{} : load_pack(r.statistics.v + j * C + c);
 #pragma unroll
             for (int t = 0; t < router_tokens; t++) {
                 const size_t nj = min(first + t, N - 1) * E + j;
-                const float a = dmu[nj], b = r.topk ? 0 : dvar[nj];
-#pragma unroll
-                for (int i = 0; i < pack; i++) {
-                    sum[t][i] += a * m[i];
-                    if (!r.topk) curve[t][i] += b * v[i];
-                }
+                sum[t] += dmu[nj] * m;
+                if (!r.topk) curve[t] += dvar[nj] * v;
             }
         }
 #pragma unroll
         for (int t = 0; t < router_tokens; t++) {
             const size_t n = first + t;
             if (n >= N) break;
-            float v[pack];
-            load_pack(v, x + n * C + c);
+            const Pack v = load_pack(x + n * C + c);
 #pragma unroll
             for (int i = 0; i < pack; i++) sum[t][i] += 2 * v[i] * curve[t][i];
-            for (int k = 0; k < K; k++) {
-                load_pack(v, dslots + size_t(r.slot[n * K + k]) * C + c);
-#pragma unroll
-                for (int i = 0; i < pack; i++) sum[t][i] += v[i];
-            }
+            for (int k = 0; k < K; k++) sum[t] += load_pack(dslots + size_t(r.slot[n * K + k]) * C + c);
             store_pack(dx + n * C + c, sum[t]);
         }
     }
@@ -1858,15 +1765,22 @@ __global__ void dispatch_count_kernel(int* counts, const int* choice, size_t ass
     for (size_t j = threadIdx.x; j < E; j += warp_size) counts[j * tiles + blockIdx.x] = count[j];
 }
 
-// The sum over the lanes before this one of a warp.
-__device__ inline int exclusive_scan(int x) {
-    int sum = x;
+// A warp makes out[i] (n) = the sum of the counts before i; out may be counts. Returns the sum of all.
+__device__ inline int exclusive_scan(int* out, const int* counts, size_t n) {
+    const int lane = threadIdx.x % warp_size;
+    int total = 0;
+    for (size_t i = lane; i - lane < n; i += warp_size) {
+        const int count = i < n ? counts[i] : 0;
+        int sum = count; // with the lanes before this one
 #pragma unroll
-    for (int offset = 1; offset < warp_size; offset *= 2) {
-        const int before = __shfl_up_sync(0xffffffff, sum, offset);
-        if (int(threadIdx.x % warp_size) >= offset) sum += before;
+        for (int offset = 1; offset < warp_size; offset *= 2) {
+            const int before = __shfl_up_sync(0xffffffff, sum, offset);
+            if (lane >= offset) sum += before;
+        }
+        if (i < n) out[i] = total + sum - count;
+        total += __shfl_sync(0xffffffff, sum, warp_size - 1);
     }
-    return sum - x;
+    return total;
 }
 
 // counts (E,tiles) become the places of each tile's first assignment among those of its expert; begin (E+1)
@@ -1875,24 +1789,12 @@ __global__ void __launch_bounds__(1024)
     extern __shared__ int total[]; // (E)
     const int lane = threadIdx.x % warp_size, warp = threadIdx.x / warp_size, warps = blockDim.x / warp_size;
     for (size_t j = warp; j < E; j += warps) {
-        int sum = 0;
-        for (size_t i = 0; i < tiles; i += warp_size) {
-            const int count = i + lane < tiles ? counts[j * tiles + i + lane] : 0;
-            const int before = exclusive_scan(count);
-            if (i + lane < tiles) counts[j * tiles + i + lane] = sum + before;
-            sum += __shfl_sync(0xffffffff, before + count, warp_size - 1);
-        }
+        const int sum = exclusive_scan(counts + j * tiles, counts + j * tiles, tiles);
         if (lane == 0) total[j] = sum;
     }
     __syncthreads();
     if (warp > 0) return;
-    int sum = 0;
-    for (size_t j = 0; j < E; j += warp_size) {
-        const int count = j + lane < E ? total[j + lane] : 0;
-        const int before = exclusive_scan(count);
-        if (j + lane < E) begin[j + lane] = sum + before;
-        sum += __shfl_sync(0xffffffff, before + count, warp_size - 1);
-    }
+    const int sum = exclusive_scan(begin, total, E);
     if (lane == 0) begin[E] = sum;
 }
 
@@ -1960,8 +1862,7 @@ __device__ inline float gelu_slope(float h) {
 __global__ void activation_forward_kernel(floatX* z, const floatX* h, size_t count, bool relu) {
     const size_t i = (blockIdx.x * size_t(blockDim.x) + threadIdx.x) * pack;
     if (i >= count) return;
-    float v[pack];
-    load_pack(v, h + i);
+    Pack v = load_pack(h + i);
 #pragma unroll
     for (int k = 0; k < pack; k++) v[k] = !relu ? gelu(v[k]) : v[k] <= 0 ? 0 : v[k]; // NaN stays NaN
     store_pack(z + i, v);
@@ -1975,9 +1876,8 @@ void activation_forward(floatX* z, const floatX* h, size_t count, bool relu, cud
 __global__ void activation_backward_kernel(floatX* dh, const floatX* h, size_t count, bool relu) {
     const size_t i = (blockIdx.x * size_t(blockDim.x) + threadIdx.x) * pack;
     if (i >= count) return;
-    float d[pack], v[pack];
-    load_pack(d, dh + i);
-    load_pack(v, h + i);
+    const Pack v = load_pack(h + i);
+    Pack d = load_pack(dh + i);
 #pragma unroll
     for (int k = 0; k < pack; k++) d[k] = !relu ? d[k] * gelu_slope(v[k]) : v[k] > 0 ? d[k] : 0;
     store_pack(dh + i, d);
@@ -1987,64 +1887,38 @@ void activation_backward(floatX* dh, const floatX* h, size_t count, bool relu, c
     cuda_check(cudaGetLastError());
 }
 
-// *active += how many of z (count) are positive: the units that fired. With relu's mask, a bit for each unit,
-// the bits are counted instead: a sixteenth of the bytes.
-__global__ void count_active_kernel(unsigned long long* active, const floatX* z, size_t count) {
+// *active += how many of z are positive: the units that fired. With relu's mask, a bit for each unit, the
+// bits are counted instead: a sixteenth of the bytes. A thread takes 16 bytes of either at a time.
+__global__ void count_active_kernel(unsigned long long* active, const floatX* z, const uint4* mask,
+                                    size_t packs) {
     int sum = 0;
-    for (size_t i = (blockIdx.x * size_t(blockDim.x) + threadIdx.x) * pack; i < count;
-         i += gridDim.x * size_t(blockDim.x) * pack) {
-        float v[pack];
-        load_pack(v, z + i);
+    for (size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x; i < packs;
+         i += gridDim.x * size_t(blockDim.x)) {
+        const uint4 bits = mask ? mask[i] : uint4{};
+        const Pack v = mask ? Pack{} : load_pack(z + i * pack);
+        sum += __popc(bits.x) + __popc(bits.y) + __popc(bits.z) + __popc(bits.w);
 #pragma unroll
         for (int k = 0; k < pack; k++) sum += v[k] > 0;
     }
     sum = __reduce_add_sync(0xffffffff, sum);
     if (threadIdx.x % warp_size == 0 && sum) atomicAdd(active, (unsigned long long)sum);
 }
-__global__ void count_mask_kernel(unsigned long long* active, const uint4* mask, size_t count) {
-    int sum = 0;
-    for (size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x; i < count;
-         i += gridDim.x * size_t(blockDim.x)) {
-        const uint4 bits = mask[i];
-        sum += __popc(bits.x) + __popc(bits.y) + __popc(bits.z) + __popc(bits.w);
-    }
-    sum = __reduce_add_sync(0xffffffff, sum);
-    if (threadIdx.x % warp_size == 0 && sum) atomicAdd(active, (unsigned long long)sum);
-}
+// z or mask for `count` units
 void count_active(unsigned long long* active, const floatX* z, const uint4* mask, size_t count,
                   cudaStream_t stream) {
-    auto blocks = [](size_t items) { return std::min(unsigned(count_blocks), blocks_for(items, 256)); };
-    if (mask)
-        count_mask_kernel<<<blocks(count / 128), 256, 0, stream>>>(active, mask, count / 128);
-    else
-        count_active_kernel<<<blocks(count / pack), 256, 0, stream>>>(active, z, count);
+    const size_t packs = count / (mask ? 128 : pack);
+    const unsigned blocks = std::min(unsigned(count_blocks), blocks_for(packs, 256));
+    count_active_kernel<<<blocks, 256, 0, stream>>>(active, z, mask, packs);
     cuda_check(cudaGetLastError());
 }
 
 // ---------------------------------------------------------------------------------------------------------
 // Combine: out_n = x_n + sum_k w_nk y_slot(n,k), normalised by the next layer's ln_1 (after the last, ln_f)
 
-struct MakeCombined {
-    const floatX *x, *y; // (N,C) (N*K,C)
-    const float* weight; // (N,K)
-    const int* slot;     // (N,K)
-    int K, C;
-    __device__ void operator()(float v[pack], size_t n, int c) const {
-        load_pack(v, x + n * C + c);
-        for (int k = 0; k < K; k++) {
-            const float w = weight[n * K + k];
-            float added[pack];
-            load_pack(added, y + size_t(slot[n * K + k]) * C + c);
-#pragma unroll
-            for (int i = 0; i < pack; i++) v[i] += w * added[i];
-        }
-    }
-};
-
 // out x (N,C), y (N*K,C)
 void combine_layernorm_forward(floatX* out, const Norm& norm, const floatX* x, const floatX* y,
                                const Router& r, cudaStream_t stream) {
-    rows_layernorm(out, norm, MakeCombined{x, y, r.weight, r.slot, int(r.K), norm.C}, stream);
+    rows_layernorm(out, norm, MakeSum{x, y, r.K, norm.C, r.weight, r.slot}, stream);
 }
 
 // dy_slot(n,k) = w_nk dout_n      dw_nk = dout_n . y_slot(n,k).   One warp per token.
@@ -2057,16 +1931,11 @@ __global__ void combine_backward_kernel(floatX* dy, float* dweight, const floatX
         const size_t s = r.slot[n * K + k];
         const float w = r.weight[n * K + k];
         float dot = 0;
-        for (int c = lane * pack; c < C; c += warp_size * pack) {
-            float d[pack], v[pack];
-            load_pack(d, dout + n * C + c);
-            load_pack(v, y + s * C + c);
+        for (int c = lane * pack; c < C; c += run_channels) {
+            const Pack d = load_pack(dout + n * C + c), v = load_pack(y + s * C + c);
 #pragma unroll
-            for (int i = 0; i < pack; i++) {
-                dot += d[i] * v[i];
-                d[i] *= w;
-            }
-            store_pack(dy + s * C + c, d);
+            for (int i = 0; i < pack; i++) dot += d[i] * v[i];
+            store_pack(dy + s * C + c, w * d);
         }
         dot = warp_sum(dot);
         if (lane == 0) dweight[n * K + k] = dot;
@@ -2098,8 +1967,8 @@ __global__ void __launch_bounds__(1024)
     const float target_logit = float(row[target]);
     float most = -INFINITY, sum = 0;
     for (int c = int(threadIdx.x) * pack; c < whole; c += step) {
-        float v[pack], higher = most;
-        load_pack(v, row + c);
+        const Pack v = load_pack(row + c);
+        float higher = most;
 #pragma unroll
         for (int i = 0; i < pack; i++) higher = fmaxf(higher, v[i]);
         sum *= exp_of(most - higher);
@@ -2127,8 +1996,7 @@ __global__ void __launch_bounds__(1024)
     if (scale == 0) return;
     const float factor = scale / row_sum;
     for (int c = int(threadIdx.x) * pack; c < whole; c += step) {
-        float v[pack];
-        load_pack(v, row + c);
+        Pack v = load_pack(row + c);
 #pragma unroll
         for (int i = 0; i < pack; i++) v[i] = factor * exp_of(v[i] - row_most);
         store_pack(row + c, v);
@@ -2148,15 +2016,10 @@ void classifier(float* losses, floatX* logits, const int* targets, float scale, 
 // *total += scale * sum of losses (N), in one block
 __global__ void __launch_bounds__(1024)
     sum_losses_kernel(double* total, const float* losses, double scale, size_t N) {
-    __shared__ double sums[1024];
     double sum = 0;
     for (size_t n = threadIdx.x; n < N; n += blockDim.x) sum += losses[n];
-    sums[threadIdx.x] = sum;
-    for (unsigned half = blockDim.x / 2; half > 0; half /= 2) {
-        __syncthreads();
-        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
-    }
-    if (threadIdx.x == 0) *total += scale * sums[0];
+    sum = block_sum<1024>(sum);
+    if (threadIdx.x == 0) *total += scale * sum;
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -2347,7 +2210,6 @@ struct Product {
     size_t M, N, K;
     bool a_transposed = false, b_transposed = false; // stored (K,M), (N,K)
     bool accumulate = false;                         // then out is fp32 and is added to
-    size_t out_stride = 0, a_stride = 0;             // from row to row; 0: no gap
     cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
     const void* bias = nullptr; // (N), read; or the gradient of a bias, written
     void* aux = nullptr;        // what the activation's backward needs: relu a bit mask, gelu its input (M,N)
@@ -2375,6 +2237,7 @@ struct Gpu {
     cudaEvent_t forked = nullptr;
     Lane lanes[most_lanes];
     size_t lane_count = most_lanes; // in use
+    const Lane& lane(size_t i) const { return lanes[i % lane_count]; }
     cublasLtHandle_t blas = nullptr;
     // Called before each launcher of a step with its name (those of dev/bench/roofline.h), and with null
     // after the last launcher of a pass: what dev/bench times a step by. Null in production. Launchers that
@@ -2383,8 +2246,12 @@ struct Gpu {
     void mark(const char* launcher) const {
         if (before_launch) before_launch(launcher);
     }
+    cudaStream_t marked(const char* launcher) const { // and gives the stream to launch it on
+        mark(launcher);
+        return stream;
+    }
     // The algorithm of every kind of product met so far; none where cuBLASLt knows none.
-    std::map<std::array<size_t, 9>, std::optional<cublasLtMatmulAlgo_t>> algorithms;
+    std::map<std::array<size_t, 7>, std::optional<cublasLtMatmulAlgo_t>> algorithms;
     size_t refused = 0; // how often an algorithm of the kind did not serve the size
 
     Gpu() {
@@ -2397,7 +2264,7 @@ struct Gpu {
         cuda_check(cudaStreamCreate(&copies));
         cuda_check(cudaEventCreateWithFlags(&forked, cudaEventDisableTiming));
         cublas_check(cublasLtCreate(&blas));
-        prepare_attention();
+        prepare_kernels();
     }
     Gpu(const Gpu&) = delete;
     ~Gpu() {
@@ -2443,11 +2310,9 @@ struct Description {
             set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, p.aux);
             set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, int64_t(p.aux_stride));
         }
-        const size_t a_stride = p.a_stride ? p.a_stride : p.a_transposed ? p.M : p.K;
-        const size_t b_stride = p.b_transposed ? p.K : p.N, out_stride = p.out_stride ? p.out_stride : p.N;
-        layout(&b, floatX_type, p.N, p.K, b_stride, p.b_transposed);
-        layout(&a, floatX_type, p.K, p.M, a_stride, p.a_transposed);
-        layout(&out, p.accumulate ? CUDA_R_32F : floatX_type, p.N, p.M, out_stride, false);
+        layout(&b, floatX_type, p.N, p.K, p.b_transposed);
+        layout(&a, floatX_type, p.K, p.M, p.a_transposed);
+        layout(&out, p.accumulate ? CUDA_R_32F : floatX_type, p.N, p.M, false);
     }
 
   private:
@@ -2455,9 +2320,9 @@ struct Description {
         cublas_check(cublasLtMatmulDescSetAttribute(&operation, attribute, &value, sizeof value));
     }
     static void layout(cublasLtMatrixLayout_t to, cudaDataType_t type, size_t rows, size_t columns,
-                       size_t stride, bool transposed) {
+                       bool transposed) {
         if (transposed) std::swap(rows, columns);
-        cublas_check(cublasLtMatrixLayoutInit(to, type, rows, columns, int64_t(stride)));
+        cublas_check(cublasLtMatrixLayoutInit(to, type, rows, columns, int64_t(rows)));
     }
 };
 
@@ -2474,9 +2339,8 @@ constexpr size_t bucket(size_t tokens) {
 // are asked about at an address that is as round as is promised, and no more. The answer then is a function
 // of the sizes and the card, whatever ran before.
 inline std::optional<cublasLtMatmulAlgo_t> choose_algorithm(Gpu& gpu, Product p) {
-    const std::array<size_t, 9> kind = {
-        p.M,          p.N,          p.K,        p.a_transposed,    p.b_transposed,
-        p.accumulate, p.out_stride, p.a_stride, size_t(p.epilogue)};
+    const std::array<size_t, 7> kind = {
+        p.M, p.N, p.K, p.a_transposed, p.b_transposed, p.accumulate, size_t(p.epilogue)};
     const auto found = gpu.algorithms.find(kind);
     if (found != gpu.algorithms.end()) return found->second;
 
@@ -2514,7 +2378,7 @@ inline bool try_multiply(Gpu& gpu, const Product& p, size_t lane = 0) {
     if (p.M == 0 || p.N == 0 || p.K == 0) return true; // no tokens; sums over nothing add nothing
     Product like = p;
     like.tokens() = bucket(p.tokens());
-    const Lane& on = gpu.lanes[lane % gpu.lane_count];
+    const Lane& on = gpu.lane(lane);
     for (const Product& kind : {like, p}) {
         const std::optional<cublasLtMatmulAlgo_t> algorithm = choose_algorithm(gpu, kind);
         if (!algorithm) continue;
@@ -2536,6 +2400,15 @@ inline void multiply(Gpu& gpu, const Product& p, size_t lane = 0) {
         fail("cuBLASLt has no algorithm for a product of %zu x %zu x %zu%s%s, epilogue %d", p.M, p.N, p.K,
              p.a_transposed ? ", first transposed" : "", p.b_transposed ? ", second transposed" : "",
              int(p.epilogue));
+}
+
+// dweight (OC,C) += dout (N,OC)^T x (N,C)
+inline Product weight_gradient(float* dweight, const floatX* dout, const floatX* x, size_t OC, size_t C,
+                               size_t N) {
+    Product p{dweight, dout, x, OC, C, N};
+    p.a_transposed = true;
+    p.accumulate = true;
+    return p;
 }
 
 // A linear layer and the number of tokens that go through it.
@@ -2560,12 +2433,8 @@ inline void linear_backward(Gpu& gpu, floatX* dx, const floatX* dout, const floa
                             float* partial, const int* whole_batch) {
     fork_lanes(gpu);
     multiply(gpu, {dx, dout, l.weight, l.N, l.C, l.OC}, 0);
-    Product p{l.dweight, dout, x, l.OC, l.C, l.N};
-    p.a_transposed = true;
-    p.accumulate = true;
-    multiply(gpu, p, 1);
-    const cudaStream_t third = gpu.lanes[2 % gpu.lane_count].stream;
-    if (l.dbias) bias_backward(l.dbias, partial, dout, whole_batch, l.N, 1, l.OC, third);
+    multiply(gpu, weight_gradient(l.dweight, dout, x, l.OC, l.C, l.N), 1);
+    if (l.dbias) bias_backward(l.dbias, partial, dout, whole_batch, l.N, 1, l.OC, gpu.lane(2).stream);
     join_lanes(gpu);
 }
 
@@ -2579,6 +2448,7 @@ struct Experts {
     bool w_dec_transposed;
     const int *begin, *host_begin; // (E+1): expert j's rows are [begin[j], begin[j+1])
     uint8_t* own;                  // (E) on the host: whose products went without the library's activation
+    floatX *x, *y, *dx, *dy;       // (slots,C) inputs, outputs and their gradients
     floatX *h, *z;                 // (slots,D) pre-activations (gelu) and units
     uint8_t* mask;                 // (slots, mask_stride bits), relu when fused
     floatX *dh, *db;               // (slots,D) (E,D) scratch of the backward pass
@@ -2601,57 +2471,57 @@ struct Experts {
         }
     }
     // z = act(x W_enc^T + b_enc); without the library's activation, into what comes before it
-    Product encode(const floatX* x, size_t j, size_t first, size_t rows, bool activated) const {
+    Product encode(size_t j, size_t first, size_t rows, bool activated) const {
         Product p{z + first * D, x + first * C, w_enc + j * D * C, rows, D, C};
         p.b_transposed = true;
         p.bias = b_enc + j * D;
-        if (!activated) {
-            p.epilogue = CUBLASLT_EPILOGUE_BIAS;
-            if (!relu) p.out = h + first * D;
-        } else if (relu) {
-            p.epilogue = CUBLASLT_EPILOGUE_RELU_AUX_BIAS;
-            p.aux = mask + first * mask_stride() / 8;
-            p.aux_stride = mask_stride();
-        } else {
-            p.epilogue = CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
-            p.aux = h + first * D;
-            p.aux_stride = D;
-        }
+        p.epilogue = !activated ? CUBLASLT_EPILOGUE_BIAS
+                     : relu     ? CUBLASLT_EPILOGUE_RELU_AUX_BIAS
+                                : CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
+        if (activated)
+            set_aux(p, first);
+        else if (!relu)
+            p.out = h + first * D;
         return p;
     }
     // dh = dy W_dec^T act'(h), and the sums over its rows into db; without the library's activation, dz
-    Product decode_backward(const floatX* dy, size_t j, size_t first, size_t rows, bool activated) const {
+    Product decode_backward(size_t j, size_t first, size_t rows, bool activated) const {
         Product p{dh + first * D, dy + first * C, w_dec + j * D * C, rows, D, C};
         p.b_transposed = !w_dec_transposed;
         if (!activated) return p;
         p.epilogue = relu ? CUBLASLT_EPILOGUE_DRELU_BGRAD : CUBLASLT_EPILOGUE_DGELU_BGRAD;
         p.bias = db + j * D;
+        set_aux(p, first);
+        return p;
+    }
+    // What the library keeps of the rows from `first` on for their backward pass.
+    void set_aux(Product& p, size_t first) const {
         p.aux = relu ? (void*)(mask + first * mask_stride() / 8) : h + first * D;
         p.aux_stride = relu ? mask_stride() : D;
-        return p;
     }
 };
 
-// z (slots,D) from x (slots,C); h or mask with it
-inline void experts_encode(Gpu& gpu, const Experts& e, const floatX* x) {
+// z from x; h or mask with it
+inline void experts_encode(Gpu& gpu, const Experts& e) {
+    gpu.mark("experts_encode");
     std::fill(e.own, e.own + e.E, uint8_t(e.fused ? 0 : Experts::own_forward));
     fork_lanes(gpu);
     e.each([&](size_t j, size_t first, size_t rows) {
-        if (e.fused && try_multiply(gpu, e.encode(x, j, first, rows, true), j)) return;
-        multiply(gpu, e.encode(x, j, first, rows, false), j);
+        if (e.fused && try_multiply(gpu, e.encode(j, first, rows, true), j)) return;
+        multiply(gpu, e.encode(j, first, rows, false), j);
         floatX* z = e.z + first * e.D;
-        activation_forward(z, e.relu ? z : e.h + first * e.D, rows * e.D, e.relu,
-                           gpu.lanes[j % gpu.lane_count].stream);
+        activation_forward(z, e.relu ? z : e.h + first * e.D, rows * e.D, e.relu, gpu.lane(j).stream);
         e.own[j] = Experts::own_forward;
     });
     join_lanes(gpu);
 }
 
-// y (slots,C) = z W_dec + b_dec
-inline void experts_decode(Gpu& gpu, const Experts& e, floatX* y) {
+// y = z W_dec + b_dec
+inline void experts_decode(Gpu& gpu, const Experts& e) {
+    gpu.mark("experts_decode");
     fork_lanes(gpu);
     e.each([&](size_t j, size_t first, size_t rows) {
-        Product p{y + first * e.C, e.z + first * e.D, e.w_dec + j * e.D * e.C, rows, e.C, e.D};
+        Product p{e.y + first * e.C, e.z + first * e.D, e.w_dec + j * e.D * e.C, rows, e.C, e.D};
         p.b_transposed = e.w_dec_transposed;
         p.epilogue = CUBLASLT_EPILOGUE_BIAS;
         p.bias = e.b_dec + j * e.C;
@@ -2664,24 +2534,22 @@ inline void experts_decode(Gpu& gpu, const Experts& e, floatX* y) {
 //          dx = dh W_enc,   dW_enc += dh^T x,  db_enc += sum dh.
 // The library sums db_enc in fp32 over the rows of an expert, but hands the sum over in floatX: in bf16 it is
 // rounded once for every micro-batch.
-// x dx dy (slots,C)
-inline void experts_backward(Gpu& gpu, const Experts& e, floatX* dx, const floatX* dy, const floatX* x) {
+inline void experts_backward(Gpu& gpu, const Experts& e) {
     const size_t D = e.D, C = e.C;
     gpu.mark("experts_backward dh");
     if (e.fused) cuda_check(cudaMemsetAsync(e.db, 0, e.E * D * sizeof(floatX), gpu.stream));
     fork_lanes(gpu);
     e.each([&](size_t j, size_t first, size_t rows) {
         const bool fused = !(e.own[j] & Experts::own_forward);
-        if (fused && try_multiply(gpu, e.decode_backward(dy, j, first, rows, true), j)) return;
-        multiply(gpu, e.decode_backward(dy, j, first, rows, false), j);
+        if (fused && try_multiply(gpu, e.decode_backward(j, first, rows, true), j)) return;
+        multiply(gpu, e.decode_backward(j, first, rows, false), j);
         activation_backward(e.dh + first * D, (e.relu ? e.z : e.h) + first * D, rows * D, e.relu,
-                            gpu.lanes[j % gpu.lane_count].stream);
+                            gpu.lane(j).stream);
         e.own[j] |= Experts::own_backward;
     });
     join_lanes(gpu);
     if (e.fused) {
-        add_to_kernel<<<blocks_for(e.E * D, 256), 256, 0, gpu.stream>>>(e.db_enc, e.db, e.E * D);
-        cuda_check(cudaGetLastError());
+        to_fp32(e.db_enc, e.db, e.E * D, true, gpu.stream);
         e.each([&](size_t j, size_t, size_t rows) {
             if (e.own[j] & Experts::own_backward)
                 bias_backward(e.db_enc + j * D, e.partial, e.dh, e.begin + j, rows, 1, D, gpu.stream);
@@ -2694,28 +2562,24 @@ inline void experts_backward(Gpu& gpu, const Experts& e, floatX* dx, const float
     fork_lanes(gpu);
     gpu.mark("experts_backward dx");
     e.each([&](size_t j, size_t first, size_t rows) {
-        multiply(gpu, {dx + first * C, e.dh + first * D, e.w_enc + j * D * C, rows, C, D}, lane++);
+        multiply(gpu, {e.dx + first * C, e.dh + first * D, e.w_enc + j * D * C, rows, C, D}, lane++);
     });
     gpu.mark("experts_backward dW_dec");
     e.each([&](size_t j, size_t first, size_t rows) {
-        Product p{e.dw_dec + j * D * C, e.z + first * D, dy + first * C, D, C, rows};
-        if (e.w_dec_transposed) p = {e.dw_dec, dy, e.z, C, D, rows};
-        p.a_transposed = true;
-        p.accumulate = true;
-        multiply(gpu, p, lane++);
+        const floatX *z = e.z + first * D, *dy = e.dy + first * C;
+        float* dw_dec = e.dw_dec + j * D * C;
+        multiply(gpu,
+                 e.w_dec_transposed ? weight_gradient(dw_dec, dy, z, C, D, rows)
+                                    : weight_gradient(dw_dec, z, dy, D, C, rows),
+                 lane++);
     });
     gpu.mark("experts_backward dW_enc");
     e.each([&](size_t j, size_t first, size_t rows) {
-        Product p{e.dw_enc + j * D * C, e.dh + first * D, x + first * C, D, C, rows};
-        p.a_transposed = true;
-        p.accumulate = true;
-        multiply(gpu, p, lane++);
+        multiply(gpu, weight_gradient(e.dw_enc + j * D * C, e.dh + first * D, e.x + first * C, D, C, rows),
+                 lane++);
     });
     gpu.mark("experts_backward db_dec");
-    if (e.db_dec) {
-        const cudaStream_t stream = gpu.lanes[lane % gpu.lane_count].stream;
-        bias_backward(e.db_dec, e.partial, dy, e.begin, e.slots(), e.E, C, stream);
-    }
+    if (e.db_dec) bias_backward(e.db_dec, e.partial, e.dy, e.begin, e.slots(), e.E, C, gpu.lane(lane).stream);
     join_lanes(gpu);
 }
 
@@ -2723,10 +2587,10 @@ inline void experts_backward(Gpu& gpu, const Experts& e, floatX* dx, const float
 // backward pass, since only it knows how its mask lies in memory.
 inline bool fused_epilogues(Gpu& gpu, Experts e, size_t rows) {
     floatX* const anywhere = (floatX*)16; // pointers are not followed, but must be there
-    e.h = e.z = e.dh = e.db = anywhere;
+    e.x = e.dy = e.h = e.z = e.dh = e.db = anywhere;
     e.mask = (uint8_t*)anywhere;
-    return choose_algorithm(gpu, e.encode(anywhere, 0, 0, bucket(rows), true)) &&
-           choose_algorithm(gpu, e.decode_backward(anywhere, 0, 0, bucket(rows), true));
+    return choose_algorithm(gpu, e.encode(0, 0, bucket(rows), true)) &&
+           choose_algorithm(gpu, e.decode_backward(0, 0, bucket(rows), true));
 }
 
 // --epilogues: who adds the bias and applies the activation, the library's products (true) or our kernels
@@ -2741,7 +2605,8 @@ inline bool choose_epilogues(Gpu& gpu, const Experts& e, const std::string& epil
     const bool found = fused_epilogues(gpu, e, rows);
     if (!found && epilogues == "library")
         fail("--epilogues library: cuBLASLt has none for experts of %zu units and %zu channels on this GPU, "
-             "expected --epilogues own",
+             "expected --epilogues own (a run that goes on keeps its choice, as its bits depend on it: start "
+             "a new one from its model with --init)",
              e.D, e.C);
     return found;
 }
@@ -3151,9 +3016,8 @@ inline void check_gpu_config(const Config& c, const std::string& where) {
              what.c_str());
     multiple("n_embd", c.n_embd);
     multiple(c.moe() ? "d_expert" : "n_expert_active * d_expert", c.moe() ? c.d_expert : c.dense_width());
-    constexpr size_t most = shared_bytes / (layernorm_sums * sizeof(float)) / run_channels * run_channels;
-    if (c.n_embd > most)
-        fail("%s: n_embd is %zu, expected at most %zu on the GPU", where.c_str(), c.n_embd, most);
+    if (c.n_embd > most_channels)
+        fail("%s: n_embd is %zu, expected at most %zu on the GPU", where.c_str(), c.n_embd, most_channels);
     if (c.n_embd / c.n_head > 256)
         fail("%s: heads of %zu channels, expected at most 256 on the GPU", where.c_str(),
              c.n_embd / c.n_head);
@@ -3365,6 +3229,10 @@ struct Model {
         e.partial = a.partial;
         if (a.h.empty()) return e;
         e.begin = moe ? a.h[l].router.begin : whole_batch;
+        e.x = moe ? a.h[l].slots_x : a.h[l].ln_2;
+        e.y = moe ? a.h[l].y : a.proj;
+        e.dx = moe ? a.dslots : a.dln;
+        e.dy = moe ? a.dy : a.dresidual;
         e.h = a.h[l].h;
         e.z = a.h[l].z;
         e.mask = a.h[l].mask;
@@ -3453,51 +3321,24 @@ inline void refresh_statistics(Model& model) {
     model.statistics_stale = false;
 }
 
-// The mixture of experts of layer l: h.out from h.ln_2 and h.mid.
-inline void moe_forward(Model& model, size_t l, float share) {
+// Which experts of layer l the tokens go to, and h.ln_2 in their slots.
+inline void route(Model& model, size_t l, float share) {
     Activations& a = model.a;
-    LayerActivations& h = a.h[l];
+    const LayerActivations& h = a.h[l];
     Gpu& gpu = model.gpu;
-    const cudaStream_t stream = gpu.stream;
     const Router router = model.router(l);
-    const Experts experts = model.experts(l);
-    gpu.mark("router_forward");
-    router_forward(router, a.sum_p, a.partial, h.ln_2, stream);
-    gpu.mark("dispatch");
-    dispatch(router, a.counts, stream);
+    router_forward(router, a.sum_p, a.partial, h.ln_2, gpu.marked("router_forward"));
+    dispatch(router, a.counts, gpu.marked("dispatch"));
     // How many tokens each expert has goes to the host beside the gather.
-    cuda_check(cudaEventRecord(model.dispatched, stream));
+    cuda_check(cudaEventRecord(model.dispatched, gpu.stream));
     cuda_check(cudaStreamWaitEvent(gpu.copies, model.dispatched, 0));
     cuda_check(cudaMemcpyAsync(model.host_begin + l * (router.E + 1), router.begin,
                                (router.E + 1) * sizeof(int), cudaMemcpyDeviceToHost, gpu.copies));
     cuda_check(cudaEventRecord(model.begin_copied, gpu.copies));
-    gpu.mark("balance_forward");
-    balance_forward(&model.totals->aux, router, a.sum_p, share, stream);
-    gpu.mark("gather");
-    gather(h.slots_x, h.ln_2, router.token, router.N * router.K, router.C, stream);
+    balance_forward(&model.totals->aux, router, a.sum_p, share, gpu.marked("balance_forward"));
+    gather(h.slots_x, h.ln_2, router.token, router.N * router.K, router.C, gpu.marked("gather"));
     gpu.mark("wait for the counts");
     cuda_check(cudaEventSynchronize(model.begin_copied)); // the one wait of the layer
-    gpu.mark("experts_encode");
-    experts_encode(gpu, experts, h.slots_x);
-    gpu.mark("experts_decode");
-    experts_decode(gpu, experts, h.y);
-    gpu.mark("combine_layernorm_forward");
-    combine_layernorm_forward(h.out, model.norm_after(l), h.mid, h.y, router, stream);
-}
-
-inline void dense_forward(Model& model, size_t l) {
-    Activations& a = model.a;
-    LayerActivations& h = a.h[l];
-    Gpu& gpu = model.gpu;
-    const Experts experts = model.experts(l);
-    model.host_begin[2 * l] = 0;
-    model.host_begin[2 * l + 1] = int(model.B * model.T);
-    gpu.mark("experts_encode");
-    experts_encode(gpu, experts, h.ln_2);
-    gpu.mark("experts_decode");
-    experts_decode(gpu, experts, a.proj);
-    gpu.mark("residual_layernorm_forward");
-    residual_layernorm_forward(h.out, model.norm_after(l), h.mid, a.proj, gpu.stream);
 }
 
 // Of the batch that upload_batch() sent. Fills model.a, logits included, and adds share times its loss and
@@ -3510,34 +3351,39 @@ inline void forward(Model& model, float gradient_scale = 0, float share = 1) {
                  Vp = model.shape().padded_vocab();
     Activations& a = model.a;
     Gpu& gpu = model.gpu;
-    const cudaStream_t stream = gpu.stream;
     if (model.statistics_stale) refresh_statistics(model);
 
-    gpu.mark("embedding_layernorm_forward");
     embedding_layernorm_forward(a.embedded, model.norm_1(0), model.tokens, model.w.wte, model.w.wpe,
-                                a.hidden_nan, T, stream);
+                                a.hidden_nan, T, gpu.marked("embedding_layernorm_forward"));
     const floatX* x = a.embedded;
     for (size_t l = 0; l < c.n_layer; l++) {
-        LayerActivations& h = a.h[l];
+        const LayerActivations& h = a.h[l];
+        const Experts experts = model.experts(l);
         gpu.mark("linear_forward c_attn");
         linear_forward(gpu, h.qkv, h.ln_1, model.c_attn(l));
-        gpu.mark("attention_forward");
-        attention_forward(h.att, h.lse, h.qkv, B, T, C, c.n_head, stream);
+        attention_forward(h.att, h.lse, h.qkv, B, T, C, c.n_head, gpu.marked("attention_forward"));
         gpu.mark("linear_forward c_proj");
         linear_forward(gpu, a.proj, h.att, model.c_proj(l));
-        gpu.mark("residual_layernorm_forward ln_2");
-        residual_layernorm_forward(h.mid, model.norm_2(l), x, a.proj, stream);
+        residual_layernorm_forward(h.mid, model.norm_2(l), x, a.proj,
+                                   gpu.marked("residual_layernorm_forward ln_2"));
+        if (c.moe()) {
+            route(model, l, share);
+        } else {
+            model.host_begin[2 * l] = 0;
+            model.host_begin[2 * l + 1] = int(N);
+        }
+        experts_encode(gpu, experts);
+        experts_decode(gpu, experts);
         if (c.moe())
-            moe_forward(model, l, share);
+            combine_layernorm_forward(h.out, model.norm_after(l), h.mid, experts.y, model.router(l),
+                                      gpu.marked("combine_layernorm_forward"));
         else
-            dense_forward(model, l);
-        if (model.count_units && gradient_scale != 0) {
-            const Experts experts = model.experts(l);
-            gpu.mark("count_active");
+            residual_layernorm_forward(h.out, model.norm_after(l), h.mid, experts.y,
+                                       gpu.marked("residual_layernorm_forward"));
+        if (model.count_units && gradient_scale != 0)
             count_active(&model.totals->active, experts.z,
                          experts.all_masked() ? (const uint4*)experts.mask : nullptr,
-                         experts.slots() * experts.D, stream);
-        }
+                         experts.slots() * experts.D, gpu.marked("count_active"));
         x = h.out;
     }
     gpu.mark("head");
@@ -3545,9 +3391,8 @@ inline void forward(Model& model, float gradient_scale = 0, float share = 1) {
     head.b_transposed = true;
     multiply(gpu, head);
     if (!model.targets) return gpu.mark(nullptr);
-    gpu.mark("classifier");
-    classifier(a.losses, a.logits, model.targets, gradient_scale / N, N, V, Vp, stream);
-    gpu.mark("sum_losses");
+    classifier(a.losses, a.logits, model.targets, gradient_scale / N, N, V, Vp, gpu.marked("classifier"));
+    const cudaStream_t stream = gpu.marked("sum_losses");
     sum_losses_kernel<<<1, 1024, 0, stream>>>(&model.totals->loss, a.losses, double(share) / N, N);
     cuda_check(cudaGetLastError());
     gpu.mark(nullptr);
@@ -3558,40 +3403,6 @@ inline void forward(Model& model, float gradient_scale = 0, float share = 1) {
 // * (mean cross-entropy + aux_weight * sum over layers of aux), but for the part that goes through the expert
 // statistics, which finish_gradients() adds once per step.
 // ---------------------------------------------------------------------------------------------------------
-
-// The mixture of experts of layer l: a.dln, the gradient of h.ln_2, from a.dresidual.
-inline void moe_backward(Model& model, size_t l, float aux_scale) {
-    Activations& a = model.a;
-    LayerActivations& h = a.h[l];
-    Gpu& gpu = model.gpu;
-    const Router router = model.router(l);
-    const Experts experts = model.experts(l);
-    gpu.mark("combine_backward");
-    combine_backward(a.dy, a.dweight, a.dresidual, h.y, router, gpu.stream);
-    if (!model.keep_slots) {
-        gpu.mark("gather again");
-        gather(h.slots_x, h.ln_2, router.token, router.N * router.K, router.C, gpu.stream);
-    }
-    if (model.recompute >= 1) {
-        gpu.mark("experts_encode again");
-        experts_encode(gpu, experts, h.slots_x);
-    }
-    experts_backward(gpu, experts, a.dslots, a.dy, h.slots_x);
-    gpu.mark("router_backward");
-    router_backward(a.dln, router, a.dmu, a.dvar, a.partial, a.dslots, a.dweight, h.ln_2, aux_scale,
-                    gpu.stream);
-}
-
-inline void dense_backward(Model& model, size_t l) {
-    Activations& a = model.a;
-    const LayerActivations& h = a.h[l];
-    const Experts experts = model.experts(l);
-    if (model.recompute >= 1) {
-        model.gpu.mark("experts_encode again");
-        experts_encode(model.gpu, experts, h.ln_2);
-    }
-    experts_backward(model.gpu, experts, a.dln, a.dresidual, h.ln_2);
-}
 
 // aux_scale: gradient_scale * aux_weight. layer_done(1 + l), and at the end layer_done(0) for the embeddings:
 // nothing more is added to these gradients; what has to be done with them goes on beside the other layers.
@@ -3609,40 +3420,46 @@ inline void backward(Model& model, float aux_scale, const std::function<void(siz
     gpu.mark("head to ln_f");
     multiply(gpu, {a.dln, a.logits, model.w.wte, N, C, Vp}, 0);
     gpu.mark("head to wte");
-    Product to_wte{g.wte, a.logits, a.ln_f, Vp, C, N};
-    to_wte.a_transposed = true;
-    to_wte.accumulate = true;
-    multiply(gpu, to_wte, 1);
+    multiply(gpu, weight_gradient(g.wte, a.logits, a.ln_f, Vp, C, N), 1);
     join_lanes(gpu);
     gpu.mark("layernorm_backward ln_f");
     cuda_check(cudaMemsetAsync(a.dresidual, 0, N * C * sizeof(floatX), stream));
     layernorm_backward(a.dresidual, bias_before(c.n_layer), model.norm_f(), a.dln, a.h.back().out, a.partial,
                        stream);
     for (size_t l = c.n_layer; l-- > 0;) {
-        LayerActivations& h = a.h[l];
+        const LayerActivations& h = a.h[l];
         const floatX* x = l ? a.h[l - 1].out : a.embedded;
+        const Router router = model.router(l);
+        const Experts experts = model.experts(l);
         if (model.recompute >= 2) {
             residual_layernorm_forward(nullptr, model.norm_1(l), x, nullptr, stream);
             residual_layernorm_forward(nullptr, model.norm_2(l), h.mid, nullptr, stream);
         }
+        // a.dln, the gradient of h.ln_2, from a.dresidual
         if (c.moe())
-            moe_backward(model, l, aux_scale);
-        else
-            dense_backward(model, l);
-        gpu.mark("layernorm_backward ln_2");
-        layernorm_backward(a.dresidual, g.h[l].c_proj_bias, model.norm_2(l), a.dln, h.mid, a.partial, stream);
+            combine_backward(experts.dy, a.dweight, a.dresidual, experts.y, router,
+                             gpu.marked("combine_backward"));
+        if (c.moe() && !model.keep_slots)
+            gather(experts.x, h.ln_2, router.token, N * router.K, C, gpu.marked("gather again"));
+        if (model.recompute >= 1) experts_encode(gpu, experts);
+        experts_backward(gpu, experts);
+        if (c.moe())
+            router_backward(a.dln, router, a.dmu, a.dvar, a.partial, experts.dx, a.dweight, h.ln_2, aux_scale,
+                            gpu.marked("router_backward"));
+        layernorm_backward(a.dresidual, g.h[l].c_proj_bias, model.norm_2(l), a.dln, h.mid, a.partial,
+                           gpu.marked("layernorm_backward ln_2"));
         gpu.mark("linear_backward c_proj");
         linear_backward(gpu, a.datt, a.dresidual, h.att, model.c_proj(l), a.partial, model.whole_batch);
-        gpu.mark("attention_backward");
-        attention_backward(a.dqkv, a.delta, a.datt, h.att, h.lse, h.qkv, B, T, C, c.n_head, stream);
+        attention_backward(a.dqkv, a.delta, a.datt, h.att, h.lse, h.qkv, B, T, C, c.n_head,
+                           gpu.marked("attention_backward"));
         gpu.mark("linear_backward c_attn");
         linear_backward(gpu, a.dln, a.dqkv, h.ln_1, model.c_attn(l), a.partial, model.whole_batch);
-        gpu.mark("layernorm_backward ln_1");
-        layernorm_backward(a.dresidual, bias_before(l), model.norm_1(l), a.dln, x, a.partial, stream);
+        layernorm_backward(a.dresidual, bias_before(l), model.norm_1(l), a.dln, x, a.partial,
+                           gpu.marked("layernorm_backward ln_1"));
         if (layer_done) layer_done(1 + l);
     }
-    gpu.mark("embedding_backward");
-    embedding_backward(g.wte, g.wpe, a.partial, a.dresidual, model.places, B, T, C, stream);
+    embedding_backward(g.wte, g.wpe, a.partial, a.dresidual, model.places, B, T, C,
+                       gpu.marked("embedding_backward"));
     gpu.mark(nullptr);
     if (layer_done) layer_done(0);
 }
@@ -3801,11 +3618,7 @@ inline float time_experts(Model& model) {
     for (size_t j = 0; j <= e.E; j++) model.host_begin[j] = int(slots * j / e.E);
     int* const begin = moe ? a.h[0].router.begin : model.whole_batch;
     cuda_check(cudaMemcpy(begin, e.host_begin, (e.E + 1) * sizeof(int), cudaMemcpyHostToDevice));
-    floatX* const x = moe ? a.h[0].slots_x : a.h[0].ln_2;
-    floatX* const y = moe ? a.h[0].y : a.proj;
-    floatX* const dx = moe ? a.dslots : a.dln;
-    floatX* const dy = moe ? a.dy : a.dresidual;
-    for (floatX* to : {x, dy})
+    for (floatX* to : {e.x, e.dy})
         for (size_t at = 0, n; at < slots * e.C; at += n) {
             n = std::min(slots * e.C - at, model.weights.count);
             cuda_check(cudaMemcpyAsync(to + at, model.weights.data, n * sizeof(floatX),
@@ -3818,9 +3631,9 @@ inline float time_experts(Model& model) {
     for (int i = 0; i < 3; i++) {
         float ms = 0;
         cuda_check(cudaEventRecord(from, gpu.stream));
-        experts_encode(gpu, e, x);
-        experts_decode(gpu, e, y);
-        experts_backward(gpu, e, dx, dy, x);
+        experts_encode(gpu, e);
+        experts_decode(gpu, e);
+        experts_backward(gpu, e);
         cuda_check(cudaEventRecord(to, gpu.stream));
         cuda_check(cudaEventSynchronize(to));
         cuda_check(cudaEventElapsedTime(&ms, from, to));

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The reference refuses to be compiled with -ffast-math or -Ofast, which change what it computes, and says why:
+# The compiler's flags. The reference refuses to be compiled with -ffast-math or -Ofast, which change what it
+# computes, and says why; and what was compiled with other flags is compiled anew.
 #   test_flags.sh [CXX]
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -15,5 +16,17 @@ for flag in -ffast-math -Ofast; do
     [[ $? != 0 && $message == *"under -ffast-math or -Ofast"* ]]
     note $? "$flag is not refused: $message"
 done
+
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+object=$dir/obj/dev/lib/json.o
+compiled() { [[ -n $(make -n B="$dir" "$object" "$@" 2>/dev/null | grep dev/lib/json.cpp) ]]; }
+compiled
+note $? "nothing is compiled where there is nothing"
+mkdir -p "${object%/*}" && touch "$object"
+! compiled
+note $? "the same flags compile it anew"
+compiled CXXFLAGS=-O1
+note $? "other flags do not compile it anew"
 echo "$passed passed, $failed failed"
 [[ $failed == 0 ]]

@@ -77,7 +77,7 @@ log 64 8
 expect "spills" 1 'spills 8 8 bytes' env NVCC="$dir/nvcc-13.0" test/test_ptxas.sh "$dir/log.ptxas"
 expect "spills of another toolkit" 0 '^warning: .*spills 8 8 bytes' env NVCC="$dir/nvcc-12.4" test/test_ptxas.sh "$dir/log.ptxas"
 
-# ---- gpu.sh: with programs that only pretend, then with the emulated ones ----------------------------------
+# ---- gpu.sh: with programs and a toolkit that only pretend, then with the emulated ones --------------------
 
 unset SANITIZER
 stubs=$dir/stubs
@@ -93,10 +93,25 @@ exit ${BENCH:-0}
 END
 done
 printf '#!/bin/sh\nexit 0\n' > "$stubs/make_chess"
-chmod +x "$stubs"/*
-rehearse() { env "$@" B="$stubs" RESULTS="$dir/pretended" dev/bench/gpu.sh --rehearse=short; }
+mkdir "$dir/toolkit"
+cat > "$dir/toolkit/nvcc" << 'END'
+#!/bin/bash
+case $1${LINKS:-} in
+--version*) echo "Cuda compilation tools, release 13.0, V" ;;
+*no) echo "ld: cannot find -lcublasLt" && exit 1 ;;
+*) printf '#!/bin/sh\necho cuBLASLt 130000\n' > "${!#}" && chmod +x "${!#}" ;;
+esac
+END
+printf '#!/bin/sh\necho torch 2\n' > "$dir/toolkit/python3"
+chmod +x "$stubs"/* "$dir"/toolkit/*
+rehearse() {
+    env "$@" PATH="$dir/toolkit:$PATH" PYTHON="$dir/toolkit/python3" B="$stubs" RESULTS="$dir/pretended" \
+        dev/bench/gpu.sh --rehearse=short
+}
 expect "a rehearsal" 0 'Every stage that could run passed' rehearse QUICK=0
-expect "a stage that fails" 1 'FAILED: Launchers and steps, bf16;$' rehearse BENCH=3
+expect "its probe" 0 'nvcc release 13.0, sm_90; cuBLASLt 130000; compute-sanitizer; torch 2\.$' cat "$dir/pretended/rehearsal.md"
+expect "a stage that fails" 1 'FAILED: Launchers and steps, bf16;$' rehearse BENCH=3 LINKS=no
+expect "a library that is not there" 0 'cublasLt does not link: ld: cannot find' cat "$dir/pretended/rehearsal.md"
 expect "its rows, and those after it" 0 '^Sampling, preset chess: [0-9]+ s' cat "$dir/pretended/rehearsal.md"
 expect "its rows" 0 '"row": "ratio"' cat "$dir/pretended/rehearsal.jsonl"
 

@@ -1603,8 +1603,18 @@ static void test_gpu_refusals() {
     refuses(tiny_run("odd", 3, "--embd 20"), 1, "n_embd is 20", "multiple of 8");
     refuses(tiny_run("odd", 3, "--d-expert 12"), 1, "d_expert is 12", "multiple of 8");
     refuses(tiny_run("odd", 3, "--embd 640 --heads 2"), 1, "heads of 320", "256");
-    refuses(tiny_run("odd", 3, "--embd 8192 --heads 64"), 1, "n_embd is 8192", "at most 4096");
+    refuses(tiny_run("odd", 3, "--embd 8192 --heads 64"), 1, "n_embd is 8192", "at most 6144");
     check(!fs::exists("odd"));
+
+    // A run whose library's epilogues another card does not have: what it is told is what it may do.
+    works(tiny_run("library", 2, "--epilogues library"));
+    const string on = train + " --resume --out library --steps 3";
+    setenv("EMU_CUBLASLT_EPILOGUES", "bias", 1);
+    if (train.find("_emu") != string::npos)
+        refuses(on, 1, "--epilogues library", "goes on keeps its choice", "--init");
+    refuses(on + " --epilogues own", 1, "ran with other flags", "--epilogues own (was library)", "--init");
+    works(tiny_run("own", 2, "--epilogues own --init library/model_00000002.safetensors"));
+    unsetenv("EMU_CUBLASLT_EPILOGUES");
 }
 
 int main(int argc, char** argv) {

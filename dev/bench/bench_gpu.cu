@@ -362,46 +362,53 @@ static Measured measure(const std::string& preset, const Config& config, size_t 
 // ---------------------------------------------------------------------------------------------------------
 // The tables
 
-// Whole steps: of one micro-batch, and what follows for the preset's steps.
-static void print_steps(const std::vector<Measured>& all, const Preset& preset, const Card& card,
-                        const Settings& settings, JsonLines& json) {
-    const size_t B = all[0].B, preset_micros = std::max<size_t>(1, preset.rows / B);
-    printf("\n%s: training steps, median of %lld; micro-batches of %zu x %zu tokens\n", preset.name,
-           (long long)settings.steps, B, all[0].T);
+// Whole steps: measured of one micro-batch, and reckoned of as many as the preset's steps have. Each model's
+// are printed as soon as they are known.
+static std::set<size_t> micros_of(const Preset& preset, size_t B) {
+    return {1, std::max<size_t>(1, preset.rows / B)};
+}
+static void print_steps_header(const Preset& preset, size_t B, const Settings& settings) {
+    printf(
+        "\n%s: training steps, median of %lld; micro-batches of %zu x %zu tokens (more than one: reckoned, "
+        "as many forwards and backwards, one update)\n",
+        preset.name, (long long)settings.steps, B, preset.config.block_size);
     printf("  %-20s %5s %7s %9s %9s %9s %9s %9s %9s %7s %11s\n", "", "lanes", "batches", "ms", "forward",
            "backward", "update", "tok/s", "TFLOP/s", "share", "memory");
-    for (const size_t micros : {size_t(1), preset_micros}) {
+}
+static void print_steps(const Measured& m, const Preset& preset, const Card& card, JsonLines& json) {
+    for (const size_t micros : micros_of(preset, m.B))
+        for (const StepTimes& times : m.steps) {
+            const double n = double(micros), seconds = times.of_step(n), forward = n * median(times.forward),
+                         backward = n * median(times.backward), update = median(times.update);
+            const double tok_s = n * double(m.B * m.T) / seconds, rate = n * m.flops() / seconds;
+            printf("  %-20s %5zu %7zu %9.3f %9.3f %9.3f %9.3f %9s %9.1f %6.1f%% %11s\n", m.what.c_str(),
+                   times.lanes, micros, seconds * 1e3, forward * 1e3, backward * 1e3, update * 1e3,
+                   human_count(tok_s).c_str(), rate / 1e12, 100 * rate / card.matrix,
+                   human_bytes(m.memory).c_str());
+            json.row(strf("\"row\": \"step\", \"preset\": \"%s\", \"model\": \"%s\", \"precision\": \"%s\", "
+                          "\"batch\": %zu, \"lanes\": %zu, \"micro_batches\": %zu, \"measured\": %s, "
+                          "\"ms\": %.4f, \"forward_ms\": %.4f, \"backward_ms\": %.4f, \"update_ms\": %.4f, "
+                          "\"tok_s\": %.1f, \"tflop_s\": %.3f, \"share\": %.4f, \"memory_bytes\": %.0f",
+                          preset.name, m.what.c_str(), precision_name, m.B, times.lanes, micros,
+                          micros == 1 ? "true" : "false", seconds * 1e3, forward * 1e3, backward * 1e3,
+                          update * 1e3, tok_s, rate / 1e12, rate / card.matrix, m.memory));
+        }
+    fflush(stdout);
+}
+static void print_ratios(const std::vector<Measured>& all, const Preset& preset, JsonLines& json) {
+    for (const size_t micros : micros_of(preset, all[0].B)) {
         double fastest[2] = {INFINITY, INFINITY}; // of the MoE-X, of its dense twin
         for (const Measured& m : all)
             for (const StepTimes& times : m.steps) {
-                const double seconds = times.of_step(double(micros)),
-                             forward = double(micros) * median(times.forward),
-                             backward = double(micros) * median(times.backward),
-                             update = median(times.update);
-                const double tok_s = double(micros * B * m.T) / seconds,
-                             rate = double(micros) * m.flops() / seconds;
                 double& best = fastest[!m.config.moe()];
-                best = std::min(best, seconds);
-                printf("  %-20s %5zu %7zu %9.3f %9.3f %9.3f %9.3f %9s %9.1f %6.1f%% %11s\n", m.what.c_str(),
-                       times.lanes, micros, seconds * 1e3, forward * 1e3, backward * 1e3, update * 1e3,
-                       human_count(tok_s).c_str(), rate / 1e12, 100 * rate / card.matrix,
-                       human_bytes(m.memory).c_str());
-                json.row(
-                    strf("\"row\": \"step\", \"preset\": \"%s\", \"model\": \"%s\", \"precision\": \"%s\", "
-                         "\"batch\": %zu, \"lanes\": %zu, \"micro_batches\": %zu, \"measured\": %s, "
-                         "\"ms\": %.4f, \"forward_ms\": %.4f, \"backward_ms\": %.4f, \"update_ms\": %.4f, "
-                         "\"tok_s\": %.1f, \"tflop_s\": %.3f, \"share\": %.4f, \"memory_bytes\": %.0f",
-                         preset.name, m.what.c_str(), precision_name, B, times.lanes, micros,
-                         micros == 1 ? "true" : "false", seconds * 1e3, forward * 1e3, backward * 1e3,
-                         update * 1e3, tok_s, rate / 1e12, rate / card.matrix, m.memory));
+                best = std::min(best, times.of_step(double(micros)));
             }
-        printf("  MoE-X takes %.3f of its dense twin's time, each at its fastest%s\n",
-               fastest[0] / fastest[1],
-               micros == 1 ? "" : "; reckoned: as many forwards and backwards, one update");
+        printf("  MoE-X takes %.3f of its dense twin's time in steps of %zu micro-batch%s, each at its "
+               "fastest\n",
+               fastest[0] / fastest[1], micros, micros == 1 ? "" : "es");
         json.row(strf("\"row\": \"ratio\", \"preset\": \"%s\", \"precision\": \"%s\", \"batch\": %zu, "
                       "\"micro_batches\": %zu, \"moe_over_dense\": %.4f",
-                      preset.name, precision_name, B, micros, fastest[0] / fastest[1]));
-        if (preset_micros == 1) break;
+                      preset.name, precision_name, all[0].B, micros, fastest[0] / fastest[1]));
     }
 }
 
@@ -578,10 +585,13 @@ static void print_scaling(const Preset& p, const Settings& settings, size_t memo
 static void bench(const Preset& p, size_t batch, const Card& card, Clock& clock, const Settings& settings,
                   JsonLines& json) {
     std::vector<Measured> all;
+    print_steps_header(p, batch, settings);
     for (const char* ffn : {"moe", "dense"})
-        for (const char* epilogues : {"library", "own"})
+        for (const char* epilogues : {"library", "own"}) {
             all.push_back(measure(p.name, with_ffn(p.config, ffn), batch, epilogues, clock, settings));
-    print_steps(all, p, card, settings, json);
+            print_steps(all.back(), p, card, json);
+        }
+    print_ratios(all, p, json);
     for (const Measured& m : all) print_launchers(m, card, json);
     print_parts(all, json);
 }
@@ -591,9 +601,9 @@ int main(int argc, char** argv) {
         Settings settings;
         Options options("bench_gpu", "Measures the CUDA program beside what this card can do.");
         options.add(0, "preset", &settings.preset, {"both", "chess", "small", "medium", "demo"},
-                    "sizes; both: chess and small");
+                    "sizes; both: small and chess");
         options.add(0, "batch", "N", &settings.batch, 0, 100000,
-                    "rows of a micro-batch; 0: the preset's, then the largest that fits and has 64K tokens");
+                    "rows of a micro-batch; 0: the most that fit and make 64K tokens, then the preset's");
         options.add(0, "steps", "N", &settings.steps, 1, 100000, "steps of each model");
         options.add(0, "json", "FILE", &settings.json, "write every row as a line of JSON, too");
         options.add(0, "count", &settings.count, "only count bytes and FLOPs, for an H100; needs no GPU");
@@ -605,18 +615,17 @@ int main(int argc, char** argv) {
         if (settings.tiny)
             chosen = {tiny_preset()};
         else
-            for (const char* name : {"chess", "small", "medium", "demo"})
+            for (const char* name : {"small", "chess", "medium", "demo"})
                 if (settings.preset == name ||
                     (settings.preset == "both" && (!strcmp(name, "chess") || !strcmp(name, "small"))))
                     chosen.push_back(*find_preset(name));
         size_t memory = 80'000'000'000; // of an H100, unless there is a card to ask
         const auto batches = [&](const Preset& p) {
             if (settings.batch > 0) return std::vector<size_t>{size_t(settings.batch)};
-            std::vector<size_t> both = {p.batch};
             const size_t large =
                 settings.tiny ? 0 : largest_batch(p.config, p.config.block_size, 0, p.rows, memory);
-            if (large > p.batch) both.push_back(large);
-            return both;
+            if (large <= p.batch) return std::vector<size_t>{p.batch};
+            return std::vector<size_t>{large, p.batch};
         };
         if (settings.gpus * settings.nodes > 1) {
             if (!settings.count)

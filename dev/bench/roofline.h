@@ -6,6 +6,7 @@
 // Bytes: each array once for each kernel that reads it and once for each that writes it, as if a kernel's
 // second look at a number always hit the cache. FLOPs: those of the mathematics, two for a multiply-add;
 // attention at its causal half, its backward as five products of the forward's two (the kernels do seven).
+// How a sum is cut into parts and what a block takes are train_moex.cu's constants, which is included before.
 #pragma once
 #include "../run/sharing.h"
 #include <algorithm>
@@ -22,7 +23,8 @@ struct Card {
 };
 inline Card h100_datasheet(bool fp32) {
     const double vector = 67e12, matrix = fp32 ? vector : 989e12;
-    return {3.35e12, matrix, fp32 ? vector : 0.629 * matrix, vector, 132 * 4 * 1.755e9, 132, 2.5e-6};
+    return {3.35e12,         matrix, fp32 ? vector : 0.629 * matrix, vector, 4 * multiprocessors * 1.755e9,
+            multiprocessors, 2.5e-6};
 }
 
 struct MatrixProduct {
@@ -54,15 +56,16 @@ struct Design {
 
 // The letters of the formulas: x bytes of an activation (2 in bf16); S slots, N*K; W = K*D units of a token;
 // R rows that were chosen, of W_enc and W_dec, E*D (dense: W); Vp the vocabulary rounded up to 64; P
-// parameters, with those rows; Q parts of a sum over tokens. The rest as in train_moex.cu.
+// parameters, with those rows; Q parts of a sum over tokens; G blocks of layernorm_backward. The rest as in
+// train_moex.cu.
 inline std::vector<Work> work_of_step(const Config& c, size_t B, size_t T_, double x, const Design& design) {
     const bool fused = design.fused;
     const double N = double(B) * T_, T = T_, C = c.n_embd, NH = c.n_head, V = c.vocab_size,
-                 Vp = std::ceil(V / 64) * 64;
+                 Vp = double(round_up(c.vocab_size, vocab_multiple));
     const double E = c.moe() ? c.n_expert : 1, K = c.moe() ? c.n_expert_active : 1,
                  D = c.moe() ? c.d_expert : c.dense_width();
     const double S = N * K, R = E * D, P = double(block_elements(tensor_table(c))) + (Vp - V) * C,
-                 Q = std::clamp(std::floor(N / 128), 1.0, 512.0);
+                 Q = token_parts(B * T_), G = layernorm_blocks;
     const double mask = S * D / 8;
     const size_t L = c.n_layer, experts = size_t(E), unfused = fused ? 0 : 1;
     std::vector<Work> list;
@@ -109,7 +112,7 @@ inline std::vector<Work> work_of_step(const Config& c, size_t B, size_t T_, doub
         computes(add("router_forward", "router", L, 2, x * N * C + 8 * E * C + 12 * N * E + 8 * S,
                      "xNC + 8EC + 12NE + 8S"),
                  "4NEC", 4 * N * E * C, 0.35);
-        add("dispatch", "router", L, 3, 16 * S + 12 * E * S / 256, "16S + 3ES/64");
+        add("dispatch", "router", L, 3, 16 * S + 12 * E * S / dispatch_tile, "16S + 3ES/64");
         add("balance_forward", "router", L, 1, 8 * E, "8E");
         add("gather", "gather", L, 1, x * (N + S) * C + 4 * S, "x(N + S)C + 4S");
         // The copy goes beside the gather; what is left of 15 us there and back is idle.
@@ -141,19 +144,19 @@ inline std::vector<Work> work_of_step(const Config& c, size_t B, size_t T_, doub
     multiplies(
         add("head to wte", "classifier", 1, 1, x * (N * Vp + N * C) + 8 * Vp * C, "x(NVp + NC) + 8VpC"),
         "2NVpC", {{1, Vp, C, N}});
-    // Sums of 396 blocks: of weight and bias, and of the residual stream's gradient where a bias was added to
+    // Sums of the blocks: of weight and bias, and of the residual stream's gradient where a bias was added to
     // it.
-    const double norm_bytes = 4 * x * N * C + 8 * N + 2 * 396 * 8 * C, sum_bytes = 2 * 396 * 4 * C;
+    const double norm_bytes = 4 * x * N * C + 8 * N + 16 * G * C, sum_bytes = 8 * G * C;
     const double before = c.moe() ? 0 : sum_bytes; // of ln_1 and ln_f
-    const char* norm_formula = c.moe() ? "4xNC + 8N + 6336C" : "4xNC + 8N + 9504C";
+    const char* norm_formula = c.moe() ? "4xNC + 8N + 16GC" : "4xNC + 8N + 24GC";
     const auto norm_backward = [&](const char* name, size_t times, size_t kernels, double bytes,
                                    const char* formula) {
         Work& norm = add(name, "LayerNorm", times, kernels, bytes, formula);
         norm.memory = 0.5; // 15 to 24 warps a multiprocessor, each row loaded twice
-        norm.serial = sum_of(396);
+        norm.serial = sum_of(G);
     };
     norm_backward("layernorm_backward ln_f", 1, 3, norm_bytes + before + x * N * C,
-                  c.moe() ? "5xNC + 8N + 6336C" : "5xNC + 8N + 9504C");
+                  c.moe() ? "5xNC + 8N + 16GC" : "5xNC + 8N + 24GC");
     if (c.moe()) {
         add("combine_backward", "gather", L, 1, x * (N + 2 * S) * C + 12 * S, "x(N + 2S)C + 12S");
         if (!design.keep_slots)
@@ -178,13 +181,13 @@ inline std::vector<Work> work_of_step(const Config& c, size_t B, size_t T_, doub
         computes(router, "8NEC", 8 * N * E * C, 0.35);
         // A warp's four tokens: scores, then E fused multiply-adds twice a channel; and those of the
         // statistics.
-        router.instructions = N / 4 * (900 + 3.1 * C) + N * C / 64 * 45;
+        router.instructions = N / router_tokens * (900 + 3.1 * C) + N * C / 64 * 45;
         // A part's tokens wait for one another, four loads at a time; then two sums of parts.
-        router.serial = N / Q / 4 * 0.3e-6 + sum_of(N / 32) + sum_of(Q);
+        router.serial = N / Q / 4 * 0.3e-6 + sum_of(N / router_block) + sum_of(Q);
     } else {
         add("experts_backward db_dec", "experts", L, 0, 0, ""); // layernorm_backward has the numbers at hand
     }
-    norm_backward("layernorm_backward ln_2", L, 2, norm_bytes + sum_bytes, "4xNC + 8N + 9504C");
+    norm_backward("layernorm_backward ln_2", L, 2, norm_bytes + sum_bytes, "4xNC + 8N + 24GC");
     multiplies(
         add("linear_backward c_proj", "linear", L, 2, 4 * x * N * C + (x + 8) * C * C, "4xNC + (x + 8)CC"),
         "4NCC", {{1, N, C, C}, {1, C, C, N}});
@@ -196,7 +199,8 @@ inline std::vector<Work> work_of_step(const Config& c, size_t B, size_t T_, doub
                    "11xNC + (3x + 24)CC"),
                "12NCC", {{1, N, C, 3 * C}, {1, 3 * C, C, N}});
     norm_backward("layernorm_backward ln_1", L, 2, norm_bytes + before, norm_formula);
-    add("embedding_backward", "embedding", 1, 3, 2 * x * N * C + N * C / 4 + 8 * (std::min(N, V) + T) * C,
+    add("embedding_backward", "embedding", 1, 3,
+        2 * x * N * C + 8 * N * C / places_per_chunk + 8 * (std::min(N, V) + T) * C,
         "2xNC + NC/4 + 8(min(N,V) + T)C");
 
     phase = "update";
