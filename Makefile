@@ -252,13 +252,15 @@ ifeq ($(SAN),1)
 CUDA_TEST_BINARIES = $(addprefix $(B)/,test_emu test_nccl test_exchange_emu test_kernels_emu test_sample_emu)
 CUDA_TEST_RUNS = $(foreach t,$(CUDA_TEST_BINARIES),"$(t) $(ARGUMENTS_$(patsubst %_emu,%,$(notdir $(t))))")
 else
-CUDA_TEST_BINARIES = $(EMU_BINARIES) $(B)/test_training_ranks $(addprefix $(B)/,$(GPU_PROGRAMS))
+# By nvcc: the programs, and in fp32 the sampler, which has the trainer's kernels, too.
+COMPILED = $(addprefix $(B)/,$(sort $(GPU_PROGRAMS) $(if $(NVCC),sample_fp32)))
+CUDA_TEST_BINARIES = $(EMU_BINARIES) $(B)/test_training_ranks $(COMPILED)
 CUDA_TEST_RUNS = "$(B)/test_training_ranks $(B)" "$(B)/test_emu" "$(B)/test_nccl" "$(B)/test_exchange_emu" $(foreach t,$(CUDA_TESTS),$(foreach p,_emu _fp32_emu,"$(SETTING_$(t)$(p)) $(B)/$(t)$(p) $(ARGUMENTS_$(t))")) \
     "EMU_ORDER=random:1 $(B)/test_kernels_emu" \
     "test/test_bench_gpu.sh $(B)/bench_gpu_emu" "test/test_gpu_scripts.sh $(B)" \
     "$(B)/test_programs $(B) train_moex_emu sample_emu inputs help usage printed log checkpoints variants not_finite bad_models exchange gpu board" \
     "$(B)/test_programs $(B) train_moex_fp32_emu sample_fp32_emu inputs variants exchange sampling board trace" \
-    "$(B)/test_interp $(B) bsp_gpu_fp32_emu" "test/test_ptxas.sh $(addprefix $(B)/,$(addsuffix .ptxas,$(GPU_PROGRAMS)))"
+    "$(B)/test_interp $(B) bsp_gpu_fp32_emu" "test/test_ptxas.sh $(addsuffix .ptxas,$(COMPILED))"
 endif
 
 test: $(addprefix $(B)/,$(TESTS) $(PROGRAMS) rank_stub) $(CUDA_TEST_BINARIES)

@@ -74,7 +74,7 @@ constexpr int warp_size = 32;
 // Grids and chunks are sized for the 132 multiprocessors of an H100, and by the model and the batch, never by
 // the card that is there: the order of every sum, and so its bits, are then those of any card.
 constexpr size_t multiprocessors = 132;
-constexpr size_t cache_bytes = 16 << 20; // of the L2 cache, what a kernel counts on
+[[maybe_unused]] constexpr size_t cache_bytes = 16 << 20; // of the L2 cache, what a kernel counts on
 constexpr size_t layernorm_blocks = 3 * multiprocessors, count_blocks = 8 * multiprocessors;
 // Parts that a sum over N tokens is cut into: more tokens make more parts, so that no part grows long.
 constexpr size_t part_tokens = 128, most_parts = 512;
@@ -292,6 +292,7 @@ struct MakeSum {
     const int* slot = nullptr;     // (N,K)
     __device__ Pack operator()(size_t n, int c) const {
         Pack v = load_pack(x + n * C + c);
+#pragma unroll 2
         for (size_t nk = n * K; nk < (n + 1) * K; nk++)
             v += (weight ? weight[nk] : 1) * load_pack(y + (slot ? slot[nk] : nk) * C + c);
         return v;
@@ -528,7 +529,7 @@ void bias_backward(float* dbias, float* partial, const floatX* dout, const int* 
 // Shapes: qkv dqkv (B,T,3C), a row being q, k, v of NH heads of HS each, read in place; out dout (B,T,C);
 // lse delta (B,NH,T) in fp32. Positions are int (T below 2^30), offsets size_t.
 
-constexpr float log2_e = 1.4426950408889634f, ln_2 = 0.6931471805599453f;
+constexpr float log2_e = 1.4426950408889634f;
 
 // Where the numbers of one head are, head = b * NH + h: from position to position they lie C3 apart in qkv
 // and dqkv, C apart in out and dout, 1 apart in lse and delta.
@@ -757,6 +758,8 @@ __device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.com
 template <int N> __device__ __forceinline__ void copy_async_wait() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
+
+constexpr float ln_2 = 0.6931471805599453f;
 
 // 2^x in one instruction, relative error 2^-22; 0 for -infinity
 __device__ __forceinline__ float exp2_approx(float x) {

@@ -256,7 +256,7 @@ if [[ $built == 0 ]]; then
 elif [[ -z $card ]]; then
     stage "Counts" 30 "$b/bench_gpu" --count
 else
-    [[ $quick == 0 ]] && repeats=(--steps 20) || repeats=(--steps 8)
+    [[ $quick == 0 ]] && repeats=(--steps 12) || repeats=(--steps 8)
     wanted test && stage "Tests on the GPU" 100 test/on_gpu.sh "$b"
     wanted bench && stage "Launchers and steps, bf16" 90 "$b/bench_gpu" "${bench_sizes[@]}" "${repeats[@]}" --json "$rows"
     if [[ $quick == 0 || ${#stages[@]} -gt 0 ]]; then
