@@ -47,17 +47,18 @@ PRECISION ?= BF16
 SUFFIX    = $(if $(filter FP32,$(PRECISION)),_fp32)
 
 INTERP    = evaluate bsp sparsity router features report
-PROGRAMS  = train_moex_cpu sample_cpu $(INTERP) make_chess make_text
+PROGRAMS  = train_moex_cpu sample_cpu $(INTERP) train_sae make_chess make_text paper_tables
 GPU_PROGRAMS = $(if $(NVCC),$(addsuffix $(SUFFIX),train_moex sample bsp_gpu))
 EMULATED  = train_moex_emu train_moex_fp32_emu sample_emu sample_fp32_emu bsp_gpu_emu bsp_gpu_fp32_emu
 LINUX    := $(filter Linux,$(shell uname -s))# several processes that train together are started and watched in its ways
 TESTS     = test_chess test_make_chess test_data test_safetensors test_log test_lib test_threads test_model test_gradients test_programs \
-            $(if $(LINUX),test_ranks) test_lanes test_games test_boards test_rules test_bsp test_sparsity test_features test_report test_interp
+            $(if $(LINUX),test_ranks) test_lanes test_games test_boards test_rules test_bsp test_sparsity test_features test_report test_interp \
+            test_sae test_sae_gradients test_paper
 BENCHES   = bench_cpu bench_bsp perft
 
 BY_NAME   = $(filter-out report,$(PROGRAMS)) $(GPU_PROGRAMS) $(EMULATED) # make report writes one
 
-.PHONY: FORCE all help found demo report test test-torch test-gpu test-gpu-programs sanitize-gpu bench fuzz clean $(BY_NAME)
+.PHONY: FORCE all help found demo report paper paper-plan paper-tables test test-torch test-gpu test-gpu-programs sanitize-gpu bench fuzz clean $(BY_NAME)
 all: found $(addprefix $(B)/,$(PROGRAMS) $(GPU_PROGRAMS))
 $(BY_NAME): %: $(B)/%
 
@@ -71,6 +72,7 @@ help:
 	@echo "                   and with the CUDA toolkit train_moex sample bsp_gpu (PRECISION=FP32: in fp32, their names end in _fp32)"
 	@echo "make demo          play chess games, train a small MoE-X on them, sample, say what its units mean (6 minutes; DEMO_FORCE=1: once more in its place)"
 	@echo "make report        an HTML page on a run: RUN=runs/demo, GAMES=games.pgn for a chess model, DATA='val*.bin' for text"
+	@echo "make paper         train and compare the paper's methods (make paper-plan: how long it takes; paper-tables: with what is there)"
 	@echo "make test          all tests, as many at a time as there are cores (SAN=1: under the sanitizers; TEST_JOBS=1: one by one)"
 	@echo "make test-gpu      kernels, whole model and sampler on the GPU (also test-gpu-programs; sanitize-gpu: compute-sanitizer)"
 	@echo "make train_moex_emu  the CUDA trainer on the CPU, to step through a kernel in gdb (also sample_emu)"
@@ -82,19 +84,21 @@ help:
 
 # ---------------------------------------------------------------------------------------------------------
 # Every source that is not a program is compiled once and goes into the archive of its layer: libmoex.a (dev/lib,
-# data, dev/run), libcpu.a (dev/cpu) and libinterp.a (dev/interp); libdouble.a is dev/cpu in double. A program is
+# data, dev/run), libcpu.a (dev/cpu) and libinterp.a (dev/interp); libdouble.a is dev/cpu, and the arithmetic of
+# SAEs, in double. A program is
 # its own object and the archives below it, linked from the top of the house to the bottom. The compiler writes
 # down which headers it read (-MMD).
 
-MAINS     = $(addprefix data/,make_chess.cpp make_text.cpp) $(addprefix dev/cpu/,train_moex.cpp sample.cpp) $(INTERP:%=dev/interp/%.cpp)
+MAINS     = $(addprefix data/,make_chess.cpp make_text.cpp) $(addprefix dev/cpu/,train_moex.cpp sample.cpp) $(INTERP:%=dev/interp/%.cpp) dev/interp/sae/train_sae.cpp \
+            dev/experiments/paper_tables.cpp
 SOURCES   = $(filter-out $(MAINS),$(wildcard $(addsuffix /*.cpp,$(1))))
 MOEX_CPP := $(filter-out $(if $(LINUX),,dev/run/ranks.cpp),$(call SOURCES,dev/lib data dev/run))
 CPU_CPP  := $(call SOURCES,dev/cpu)
-INTERP_CPP := $(call SOURCES,dev/interp)
+INTERP_CPP := $(call SOURCES,dev/interp dev/interp/sae)
 
 $(B)/libmoex.a:   $(MOEX_CPP:%.cpp=$(B)/obj/%.o)
 $(B)/libcpu.a:    $(CPU_CPP:%.cpp=$(B)/obj/%.o)
-$(B)/libdouble.a: $(CPU_CPP:%.cpp=$(B)/double/%.o)
+$(B)/libdouble.a: $(CPU_CPP:%.cpp=$(B)/double/%.o) $(B)/double/dev/interp/sae/sae.o
 $(B)/libinterp.a: $(INTERP_CPP:%.cpp=$(B)/obj/%.o)
 LIBRARIES = $(addprefix $(B)/,libmoex.a libcpu.a libdouble.a libinterp.a)
 $(LIBRARIES): Makefile
@@ -102,12 +106,13 @@ $(LIBRARIES): Makefile
 	@ar rcs $@ $(filter %.o,$^)
 
 MAKERS = make_chess make_text
-DOUBLE = test_gradients dump_reference
+DOUBLE = test_gradients test_sae_gradients dump_reference
 
 $(B)/train_moex_cpu: $(B)/obj/dev/cpu/train_moex.o
 $(B)/sample_cpu:     $(B)/obj/dev/cpu/sample.o
 $(addprefix $(B)/,$(MAKERS)):  $(B)/%: $(B)/obj/data/%.o
 $(addprefix $(B)/,$(INTERP)):  $(B)/%: $(B)/obj/dev/interp/%.o
+$(B)/train_sae:      $(B)/obj/dev/interp/sae/train_sae.o
 $(addprefix $(B)/,$(BENCHES)): $(B)/%: $(B)/obj/dev/bench/%.o
 $(addprefix $(B)/,$(filter-out $(DOUBLE),$(TESTS)) rank_stub test_training_ranks): $(B)/%: $(B)/obj/test/%.o
 $(addprefix $(B)/,$(DOUBLE)):  $(B)/%: $(B)/double/test/%.o
@@ -125,8 +130,21 @@ $(B)/page.o: $(B)/page.cpp $(B)/cxx.flags
 	$(COMPILE) -c $< -o $@
 $(B)/libinterp.a: $(B)/page.o
 
+# The page that compares methods, and the program that writes it: the tables of dev/experiments.
+COMPARE = dev/experiments/page/compare.html dev/experiments/page/compare.js
+$(B)/compare.cpp: $(COMPARE) dev/interp/page/style.css Makefile
+	@mkdir -p $(B)
+	$(if $(NODE),@$(NODE) --check dev/experiments/page/compare.js)
+	@embed() { printf 'extern const char %s[];\nconst char %s[] = R"page(' "$$1" "$$1"; shift; cat "$$@"; printf ')page";\n'; }; \
+	    { embed compare_html dev/experiments/page/compare.html; embed page_style dev/interp/page/style.css; embed compare_script dev/experiments/page/compare.js; } > $@
+$(B)/compare.o: $(B)/compare.cpp
+	$(COMPILE) -c $< -o $@
+TABLES_CPP := $(call SOURCES,dev/experiments)
+$(addprefix $(B)/,paper_tables test_paper): $(TABLES_CPP:%.cpp=$(B)/obj/%.o)
+$(B)/paper_tables: $(B)/obj/dev/experiments/paper_tables.o $(B)/compare.o
+
 BINARIES = $(addprefix $(B)/,$(PROGRAMS) $(TESTS) $(BENCHES) dump_reference rank_stub test_training_ranks)
-OF_DATA  = $(MAKERS) perft test_chess test_make_chess test_data test_safetensors test_ranks rank_stub test_lanes test_training_ranks # these wait for nothing else
+OF_DATA  = $(MAKERS) paper_tables test_paper perft test_chess test_make_chess test_data test_safetensors test_ranks rank_stub test_lanes test_training_ranks # these wait for nothing else
 $(addprefix $(B)/,$(filter-out $(OF_DATA) $(DOUBLE) train_moex_cpu sample_cpu,$(notdir $(BINARIES)))): $(B)/libinterp.a
 $(addprefix $(B)/,$(filter-out $(OF_DATA) $(DOUBLE),$(notdir $(BINARIES)))): $(B)/libcpu.a
 $(addprefix $(B)/,$(DOUBLE)): $(B)/libdouble.a
@@ -235,6 +253,11 @@ RUN ?= $(DEMO_DIR)
 report: $(B)/report
 	@$(B)/report --run $(RUN) $(if $(GAMES),--games '$(GAMES)') $(if $(DATA),--data '$(DATA)')
 
+# The paper's tables run anew: dev/experiments/paper.mk says what is run. SIZE, SEEDS, ONLY, TRAINER, GAMES.
+PAPER_PROGRAMS = $(addprefix $(B)/,train_moex_cpu train_sae make_chess evaluate bsp sparsity router features paper_tables)
+paper paper-plan paper-tables: $(PAPER_PROGRAMS)
+	+@$(MAKE) --no-print-directory -f dev/experiments/paper.mk B=$(B) $(patsubst paper-%,%,$@)
+
 # ---------------------------------------------------------------------------------------------------------
 # Tests
 
@@ -242,6 +265,8 @@ ARGUMENTS_test_data       = $(B)/make_text
 ARGUMENTS_test_make_chess = $(B)/make_chess
 ARGUMENTS_test_programs   = $(B)
 ARGUMENTS_test_interp     = $(B)
+ARGUMENTS_test_sae        = $(B)
+ARGUMENTS_test_paper      = $(B)
 ARGUMENTS_test_ranks      = $(B)/rank_stub
 
 # The CUDA programs on the CPU: the emulator, every kernel, the model and the sampler in either precision, and the

@@ -940,6 +940,148 @@ static void test_program() {
     check(std::string((const char*)csv.data, 21) == "game,ply,fen,piece64,");
 }
 
+// Units as two by their sign; scores of units drawn among all.
+static void test_split_and_subset() {
+    const GameSplit games{random_games(5, 71), random_games(4, 72)};
+    const std::string train = write_game_file("split_train.txt", games.train),
+                      test = write_game_file("split_test.txt", games.test);
+    const size_t units = 70; // more than are split at a time
+    std::vector<float> values[2], two[2];
+    Random random{73};
+    for (const size_t set : {0, 1}) {
+        const size_t n = (set ? games.test : games.train).size() * 256;
+        for (size_t i = 0; i < n * units; i++)
+            values[set].push_back(random.uniform() < 0.3 ? float(random.uniform() - 0.6) : 0);
+        for (size_t i = 0; i < n; i++)
+            for (const float sign : {1.0f, -1.0f})
+                for (size_t u = 0; u < units; u++)
+                    two[set].push_back(std::max(0.0f, sign * values[set][i * units + u]));
+    }
+    const auto measured = [&](const std::vector<float>* of, size_t n, std::vector<std::string> more) {
+        std::vector<std::string> flags = {"--activations",
+                                          npy_file("a.npy", npy_header({5, 256, n}), of[0]),
+                                          "--test-activations",
+                                          npy_file("b.npy", npy_header({4, 256, n}), of[1]),
+                                          "--games",
+                                          train,
+                                          "--test-games",
+                                          test,
+                                          "--json",
+                                          folder + "/split.json"};
+        flags.insert(flags.end(), more.begin(), more.end());
+        check(bsp(flags) == 0);
+        return read_json(folder + "/split.json");
+    };
+    const Json split = measured(values, units, {"--split-signs"}), plain = measured(values, units, {}),
+               expected = measured(two, 2 * units, {});
+    check(at(split, {"layers", "0", "units"}).magnitude == 2 * units && at(split, {"split"}).boolean);
+    size_t differ = 0;
+    for (const char* group : {"board", "strategy"})
+        for (const char* name :
+             {"coverage", "held_out", "rec_published", "beyond", "held_out_low", "rec_max_mask"}) {
+            const Json& got = at(split, {"layers", "0", group, name});
+            check(got.number == at(expected, {"layers", "0", group, name}).number, "%s %s", group, name);
+            differ += got.number != at(plain, {"layers", "0", group, name}).number;
+        }
+    check(differ > 3, "%zu", differ);
+
+    // A model's units split, beside what it shows.
+    Config config = tiny_config();
+    config.ffn = "dense", config.act = "gelu";
+    const std::string run = save_tiny("split", config, 3, 0.02f);
+    Reader reader = cpu_reader(config, 5, 256);
+    load_weights(reader, SafeTensorsFile(run + "/model_00000007.safetensors"));
+    Reader parts = view_reader(reader, "units", true, "model");
+    check(parts.units() == 2 * reader.units());
+    std::vector<int32_t> tokens;
+    for (const char c : games.train.texts[0]) tokens.push_back(chess_id(c));
+    parts.read(tokens.data(), 1, 256);
+    size_t wrong = 0, negative = 0;
+    for (size_t n = 0; n < 256; n++) {
+        std::vector<float> whole(reader.units()), up(2 * reader.units());
+        reader.layer(1).each(n, true, [&](size_t u, float v) { whole[u] = v; });
+        parts.layer(1).each(n, true, [&](size_t u, float v) { up[u] = v; });
+        for (size_t u = 0; u < whole.size(); u++) {
+            wrong += up[u] != std::max(0.0f, whole[u]) || up[whole.size() + u] != std::max(0.0f, -whole[u]);
+            negative += whole[u] < 0;
+        }
+    }
+    check(wrong == 0 && negative > 100, "%zu, %zu", wrong, negative);
+    const std::vector<std::string> model = {"--ckpt", run, "--games", train, "--test-games", test};
+    const auto with = [&](std::vector<std::string> more) {
+        std::vector<std::string> flags = model;
+        flags.insert(flags.end(), more.begin(), more.end());
+        check(bsp(flags) == 0);
+    };
+    with({"--split-signs"});
+    check(at(read_json(run + "/interp/bsp_split.json"), {"layers", "1", "units"}).magnitude ==
+          2 * reader.units());
+    with({"--features", "units"});
+    check(at(read_json(run + "/interp/bsp_units.json"), {"features"}).text == "units");
+    check_error(with({"--features", "gate"}), "--features", "'gate'", "units");
+    check_error(measured(values, units, {"--features", "units"}), "--features");
+
+    // Drawn without replacement among the alive, each as often; the same for the same seed.
+    const Case c = make_case(14, 12, 30, 4);
+    std::vector<size_t> times(30);
+    for (size_t draw = 0; draw < 600; draw++) {
+        const std::vector<uint32_t> list = drawn_units(c.fires, 7, 5, draw);
+        check(list.size() == 7 && std::is_sorted(list.begin(), list.end()) &&
+              std::set<uint32_t>(list.begin(), list.end()).size() == 7);
+        for (const uint32_t u : list) times[u]++;
+        if (draw < 5)
+            check(list == drawn_units(c.fires, 7, 5, draw) && list != drawn_units(c.fires, 7, 6, draw));
+    }
+    const double alive =
+        double(std::count_if(c.max.begin(), c.max.end(), [](float m) { return m != INFINITY; }));
+    check(alive < 30); // unit 1 never fires
+    for (size_t u = 0; u < 30; u++)
+        if (c.max[u] == INFINITY)
+            check(times[u] == 0);
+        else
+            check_near(double(times[u]), 600 * 7 / alive, 60); // five standard deviations
+
+    // The scores are those of these units alone.
+    const SubsetScores scores = measure_subset(c.fires, c.ruler, 7, 3, 5);
+    check(scores.units == 7 && scores.board.size() == 3 && scores.strategy.size() == 3);
+    for (size_t draw = 0; draw < 3; draw++) {
+        Case some;
+        some.ruler = c.ruler, some.labels[0] = c.labels[0], some.labels[1] = c.labels[1];
+        for (const uint32_t u : drawn_units(c.fires, 7, 5, draw)) some.max.push_back(c.max[u]);
+        for (size_t set = 0; set < 2; set++)
+            for (size_t n = 0; n < c.labels[set].tokens; n++)
+                for (const uint32_t u : drawn_units(c.fires, 7, 5, draw))
+                    some.values[set].push_back(c.values[set][n * 30 + u]);
+        const SlowFunction slow =
+            slow_function(some, board_function("piece_masked_blank_and_initial_state"), 1);
+        size_t best = 0;
+        for (size_t t = 0; t < 10; t++) best = slow.per_square[t] > slow.per_square[best] ? t : best;
+        check_near(scores.board[draw].coverage, *std::max_element(slow.average, slow.average + n_thresholds),
+                   1e-9);
+        check_near(scores.board[draw].held_out, slow.held_out, 1e-9);
+        check_near(scores.board[draw].rec_published, slow.f1[best], 1e-9);
+    }
+    // All of them: the layer's own scores, in every draw.
+    const SubsetScores all = measure_subset(c.fires, c.ruler, 1000, 2, 5);
+    const std::vector<BspControl> whole = control_scores(c.fires, c.ruler);
+    check(all.units == size_t(alive));
+    for (const BspControl& drawn : all.board)
+        check(drawn.coverage == whole[c.ruler.board].coverage &&
+              drawn.held_out == whole[c.ruler.board].held_out &&
+              drawn.rec_beyond == whole[c.ruler.board].rec_beyond);
+    with({"--subset", "9", "--draws", "3"});
+    const Json drawn = read_json(run + "/interp/bsp.json");
+    for (const char* name : {"coverage", "held_out", "rec_published", "beyond", "rec_beyond"}) {
+        const Json& range = at(drawn, {"layers", "1", "subset", "board", name});
+        check(range.items[1].number <= range.items[0].number &&
+              range.items[0].number <= range.items[2].number);
+    }
+    check(at(drawn, {"layers", "0", "subset", "units"}).magnitude == 9 &&
+          at(drawn, {"layers", "0", "subset", "draws"}).magnitude == 3);
+    check(at(drawn, {"layers", "0", "subset", "board", "coverage", "2"}).number <=
+          at(drawn, {"layers", "0", "board", "coverage"}).number);
+}
+
 static void test_bad_input() {
     const GameSet set = random_games(5, 93);
     const std::string games = write_game_file("five.txt", set);
@@ -1029,6 +1171,7 @@ int main() {
         test_resamples();
         test_npy();
         test_program();
+        test_split_and_subset();
         test_bad_input();
         return 0;
     }) &&

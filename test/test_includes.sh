@@ -13,8 +13,9 @@ dev/cpu/       dev/lib/ data/ dev/run/
 train_moex.cu  dev/lib/ data/ dev/run/
 sample.cu      dev/lib/ data/ dev/run/ train_moex.cu
 dev/interp/    dev/lib/ data/ dev/run/ dev/cpu/ train_moex.cu
+dev/experiments/ dev/lib/
 dev/bench/     dev/lib/ data/ dev/run/ dev/cpu/ train_moex.cu sample.cu dev/interp/ test/
-test/          dev/lib/ data/ dev/run/ dev/cpu/ train_moex.cu sample.cu dev/interp/ dev/bench/'
+test/          dev/lib/ data/ dev/run/ dev/cpu/ train_moex.cu sample.cu dev/interp/ dev/experiments/ dev/bench/'
 
 # Prints `FILE:LINE: includes WHAT`, a line for each include that goes up under the folder, and last how many did
 # and how many did not.

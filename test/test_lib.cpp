@@ -283,7 +283,7 @@ static void test_config() {
                6.0 * (4 * (4 * 128 * 128 + 128 * 257 + 2 * 128 * 64 * 6 + 2 * 6 * 64 * 128 / 4) + 128 * 32),
                0);
 
-    check(find_preset("medium") && !find_preset("large") && !find_preset("") && presets().size() == 4);
+    check(find_preset("medium") && !find_preset("large") && !find_preset("") && presets().size() == 5);
     for (const Preset& p : presets()) check_config(p.config, p.name);
     const Preset& chess = *find_preset("chess");
     check(chess.rows == 100 && chess.steps == 60000 && chess.warmup == 2000 && chess.lr == 3e-4 &&
@@ -409,6 +409,7 @@ static void test_parameters() {
         const char* preset;
         size_t total, active, dense;
     } counts[] = {{"demo", 2412800, 830720, 830208},
+                  {"mid", 19014144, 6394368, 6392320},
                   {"chess", 143344128, 42557952, 42553856},
                   {"small", 521124096, 181108992, 181099776},
                   {"medium", 1764969472, 556272640, 556248064}};

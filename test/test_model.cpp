@@ -1405,7 +1405,7 @@ static void test_adamw() {
 
 static void test_norm() {
     Model model(config_of(variants[1], {2, 4, 64, 51, 10, 530}), 1, 1);
-    check(model.gradients.count > 3 * Model::norm_block, "several blocks");
+    check(model.gradients.count > 3 * norm_block, "several blocks");
     check(gradient_norm(model) == 0);
     model.gradients.data[model.table.front().offset] = 3;
     model.gradients.data[model.table.back().offset + model.table.back().count - 1] = -4;

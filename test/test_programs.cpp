@@ -1156,7 +1156,7 @@ static void test_bad_models() {
         {"--embd 4096 --heads 32 --d-expert 1048576", "memory"}};
     for (const auto& c : cases) refuses(tiny_run("bad", 3, c.flags), 1, c.what);
     refuses(tiny_run("bad", 3, "--init no_such_preset"), 1, "'no_such_preset'", "no such file",
-            "the presets are demo, chess, small, medium");
+            "the presets are demo, mid, chess, small, medium");
     refuses(tiny_run("bad", 3, "--init smal"), 1, "--init 'smal'", "did you mean small?");
     refuses(train + " --train chess/train_000000.bin few.bin --out bad", 2, "'few.bin'",
             "quote it: --train '");

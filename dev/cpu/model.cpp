@@ -354,10 +354,12 @@ double forward_layers(Model& model, const int32_t* tokens, size_t B, size_t T) {
         linear_forward(a.proj, h.att, w.c_proj_weight, w.c_proj_bias, N, C, C);
         residual_forward(h.mid, x, a.proj, N * C);
         layernorm_forward(h.ln_2, h.ln_2_mean, h.ln_2_rstd, h.mid, w.ln_2_weight, w.ln_2_bias, N, C);
+        if (model.intervene) model.intervene(l, Place::ln_2, h.ln_2);
         aux += c.moe()     ? moe_forward(model, l)
                : c.monet() ? monet_layer_forward(model, l)
                : c.peer()  ? peer_layer_forward(model, l)
                            : dense_forward(model, l);
+        if (model.intervene) model.intervene(l, Place::out, h.out);
         x = h.out;
     }
     model.statistics_stale = false;
@@ -467,10 +469,10 @@ void zero_gradients(Model& model) {
 // ---------------------------------------------------------------------------------------------------------
 // Update
 
-double gradient_norm(Model& model) {
-    const size_t count = model.gradients.count, block = Model::norm_block, part = 1024;
-    const real* g = model.gradients.data;
-    parallel_for(model.partial.size(), [&](size_t j) {
+double block_norm(const real* g, size_t count, std::vector<double>& partial) {
+    constexpr size_t block = norm_block, part = 1024;
+    partial.resize((count + block - 1) / block);
+    parallel_for(partial.size(), [&](size_t j) {
         const size_t block_end = std::min((j + 1) * block, count);
         double total = 0;
         for (size_t k = j * block; k < block_end; k += part) {
@@ -481,9 +483,12 @@ double gradient_norm(Model& model) {
             for (size_t i = 0; i < n; i++) sum += from[i] * from[i];
             total += sum;
         }
-        model.partial[j] = total;
+        partial[j] = total;
     });
-    return std::sqrt(std::accumulate(model.partial.begin(), model.partial.end(), 0.0));
+    return std::sqrt(std::accumulate(partial.begin(), partial.end(), 0.0));
+}
+double gradient_norm(Model& model) {
+    return block_norm(model.gradients.data, model.gradients.count, model.partial);
 }
 
 // The moments of a unit that never fires fade to denormals, where rounding holds them and every operation
@@ -491,25 +496,29 @@ double gradient_norm(Model& model) {
 // beside eps.
 constexpr real nothing = real(1e-30);
 
-void update(Model& model, const AdamW& adam, uint64_t t, double gradient_scale) {
+void adamw(real* w, const real* g, real* m, real* v, size_t count, const AdamW& adam, real decay, uint64_t t,
+           double gradient_scale) {
     const real b1 = adam.beta_1, b2 = adam.beta_2, scale = gradient_scale, eps = adam.eps, lr = adam.lr;
     const real fix_1 = 1 / (1 - std::pow(adam.beta_1, double(t))),
                fix_2 = 1 / (1 - std::pow(adam.beta_2, double(t)));
+    parallel_ranges(count, 2048, [=](size_t begin, size_t end) {
+#pragma omp simd
+        for (size_t i = begin; i < end; i++) {
+            const real G = scale * g[i];
+            const real mi = b1 * m[i] + (1 - b1) * G, vi = b2 * v[i] + (1 - b2) * G * G;
+            m[i] = std::fabs(mi) < nothing ? 0 : mi;
+            v[i] = vi < nothing ? 0 : vi;
+            w[i] -= lr * (fix_1 * m[i] / (std::sqrt(fix_2 * v[i]) + eps) + decay * w[i]);
+        }
+    });
+}
+
+void update(Model& model, const AdamW& adam, uint64_t t, double gradient_scale) {
     for (const Tensor& tensor : model.table) {
         if (!tensor.trained) continue;
-        real *w = model.weights.data + tensor.offset, *g = model.gradients.data + tensor.offset;
-        real *m = model.moment_1.data + tensor.offset, *v = model.moment_2.data + tensor.offset;
-        const real decay = tensor.decay ? adam.weight_decay : 0;
-        parallel_ranges(tensor.count, 2048, [=](size_t begin, size_t end) {
-#pragma omp simd
-            for (size_t i = begin; i < end; i++) {
-                const real G = scale * g[i];
-                const real mi = b1 * m[i] + (1 - b1) * G, vi = b2 * v[i] + (1 - b2) * G * G;
-                m[i] = std::fabs(mi) < nothing ? 0 : mi;
-                v[i] = vi < nothing ? 0 : vi;
-                w[i] -= lr * (fix_1 * m[i] / (std::sqrt(fix_2 * v[i]) + eps) + decay * w[i]);
-            }
-        });
+        adamw(model.weights.data + tensor.offset, model.gradients.data + tensor.offset,
+              model.moment_1.data + tensor.offset, model.moment_2.data + tensor.offset, tensor.count, adam,
+              tensor.decay ? real(adam.weight_decay) : 0, t, gradient_scale);
     }
     model.statistics_stale = true;
 }

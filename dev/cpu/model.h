@@ -8,6 +8,7 @@
 #include "peer.h"
 #include "router_sd.h"
 #include <cmath>
+#include <functional>
 #include <utility>
 #include <vector>
 
@@ -72,6 +73,11 @@ struct Activations {
     PeerScratch peer;                    // peer only
 };
 
+// Places of a layer at which what stands there can be changed before the layers behind read it.
+enum class Place { ln_2, out };
+
+constexpr size_t norm_block = 1 << 14; // of block_norm() below
+
 struct Model {
     Config config;
     std::vector<Tensor> table;
@@ -89,12 +95,13 @@ struct Model {
     std::vector<double> partial;      // scratch of the gradient norm
     std::vector<size_t> load;         // (L,E) slots of the experts since zero_gradients()
     std::vector<Variances> variances; // (L,E) of router_sd scaled, likewise
+    // Called by the forward pass with the activations (N,C) of a place, or null.
+    std::function<void(size_t layer, Place place, real* x)> intervene;
 
     // For batches of up to B x T tokens; with training = false there is no backward pass, with B = 0 the
     // weights alone.
     explicit Model(const Config& config, size_t B = 0, size_t T = 0, bool training = true);
     static size_t activation_elements(const Config& config, size_t B, size_t T);
-    static constexpr size_t norm_block = 1 << 14;
 };
 
 Experts layer_experts(Model& model, size_t l);
@@ -141,7 +148,9 @@ void zero_gradients(Model& model);
 // ---------------------------------------------------------------------------------------------------------
 // Update
 
-// Global norm of the gradient, summed in blocks of fixed size: in `real` within a short one, then in double.
+// Global norm of a gradient, summed in blocks of fixed size: in `real` within a short one, then in double.
+// partial: scratch
+double block_norm(const real* g, size_t count, std::vector<double>& partial);
 double gradient_norm(Model& model);
 
 struct AdamW {
@@ -153,6 +162,8 @@ struct AdamW {
 //   m = b1 m + (1-b1) G     v = b2 v + (1-b2) G^2     mhat = m / (1-b1^t)     vhat = v / (1-b2^t)
 //   w -= lr (mhat / (sqrt(vhat) + eps) + decay w)
 // Moments below 1e-30 become 0.
+void adamw(real* w, const real* g, real* m, real* v, size_t count, const AdamW& adam, real decay, uint64_t t,
+           double gradient_scale);
 void update(Model& model, const AdamW& adam, uint64_t t, double gradient_scale);
 
 // After it, what moves by a rule of its own, by what the step has seen: the experts' biases of balance bias,

@@ -15,6 +15,7 @@
 #include "npy.h"
 #include "results.h"
 #include "rules.h"
+#include "sae/sae_file.h"
 #include "score.h"
 #include <optional>
 
@@ -23,9 +24,9 @@
 
 struct BspOptions {
     std::string ckpt, games, test_games, layer = "all", functions = "default";
-    std::string activations, test_activations, labels, write_games, json;
-    int64_t count = 1000, untrained_seed = -1, seed = 1;
-    bool ungated = false;
+    std::string sae, features, activations, test_activations, labels, write_games, json;
+    int64_t count = 1000, untrained_seed = -1, seed = 1, subset = 0, draws = 20;
+    bool ungated = false, split = false;
     size_t characters = 256, dots = 20; // of each game
 
     void declare(Options& o) {
@@ -35,6 +36,15 @@ struct BspOptions {
         o.add(0, "test-games", "FILE", &test_games, "held-out games (none: --games are dealt out in turn)");
         o.add(0, "count", "GAMES", &count, 2, 1 << 20, "games of each of the two sets, at most");
         o.add(0, "layer", "N|all", &layer, "the layer to measure");
+        o.add(0, "sae", "FILE|DIR", &sae,
+              "the latents of sparse autoencoders of train_sae, instead of units");
+        o.add(0, "features", "NAME", &features,
+              "what is taken for a unit, where a layer has several kinds (none: its first; another one says "
+              "which)");
+        o.add(0, "split-signs", &split, "every unit as two: its positive and its negative values");
+        o.add(0, "subset", "F", &subset, 0, 1 << 24,
+              "also the scores of F units, drawn among the alive ones: to compare layers of unequal size");
+        o.add(0, "draws", "N", &draws, 1, 1000, "of --subset");
         o.add(0, "ungated", &ungated, "units without the gate weight of their expert");
         o.add(0, "functions", &functions, {"default", "all"}, "board functions: the field's 23, or ours too");
         o.add(0, "untrained-seed", "SEED", &untrained_seed, -1, INT64_MAX,
@@ -117,11 +127,17 @@ struct BspScore {
     std::vector<size_t> above, above_threshold; // (11) as in Coverage; a group has none
     BspControl untrained, permuted, same_move, text;
 };
+// The scores of some units, drawn several times.
+struct SubsetScores {
+    size_t units = 0;                        // of a draw: as many as asked for, or all that are alive
+    std::vector<BspControl> board, strategy; // by draw
+};
 struct LayerBsp {
     size_t layer = 0, units = 0, alive = 0;
     double active[n_thresholds] = {}; // units on per dot
     BspScore board, strategy;
     std::vector<BspScore> functions;
+    SubsetScores subset; // --subset; else empty
 };
 
 // The numbers of every function, for other weights or, with orders (train, test), for other labels. The
@@ -143,6 +159,15 @@ double common_mean(const std::vector<double>& f1, const Ruler& ruler, const Func
 
 LayerBsp measure_layer(const LayerFires& fires, const Ruler& ruler, uint64_t seed);
 
+// Units drawn without replacement among those that are alive in the train games, in rising order; all of them
+// if there are not so many.
+std::vector<uint32_t> drawn_units(const LayerFires& fires, size_t units, uint64_t seed, size_t draw);
+
+// Coverage takes the best of all units, so it grows with their number even where there is nothing to know:
+// the scores of a part of them.
+SubsetScores measure_subset(const LayerFires& fires, const Ruler& ruler, size_t units, size_t draws,
+                            uint64_t seed);
+
 // The untrained weights' numbers, beside a layer's.
 void add_untrained(LayerBsp& layer, const std::vector<BspControl>& of, const Ruler& ruler);
 
@@ -159,6 +184,9 @@ struct BspFunction {
 };
 struct Bsp {
     std::string checkpoint, activations; // one of them
+    std::string sae;                     // of the checkpoint, or none
+    std::string features;                // the kind of units
+    bool split = false;
     int64_t step = -1;
     Config config;
     double seconds = 0, board_floor = undefined, strategy_floor = undefined;
@@ -221,6 +249,8 @@ void print_reconstruction(const char* title, const std::vector<ScoreRow>& rows);
 
 // Board coverage counted in other ways.
 void print_other_coverages(const Bsp& bsp, const BspFunction& board, double all);
+
+void print_subsets(const Bsp& bsp);
 
 void print_bsp(const Bsp& bsp);
 

@@ -170,6 +170,31 @@ LayerBsp measure_layer(const LayerFires& fires, const Ruler& ruler, uint64_t see
     return out;
 }
 
+std::vector<uint32_t> drawn_units(const LayerFires& fires, size_t units, uint64_t seed, size_t draw) {
+    std::vector<uint32_t> list;
+    for (uint32_t u = 0; u < fires.units; u++)
+        if (fires.max[u] != INFINITY) list.push_back(u);
+    units = std::min(units, list.size());
+    Random random{seed, random_stream("subset") + draw};
+    for (size_t i = 0; i < units; i++) std::swap(list[i], list[i + random.below(list.size() - i)]);
+    list.resize(units);
+    std::sort(list.begin(), list.end()); // of equally good units the lowest is taken, as among all
+    return list;
+}
+
+SubsetScores measure_subset(const LayerFires& fires, const Ruler& ruler, size_t units, size_t draws,
+                            uint64_t seed) {
+    SubsetScores scores;
+    for (size_t draw = 0; draw < draws; draw++) {
+        const std::vector<uint32_t> list = drawn_units(fires, units, seed, draw);
+        const std::vector<BspControl> of = control_scores(some_units(fires, list), ruler);
+        scores.units = list.size();
+        scores.board.push_back(of[ruler.board]);
+        scores.strategy.push_back(strategy_control(ruler, of));
+    }
+    return scores;
+}
+
 void add_untrained(LayerBsp& layer, const std::vector<BspControl>& of, const Ruler& ruler) {
     for (size_t f = 0; f < of.size(); f++) layer.functions[f].untrained = of[f];
     layer.board.untrained = of[ruler.board];

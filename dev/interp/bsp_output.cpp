@@ -88,12 +88,61 @@ void print_other_coverages(const Bsp& bsp, const BspFunction& board, double all)
                layer.board.above[9]);
 }
 
+// A number of every draw: mean, lowest, highest.
+struct DrawRange {
+    double mean = 0, low = INFINITY, high = -INFINITY;
+
+    DrawRange(const std::vector<BspControl>& of, double BspControl::*number) {
+        for (const BspControl& c : of) {
+            mean += c.*number / double(of.size());
+            low = std::min(low, c.*number);
+            high = std::max(high, c.*number);
+        }
+    }
+};
+
+void print_subsets(const Bsp& bsp) {
+    if (bsp.layers[0].subset.board.empty()) return;
+    printf("\nSome units of a layer, %zu draws: mean (lowest-highest)\n"
+           "layer   units   board state: held out    as published          reconstruction        strategy: "
+           "held out\n",
+           bsp.layers[0].subset.board.size());
+    for (const LayerBsp& layer : bsp.layers) {
+        const auto range = [&](const std::vector<BspControl>& of, double BspControl::*number) {
+            const DrawRange r(of, number);
+            return strf("%.3f (%.3f-%.3f)", r.mean, r.low, r.high);
+        };
+        const SubsetScores& s = layer.subset;
+        printf("%-5zu %7zu   %-22s   %-19s   %-19s   %s\n", layer.layer, s.units,
+               range(s.board, &BspControl::held_out).c_str(), range(s.board, &BspControl::coverage).c_str(),
+               range(s.board, &BspControl::rec_published).c_str(),
+               range(s.strategy, &BspControl::held_out).c_str());
+    }
+}
+
+static void subset_json(JsonWriter& out, const SubsetScores& s) {
+    out.key("subset").open('{').member("units", s.units).member("draws", s.board.size());
+    for (const auto& [group, of] : {std::pair{"board", &s.board}, {"strategy", &s.strategy}}) {
+        out.key(group).open('{');
+        for (const auto& [name, number] : {std::pair{"coverage", &BspControl::coverage},
+                                           {"held_out", &BspControl::held_out},
+                                           {"rec_published", &BspControl::rec_published},
+                                           {"beyond", &BspControl::beyond},
+                                           {"rec_beyond", &BspControl::rec_beyond}}) {
+            const DrawRange r(*of, number);
+            out.key(name).open('[').value(r.mean).value(r.low).value(r.high).close();
+        }
+        out.close();
+    }
+    out.close();
+}
+
 void print_bsp(const Bsp& bsp) {
     const GameSplit& games = bsp.games;
     const std::string model = bsp.activations.empty() ? bsp.checkpoint : bsp.activations;
-    printf("%s\nunits are chosen on %zu games of %s, measured on %zu others of %s; %zu dots of each\n",
-           model.c_str(), games.train.size(), games.train.source.c_str(), games.test.size(),
-           games.test.source.c_str(), games.train.dots);
+    printf("%s%s\nunits are chosen on %zu games of %s, measured on %zu others of %s; %zu dots of each\n",
+           model.c_str(), bsp.sae.empty() ? "" : (", latents of " + bsp.sae).c_str(), games.train.size(),
+           games.train.source.c_str(), games.test.size(), games.test.source.c_str(), games.train.dots);
     if (bsp.own_games)
         printf("warning: the model was trained on these games; give others to learn what it knows of games "
                "it has not "
@@ -104,7 +153,9 @@ void print_bsp(const Bsp& bsp) {
            a.shorter + (one_file ? 0 : b.shorter), a.illegal + (one_file ? 0 : b.illegal),
            a.repeated + (one_file ? 0 : b.repeated));
     printf("\nlayer   units   alive   units on per dot at T = 0, 0.1, .. 1.0%s\n",
-           bsp.gated ? "" : " (without gate weights)");
+           ((bsp.gated ? "" : " (without gate weights)") +
+            std::string(bsp.split ? " (each as two, by its sign)" : ""))
+               .c_str());
     for (const LayerBsp& layer : bsp.layers) {
         printf("%-5zu %7zu %7zu  ", layer.layer, layer.units, layer.alive);
         for (const double on : layer.active) printf(" %6.1f", on);
@@ -128,6 +179,7 @@ void print_bsp(const Bsp& bsp) {
     print_reconstruction("Board state, reconstruction", board);
     print_coverage("Strategy, coverage (mean of 14 functions)", strategy);
     print_reconstruction("Strategy, reconstruction (mean of 14 functions)", strategy);
+    print_subsets(bsp);
     print_coverage(strf("Layer %zu, coverage of every function", best.layer).c_str(), functions);
     print_reconstruction(strf("Layer %zu, reconstruction of every function", best.layer).c_str(), functions);
     printf("\nbeyond the text: coverage, what units have more than the best rules about the text alone; "
@@ -144,7 +196,9 @@ void print_bsp(const Bsp& bsp) {
            "reconstruction on the test games\n",
            (unsigned long long)bsp.seed);
     if (bsp.activations.empty())
-        printf("untrained: the initial weights of seed %llu\n", (unsigned long long)bsp.untrained_seed);
+        printf("untrained: %s of seed %llu\n",
+               bsp.sae.empty() ? "the initial weights" : "as many latents of random directions,",
+               (unsigned long long)bsp.untrained_seed);
 }
 
 void score_json(JsonWriter& out, const BspScore& s) {
@@ -182,6 +236,7 @@ std::string bsp_json(const Bsp& bsp) {
     if (bsp.activations.empty()) {
         out = begin_json("bsp", bsp.checkpoint, bsp.step, bsp.config, bsp.seconds);
         out.member("own_games", bsp.own_games);
+        if (!bsp.sae.empty()) out.member("sae", as_utf8(bsp.sae));
     } else {
         out.open('{').member("tool", "bsp").member("activations", as_utf8(bsp.activations));
         out.member("checkpoint", undefined).member("step", undefined).key("seconds").value(bsp.seconds, 3);
@@ -191,7 +246,8 @@ std::string bsp_json(const Bsp& bsp) {
     out.member("train", bsp.games.train.size()).member("test", bsp.games.test.size());
     out.member("characters", bsp.games.train.characters).member("dots", bsp.games.train.dots);
     out.member("seen", bsp.seen).close();
-    out.member("gated", bsp.gated).key("seeds").open('{');
+    if (!bsp.features.empty()) out.member("features", bsp.features);
+    out.member("split", bsp.split).member("gated", bsp.gated).key("seeds").open('{');
     out.member("untrained", bsp.activations.empty() ? double(bsp.untrained_seed) : undefined);
     out.member("permutation", bsp.seed).member("bootstrap", bsp.seed).close();
     out.member("best_layer", bsp.best_layer().layer);
@@ -215,7 +271,9 @@ std::string bsp_json(const Bsp& bsp) {
         score_json(out, layer.board);
         out.close().key("strategy").open('{');
         score_json(out, layer.strategy);
-        out.close().key("functions").open('[');
+        out.close();
+        if (!layer.subset.board.empty()) subset_json(out, layer.subset);
+        out.key("functions").open('[');
         for (size_t f = 0; f < layer.functions.size(); f++) {
             out.open('{').member("name", board_functions[bsp.functions[f].function].name);
             score_json(out, layer.functions[f]);

@@ -32,6 +32,9 @@ std::string bsp_json_name(const BspOptions& options) {
         const std::string file = options.activations.substr(options.activations.rfind('/') + 1);
         name += strf("_%s", file.substr(0, file.rfind('.')).c_str());
     }
+    if (!options.sae.empty()) name += "_sae";
+    if (!options.features.empty()) name += "_" + options.features;
+    if (options.split) name += "_split";
     if (options.layer != "all") name += "_layer_" + options.layer;
     if (options.count != BspOptions().count) name += strf("_count_%lld", (long long)options.count);
     if (options.ungated) name += "_ungated";
@@ -41,9 +44,16 @@ std::string bsp_json_name(const BspOptions& options) {
 // ---------------------------------------------------------------------------------------------------------
 // The model, or features made elsewhere
 
-// The layer asked for, or all.
-static std::vector<size_t> layers_of(const BspOptions& options, const Config& c) {
+// The layer asked for, or all; of those that have an SAE, if that is what is looked at.
+static std::vector<size_t> layers_of(const BspOptions& options, const Config& c,
+                                     const std::vector<SaeFile>& saes) {
     std::vector<size_t> layers;
+    if (!saes.empty()) {
+        for (const SaeFile& s : saes)
+            if (options.layer == "all" || options.layer == std::to_string(s.layer)) layers.push_back(s.layer);
+        if (layers.empty()) fail("%s: no SAE of layer %s", options.sae.c_str(), options.layer.c_str());
+        return layers;
+    }
     if (options.layer == "all") {
         for (size_t l = 0; l < c.n_layer; l++) layers.push_back(l);
         return layers;
@@ -56,14 +66,18 @@ static std::vector<size_t> layers_of(const BspOptions& options, const Config& c)
     return {layer};
 }
 
-static void measure_model(Bsp& bsp, const Ruler& ruler, const SafeTensorsFile& file,
-                          const std::vector<size_t>& layers, const MakeReader& make_reader) {
+static void measure_model(Bsp& bsp, const BspOptions& options, const Ruler& ruler,
+                          const SafeTensorsFile& file, const std::vector<size_t>& layers,
+                          const std::vector<SaeFile>& saes, const MakeReader& make_reader) {
     Reader reader = make_reader(bsp.config, 16, ruler.games.train.characters);
     const Boundaries dots = {ruler.train.dots, false};
     const PlacedRows train = placed_games(ruler.games.train, dots),
                      test = placed_games(ruler.games.test, dots);
-    const auto score_all = [&](const std::string& name, const char* label, auto score) {
-        each_layer_group({reader, train, test, Ladder::OF_MAXIMUM, bsp.gated, name}, layers,
+    const auto score_all = [&](const std::string& name, const char* label, bool untrained, auto score) {
+        const Reader units = saes.empty() ? reader : sae_reader(reader, saes, untrained, bsp.untrained_seed);
+        Reader view = view_reader(units, options.features, options.split, file.path);
+        bsp.features = options.features.empty() ? units.views[0].name : options.features;
+        each_layer_group({view, train, test, Ladder::OF_MAXIMUM, bsp.gated, name}, layers,
                          [&](const std::vector<size_t>& group, std::vector<LayerFires>& fires) {
                              Progress progress(label, "layers", double(group.size()));
                              for (size_t i = 0; i < group.size(); i++) {
@@ -74,16 +88,23 @@ static void measure_model(Bsp& bsp, const Ruler& ruler, const SafeTensorsFile& f
                              progress.finish(double(group.size()));
                          });
     };
-    load_weights(reader, file);
-    score_all(file.path, "scores", [&](size_t layer, const LayerFires& fires) {
+    if (!saes.empty() && saes[0].untrained_seed >= 0) // the null that the SAE was trained on
+        untrained_weights(reader, uint64_t(saes[0].untrained_seed));
+    else
+        load_weights(reader, file);
+    score_all(file.path, "scores", false, [&](size_t layer, const LayerFires& fires) {
         bsp.layers.push_back(measure_layer(fires, ruler, bsp.seed));
         bsp.layers.back().layer = layer;
+        if (options.subset > 0)
+            bsp.layers.back().subset =
+                measure_subset(fires, ruler, size_t(options.subset), size_t(options.draws), bsp.seed);
     });
-    untrained_weights(reader, bsp.untrained_seed);
+    if (saes.empty()) untrained_weights(reader, bsp.untrained_seed); // of an SAE: random directions
     size_t i = 0;
-    score_all("untrained weights", "untrained scores", [&](size_t, const LayerFires& fires) {
-        add_untrained(bsp.layers[i++], control_scores(fires, ruler), ruler);
-    });
+    score_all(saes.empty() ? "untrained weights" : "random directions", "untrained scores", true,
+              [&](size_t, const LayerFires& fires) {
+                  add_untrained(bsp.layers[i++], control_scores(fires, ruler), ruler);
+              });
 }
 
 static BspFunction describe_function(const Ruler& ruler, size_t f) {
@@ -107,18 +128,21 @@ Bsp measure_bsp(const BspOptions& options, const MakeReader& make_reader) {
     const double begin = now_seconds();
     Bsp bsp;
     bsp.gated = !options.ungated;
+    bsp.split = options.split;
     bsp.seed = uint64_t(options.seed);
     bsp.json_name = bsp_json_name(options);
     if (options.ckpt.empty() == options.activations.empty())
         fail_usage("one of --ckpt and --activations is needed");
     if (options.activations.empty() != options.test_activations.empty())
         fail_usage("--activations and --test-activations go together");
-    if (options.ckpt.empty() && (options.layer != "all" || options.ungated))
-        fail_usage("--layer and --ungated are for --ckpt");
+    if (options.ckpt.empty() && (options.layer != "all" || options.ungated || !options.features.empty()))
+        fail_usage("--layer, --features and --ungated are for --ckpt");
+    if (options.ckpt.empty() && !options.sae.empty()) fail_usage("--sae is for --ckpt");
 
     // Features first: what cannot be read is refused before any work.
     std::optional<SafeTensorsFile> file;
     std::vector<size_t> layers;
+    std::vector<SaeFile> saes;
     if (!options.ckpt.empty()) {
         file.emplace(find_checkpoint(options.ckpt));
         bsp.checkpoint = file->path;
@@ -128,11 +152,16 @@ Bsp measure_bsp(const BspOptions& options, const MakeReader& make_reader) {
         bsp.own_games = trained_on(file->path, bsp.step, options.games);
         bsp.untrained_seed = options.untrained_seed >= 0 ? uint64_t(options.untrained_seed)
                                                          : seed_of_run(file->path, bsp.step);
-        layers = layers_of(options, bsp.config);
+        if (!options.sae.empty()) {
+            saes = read_saes(options.sae);
+            check_saes(saes, file->path, bsp.config);
+            bsp.sae = options.sae;
+        }
+        layers = layers_of(options, bsp.config, saes);
     }
     const Ruler ruler = make_ruler(bsp_games(options), options.functions == "all", bsp.seed);
     if (file) {
-        measure_model(bsp, ruler, *file, layers, make_reader);
+        measure_model(bsp, options, ruler, *file, layers, saes, make_reader);
     } else {
         bsp.activations = options.activations;
         const std::string names[2] = {options.activations, options.test_activations};
@@ -141,8 +170,12 @@ Bsp measure_bsp(const BspOptions& options, const MakeReader& make_reader) {
         if (train.shape[2] != test.shape[2])
             fail("%s: %zu features, expected the %zu of %s", names[1].c_str(), test.shape[2], train.shape[2],
                  names[0].c_str());
-        const LayerFires fires = array_fires(train.data, test.data, train.shape[2], ruler.games, names);
+        const LayerFires fires =
+            array_fires(train.data, test.data, train.shape[2], ruler.games, names, options.split);
         bsp.layers.push_back(measure_layer(fires, ruler, bsp.seed));
+        if (options.subset > 0)
+            bsp.layers.back().subset =
+                measure_subset(fires, ruler, size_t(options.subset), size_t(options.draws), bsp.seed);
     }
 
     for (size_t f = 0; f < ruler.functions.size(); f++) bsp.functions.push_back(describe_function(ruler, f));

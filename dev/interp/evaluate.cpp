@@ -1,13 +1,15 @@
 // evaluate: what a checkpoint is worth on held-out data. Loss against what needs no model (uniform, unigram),
 // active units and expert loads per layer, and for chess the share of positions whose most probable next move
-// is legal.
+// is legal. With --sae, too, what sparse autoencoders make of the activations, and of the loss.
 #include "../../data/chess.h"
 #include "../../data/loader.h"
 #include "../cpu/decode.h"
 #include "../lib/options.h"
 #include "../lib/terminal.h"
 #include "../run/checkpoint.h"
+#include "sae/evaluate_sae.h"
 #include <mutex>
+#include <numeric>
 
 struct Evaluation {
     double loss = 0, uniform = 0, unigram = 0;
@@ -62,6 +64,11 @@ struct LegalMoves {
             legal[b] += other.legal[b];
         }
     }
+
+    size_t all_positions() const {
+        return std::accumulate(std::begin(positions), std::end(positions), size_t(0));
+    }
+    size_t all_legal() const { return std::accumulate(std::begin(legal), std::end(legal), size_t(0)); }
 };
 
 // Plays through one game of the data; before each of its moves up to ply 40 asks for the model's own move,
@@ -122,8 +129,49 @@ static LegalMoves legal_moves(const Model& model, Loader& data, size_t games, si
     return total;
 }
 
+static void print_saes(const std::vector<SaeFile>& saes, const std::vector<SaeEvaluation>& results) {
+    for (size_t i = 0; i < saes.size(); i++) {
+        const SaeEvaluation& e = results[i];
+        printf("sae       layer %zu   fvu %.4f   l0 %.1f   dead %zu of %zu   loss %.4f with it, %.4f with 0 "
+               "there: "
+               "%.1f%% recovered, perplexity %.3f -> %.3f\n",
+               e.layer, e.fvu, e.l0, e.dead, saes[i].sae.F, e.loss_sae, e.loss_zero, 100 * e.recovered(),
+               std::exp(e.loss), std::exp(e.loss_sae));
+    }
+}
+
+// What the tables of dev/experiments read.
+static std::string evaluation_json(const SafeTensorsFile& file, const Config& c, double seconds,
+                                   const std::string& val, const Evaluation& e, const LegalMoves& moves,
+                                   const std::vector<SaeFile>& saes,
+                                   const std::vector<SaeEvaluation>& results) {
+    const ParameterCount n = count_parameters(c, tensor_table(c));
+    JsonWriter out = begin_json("evaluate", file.path, checkpoint_step(file), c, seconds);
+    out.member("data", as_utf8(val)).member("tokens", e.tokens).member("loss", e.loss);
+    out.member("uniform", e.uniform).member("unigram", e.unigram);
+    out.member("parameters", n.total).member("active_parameters", n.active);
+    out.key("l0").values(e.l0).key("load").open('[');
+    for (const std::vector<double>& layer : e.load)
+        if (c.moe()) out.values(layer);
+    out.close();
+    const size_t positions = moves.all_positions();
+    out.member("positions", positions)
+        .member("legal", positions ? double(moves.all_legal()) / double(positions) : NAN);
+    out.key("saes").open('[');
+    for (size_t i = 0; i < saes.size(); i++) {
+        const SaeEvaluation& s = results[i];
+        out.open('{').member("layer", s.layer).member("site", saes[i].site).member("width", saes[i].sae.F);
+        out.member("kind", sae_kinds[size_t(saes[i].sae.kind)]).member("k", saes[i].sae.k);
+        out.member("fvu", s.fvu).member("l0", s.l0).member("dead", s.dead).member("loss", s.loss_sae);
+        out.member("loss_zero", s.loss_zero).member("recovered", s.recovered()).close();
+    }
+    out.close().close();
+    return out.text;
+}
+
 static int run(int argc, char** argv) {
-    std::string ckpt, val;
+    const double begin = now_seconds();
+    std::string ckpt, val, sae, json;
     int64_t rows = 512, games = 100, seq = 0;
     Options options("evaluate", "Measures a checkpoint on held-out token shards, on the CPU.");
     options.add(0, "ckpt", "FILE|DIR", &ckpt, "a checkpoint, or the folder of a run for its newest one");
@@ -134,10 +182,18 @@ static int run(int argc, char** argv) {
                 "chess: games to measure the legal-move rate on, at most");
     options.add('t', "seq", "TOKENS", &seq, 0, 1 << 24,
                 "positions per sequence (0: as many as model and data have)");
+    options.add(0, "sae", "FILE|DIR", &sae,
+                "also what sparse autoencoders of train_sae make of its activations");
+    options.add(0, "json", "FILE", &json, "write the numbers there, too");
     if (!options.parse(argc, argv)) return 0;
     if (val.empty()) fail_usage("--val is missing: a glob of token shards");
     const SafeTensorsFile file(find_checkpoint(ckpt));
     const Config c = read_config(file);
+    std::vector<SaeFile> saes;
+    if (!sae.empty()) {
+        saes = read_saes(sae);
+        check_saes(saes, file.path, c);
+    }
     const ShardHeader header = open_shards(val)[0].header;
     if (!c.tokenizer.empty() && c.tokenizer != tokenizer_name(header.tokenizer))
         fail("%s: its tokens are %s, but the model %s reads %s", val.c_str(),
@@ -147,7 +203,10 @@ static int run(int argc, char** argv) {
     Loader data(val, T, c.vocab_size, false, 0);
     if (rows == 0) rows = int64_t(data.samples);
     Model model(c, std::max<size_t>(1, std::min<size_t>(16, 16384 / T)), T, false);
-    read_block(file, model.table, "", model.weights.data);
+    if (!saes.empty() && saes[0].untrained_seed >= 0)
+        init_parameters(c, model.table, model.weights.data, uint64_t(saes[0].untrained_seed));
+    else
+        read_block(file, model.table, "", model.weights.data);
 
     const Evaluation e = evaluate(model, data, size_t(rows), T);
     if (!std::isfinite(e.loss)) fail("%s: its loss on %s is not finite", file.path.c_str(), val.c_str());
@@ -161,14 +220,11 @@ static int run(int argc, char** argv) {
         for (size_t j = 0; j < c.n_expert && c.moe(); j++) printf(" %5.1f", 100 * e.load[l][j]);
         printf("\n");
     }
+    LegalMoves m;
     if (data.tokenizer == TOKENIZER_CHESS && row && games > 0) {
         data.position = 0;
-        const LegalMoves m = legal_moves(model, data, size_t(games), T);
-        size_t positions = 0, legal = 0;
-        for (size_t b = 0; b < LegalMoves::bands; b++) {
-            positions += m.positions[b];
-            legal += m.legal[b];
-        }
+        m = legal_moves(model, data, size_t(games), T);
+        const size_t positions = m.all_positions(), legal = m.all_legal();
         printf("legal     %.1f%% of %zu positions up to ply %zu have a legal most probable move  (",
                positions ? 100.0 * legal / positions : 0.0, positions, last_ply);
         for (size_t b = 0; b < LegalMoves::bands; b++)
@@ -176,6 +232,11 @@ static int run(int argc, char** argv) {
                    m.positions[b] ? 100.0 * m.legal[b] / m.positions[b] : 0.0);
         printf(")\n");
     }
+    std::vector<SaeEvaluation> results;
+    if (!saes.empty()) results = evaluate_saes(model, saes, data, size_t(rows), T);
+    print_saes(saes, results);
+    if (!json.empty())
+        write_json(json, evaluation_json(file, c, now_seconds() - begin, val, e, m, saes, results));
     return 0;
 }
 

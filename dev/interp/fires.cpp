@@ -161,10 +161,10 @@ void each_layer_group(const FireReading& r, const std::vector<size_t>& layers,
 }
 
 LayerFires array_fires(const float* train, const float* test, size_t features, const GameSplit& games,
-                       const std::string names[2]) {
+                       const std::string names[2], bool split) {
     LayerFires fires;
     for (const bool is_test : {false, true}) {
-        FireCollector collector(features);
+        FireCollector collector(split ? 2 * features : features);
         const GameSet& set = is_test ? games.test : games.train;
         const auto places = boundaries_of_games(set, {set.dots, false});
         const size_t T = set.characters, batch = 64;
@@ -173,8 +173,12 @@ LayerFires array_fires(const float* train, const float* test, size_t features, c
         for (size_t first = 0; first < set.size(); first += batch) {
             const size_t B = std::min(batch, set.size() - first);
             const float* here = values + first * T * features;
-            const size_t bad = collector.add(
-                B, T, places, first, [&](size_t n, auto f) { f(0, here + n * features, features, 1.0f); });
+            const size_t bad = collector.add(B, T, places, first, [&](size_t n, auto f) {
+                if (split)
+                    split_signs(0, here + n * features, features, 1.0f, features, f);
+                else
+                    f(0, here + n * features, features, 1.0f);
+            });
             if (bad < B * T) {
                 size_t i = 0;
                 while (std::isfinite(here[bad * features + i])) i++;
@@ -190,4 +194,30 @@ LayerFires array_fires(const float* train, const float* test, size_t features, c
             fires = train_fires(collector, Ladder::OF_MAXIMUM);
     }
     return fires;
+}
+
+LayerFires some_units(const LayerFires& fires, const std::vector<uint32_t>& units) {
+    LayerFires some;
+    some.units = units.size();
+    for (const bool test : {false, true}) {
+        const UnitFires& from = test ? fires.test : fires.train;
+        UnitFires& to = test ? some.test : some.train;
+        to.units = units.size();
+        to.tokens = from.tokens;
+        to.begin = {0};
+        for (const uint32_t u : units) {
+            const size_t first = from.begin[u * n_thresholds], here = to.token.size();
+            to.token.insert(to.token.end(), from.first(u), from.last(u, 0));
+            for (size_t i = 1; i <= n_thresholds; i++)
+                to.begin.push_back(here + from.begin[u * n_thresholds + i] - first);
+        }
+    }
+    for (const uint32_t u : units) {
+        const auto cuts = fires.cuts.begin() + std::ptrdiff_t(u * n_thresholds);
+        some.cuts.insert(some.cuts.end(), cuts, cuts + n_thresholds);
+        some.max.push_back(fires.max[u]);
+        some.rate.push_back(fires.rate[u]);
+        some.alive += fires.max[u] != INFINITY;
+    }
+    return some;
 }

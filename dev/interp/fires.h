@@ -217,6 +217,9 @@ void each_layer_group(const FireReading& r, const std::vector<size_t>& layers,
                       size_t most_bytes = most_fire_bytes);
 
 // Features made elsewhere: (games, characters, features) of each set, by tenths of their maxima. `names` are
-// the files, for messages.
+// the files, for messages. split: each as two, by the sign of its value.
 LayerFires array_fires(const float* train, const float* test, size_t features, const GameSplit& games,
-                       const std::string names[2]);
+                       const std::string names[2], bool split = false);
+
+// Some of a layer's units, in the order of the list.
+LayerFires some_units(const LayerFires& fires, const std::vector<uint32_t>& units);

@@ -23,6 +23,7 @@ inline Reader cpu_reader(const Config& config, size_t B, size_t T) {
         head_forward(*model);
         return model->a.logits;
     };
+    reader.residual = [=](size_t l) { return model->a.h[l].out; };
     reader.layer = [=](size_t l) {
         const Config& c = model->config;
         const LayerActivations& h = model->a.h[l];
@@ -41,5 +42,7 @@ inline Reader cpu_reader(const Config& config, size_t B, size_t T) {
                           c.topk() ? nullptr : h.mu,
                           c.topk() ? nullptr : h.sd};
     };
+    reader.n_units = config.moe() ? config.n_expert * config.d_expert : config.dense_width();
+    reader.views = {{"units", reader.n_units, reader.layer}};
     return reader;
 }

@@ -7,7 +7,7 @@
 // A model on the GPU and the host's copy of what was asked for last.
 struct CudaUnits {
     Model model;
-    std::vector<float> weights, logits, x, z, weight, g, mu, sd;
+    std::vector<float> weights, logits, residual, x, z, weight, g, mu, sd;
     std::vector<int32_t> choice, slot;
     std::vector<floatX> raw;
 
@@ -51,6 +51,10 @@ inline Reader cuda_reader(const Config& config, size_t B, size_t T) {
             std::copy(&gpu->logits[n * Vp], &gpu->logits[n * Vp] + V, &gpu->logits[n * V]);
         return gpu->logits.data();
     };
+    reader.residual = [=](size_t l) {
+        gpu->copy(gpu->residual, gpu->model.a.h[l].out, gpu->model.B * gpu->model.T * config.n_embd);
+        return gpu->residual.data();
+    };
     reader.layer = [=](size_t l) {
         const Config& c = config;
         const LayerActivations& h = gpu->model.a.h[l];
@@ -81,5 +85,7 @@ inline Reader cuda_reader(const Config& config, size_t B, size_t T) {
         units.sd = gpu->sd.data();
         return units;
     };
+    reader.n_units = config.moe() ? config.n_expert * config.d_expert : config.dense_width();
+    reader.views = {{"units", reader.n_units, reader.layer}};
     return reader;
 }

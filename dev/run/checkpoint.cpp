@@ -95,6 +95,11 @@ int64_t newest_checkpoint(const std::string& dir, std::string* passed_over) {
     return -1;
 }
 
+void remove_unfinished(const std::string& dir) {
+    for (const std::string& name : file_names(dir))
+        if (name.find(".safetensors.tmp.") != std::string::npos) unlink((dir + "/" + name).c_str());
+}
+
 std::string find_checkpoint(const std::string& path) {
     if (path.empty()) fail_usage("--ckpt is missing: a checkpoint or the folder of a run");
     struct stat st;

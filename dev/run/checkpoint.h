@@ -79,5 +79,9 @@ std::vector<int64_t> checkpoint_steps(const std::string& dir);
 // The newest step whose model and state are both whole, or -1. *passed_over names the files that were not.
 int64_t newest_checkpoint(const std::string& dir, std::string* passed_over = nullptr);
 
+// Removes what a killed run may leave of a file it was writing, under a temporary name. For the run that holds
+// the folder.
+void remove_unfinished(const std::string& dir);
+
 // The checkpoint a path means: a file, or the newest whole one in the folder of a run.
 std::string find_checkpoint(const std::string& path);

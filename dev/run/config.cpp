@@ -180,6 +180,8 @@ const std::vector<Preset>& presets() {
         // Minutes on two cores. So short a run learns most from many small steps: on 9.2M tokens of chess,
         // steps of 4 rows came to a validation loss of 0.746, steps of 8 rows to 0.757.
         {"demo", sized(4, 4, 128, 256, 256, 32, "chess-32"), 4, 4, 9500, 200, 1.5e-3},
+        // A GPU for some minutes: large enough to learn something of the board.
+        {"mid", sized(8, 8, 256, 512, 256, 32, "chess-32"), 16, 64, 20000, 1000, 6e-4},
         // The paper's chess models: 8 layers, experts of 2048, dense twin 4096.
         {"chess", sized(8, 8, 512, 2048, 1023, 32, "chess-32"), 10, 100, 60000, 2000, 3e-4},
         // The paper's language models: GPT-2 small and medium, experts of 4 C.

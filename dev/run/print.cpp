@@ -116,13 +116,15 @@ bool step_line_stays(const Run& run, int64_t step) {
     return step % run.flags.print_every == 0 || step == 1 || step == run.schedule.steps;
 }
 
-void print_step(const StepRecord& r, const Run& run, double eta_seconds) {
-    const int64_t step = int64_t(r.step), steps = run.schedule.steps;
-    const bool stays = step_line_stays(run, step);
+void show_line(const std::function<std::string(size_t columns)>& line, bool stays) {
     if (!stays && !escapes_wanted(1)) return;
     const size_t width = window_width(1);
-    const std::string line =
-        step_line(r, steps, eta_seconds, width > 0 ? width - 1 : 0); // the last one wraps
-    printf("%s%s%s", line_start(), line.c_str(), stays ? "\n" : "");
+    printf("%s%s%s", line_start(), line(width > 0 ? width - 1 : 0).c_str(),
+           stays ? "\n" : ""); // the last wraps
     fflush(stdout);
+}
+
+void print_step(const StepRecord& r, const Run& run, double eta_seconds) {
+    show_line([&](size_t columns) { return step_line(r, run.schedule.steps, eta_seconds, columns); },
+              step_line_stays(run, int64_t(r.step)));
 }

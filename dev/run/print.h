@@ -27,6 +27,10 @@ void print_settings(const Run& run, const std::vector<Tensor>& table, const std:
 // The line of a step, in at most `width` columns (0: no limit).
 std::string step_line(const StepRecord& r, int64_t steps, double eta_seconds, size_t width);
 
+// Prints what line(columns) makes of the window's columns (0: no limit). A line that does not stay is drawn
+// over by the next on a terminal, and not printed elsewhere.
+void show_line(const std::function<std::string(size_t columns)>& line, bool stays);
+
 // Every line stays that --print-every asks for; on a terminal the others are drawn over.
 bool step_line_stays(const Run& run, int64_t step);
 void print_step(const StepRecord& r, const Run& run, double eta_seconds);

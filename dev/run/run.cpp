@@ -1,5 +1,6 @@
 // From flags, data and checkpoints to a run; every refusal stands here.
 #include "run.h"
+#include "stored_flags.h"
 
 void Flags::declare(Options& o) {
     const int64_t big = int64_t(1) << 40;
@@ -9,7 +10,7 @@ void Flags::declare(Options& o) {
     o.add('j', "val", "GLOB", &val, "token shards to validate on (none: no validation)", free);
     o.add('o', "out", "DIR", &out, "folder for checkpoints and log.jsonl", Stored::No);
     o.add('e', "init", "FILE|NAME", &init,
-          "start from a checkpoint, or a new model of preset demo, chess, small or medium");
+          "start from a checkpoint, or a new model of preset demo, mid, chess, small or medium");
     o.add('y', "resume", &resume,
           "continue the run in --out from its newest whole checkpoint, with its flags", Stored::No);
     o.add(0, "upcycle", &upcycle, "make a mixture of experts from the dense checkpoint of --init");
@@ -103,9 +104,7 @@ void Flags::declare(Options& o) {
           "products of experts side by side; the results are the same for any (0: as measured)", free);
 }
 
-// What identifies the training data, for a resumed run must see the same samples: its sizes, and a hash of
-// the first and last tokens of every shard.
-static std::string data_fingerprint(const std::vector<Shard>& shards) {
+std::string data_fingerprint(const std::vector<Shard>& shards) {
     uint64_t hash = 0;
     size_t tokens = 0;
     for (const Shard& shard : shards) {
@@ -117,14 +116,6 @@ static std::string data_fingerprint(const std::vector<Shard>& shards) {
     return strf("%zu tokens in %zu shards, hash %016llx", tokens, shards.size(), (unsigned long long)hash);
 }
 
-// A whole number in the metadata of a state file.
-static int64_t whole_number(const SafeTensorsFile& file, const std::string& name, const std::string& text) {
-    if (text.empty() || text.size() > 18 || text.find_first_not_of("0123456789") != std::string::npos)
-        fail("%s: metadata: %s is %s, expected a whole number", file.path.c_str(), name.c_str(),
-             quoted(text).c_str());
-    return std::stoll(text);
-}
-
 static double real_number(const SafeTensorsFile& file, const std::string& name) {
     const std::string& text = metadata_entry(file, name);
     char* end = nullptr;
@@ -133,19 +124,6 @@ static double real_number(const SafeTensorsFile& file, const std::string& name) 
         fail("%s: metadata: %s is %s, expected a number", file.path.c_str(), name.c_str(),
              quoted(text).c_str());
     return value;
-}
-
-// A flag of a run as its state file has it; false when it has it not. A name of a file may be any bytes: what
-// is not UTF-8 stands there encoded, under another key.
-static bool stored_flag(const SafeTensorsFile& state, const std::string& name, std::string* value) {
-    const auto plain = state.metadata.find("flag." + name), encoded = state.metadata.find("encoded." + name);
-    if (encoded != state.metadata.end())
-        *value = percent_decoded(encoded->second, state.path + ": metadata: " + name);
-    else if (plain != state.metadata.end())
-        *value = plain->second;
-    else
-        return false;
-    return true;
 }
 
 // Continuing: the flags of the run are those in its state file. One given now must say the same, unless it is
@@ -164,27 +142,21 @@ static void resume_flags(Run& run, Options& options) {
     run.step = step;
     run.resumed_note =
         "resumed from " + run.init_file->path + (broken.empty() ? "" : " (passed over: " + broken + ")");
-    std::string differ, was;
-    for (const std::string& name : options.names()) {
-        if (!stored_flag(*run.state_file, name, &was)) continue;
-        const std::string now = options.text(name);
-        const Stored kind = options.stored(name);
-        if (!options.given(name) || (kind == Stored::FromPreset && now == options.initial(name))) {
-            try {
-                options.restore(name, was);
-            } catch (const Error& e) {
-                fail("%s: metadata: %s", run.state_file->path.c_str(), e.what());
+    const std::string differ = restore_flags(
+        *run.state_file, options, [&](const std::string& name, const std::string& was, std::string& note) {
+            const std::string now = options.text(name);
+            if (name == "lanes" && was != "0" && now != was) {
+                run.resumed_note += strf("; summed in %s lanes from here on, not %s: other last bits",
+                                         now == "0" ? "as many as GPUs" : now.c_str(), was.c_str());
+                return true;
             }
-        } else if (name == "steps" && std::stoll(now) > whole_number(*run.state_file, name, was)) {
-            run.steps_before = std::stoll(was);
-        } else if (name == "lanes" && was != "0" && now != was) {
-            run.resumed_note += strf("; summed in %s lanes from here on, not %s: other last bits",
-                                     now == "0" ? "as many as GPUs" : now.c_str(), was.c_str());
-        } else if (kind != Stored::Free && now != was) {
-            differ += strf("%s--%s %s (was %s%s)", differ.empty() ? "" : ", ", name.c_str(), now.c_str(),
-                           was.c_str(), name == "steps" ? ": a run can only be made longer" : "");
-        }
-    }
+            if (name != "steps") return false;
+            note = ": a run can only be made longer";
+            const int64_t steps = whole_number(*run.state_file, name, was);
+            if (std::stoll(now) <= steps) return false;
+            run.steps_before = steps;
+            return true;
+        });
     if (!differ.empty())
         fail("--resume: %s ran with other flags: %s; leave them out, or start a new run with --init %s and "
              "another --out",
@@ -423,13 +395,6 @@ Strings state_strings(const Run& run, const Options& options) {
     if (run.schedule.lengthened_at >= 0)
         strings["lengthened"] =
             strf("%lld %.17g", (long long)run.schedule.lengthened_at, run.schedule.lengthened_lr);
-    for (const std::string& name : options.names()) {
-        if (options.stored(name) == Stored::No) continue;
-        const std::string value = options.text(name);
-        if (is_utf8(value))
-            strings["flag." + name] = value;
-        else
-            strings["encoded." + name] = percent_encoded(value);
-    }
+    strings.merge(flag_strings(options));
     return strings;
 }

@@ -56,6 +56,10 @@ struct Run {
     size_t tokens_per_step() const { return accumulate * B * T; }
 };
 
+// What identifies the training data, for a resumed run must see the same samples: its sizes, and a hash of
+// the first and last tokens of every shard.
+std::string data_fingerprint(const std::vector<Shard>& shards);
+
 // Settles what the flags leave open and puts it back into them. choose_batch gives the rows of a micro-batch
 // for a step of `rows`, where no flag does; null: the preset's.
 Run resolve_run(Options& options, Flags& flags,

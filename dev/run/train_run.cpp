@@ -3,33 +3,11 @@
 #include "train_run.h"
 #include "../lib/stop.h"
 #include "sampler.h"
+#include "stored_flags.h"
 #include <numeric>
 
 // ---------------------------------------------------------------------------------------------------------
 // The folder of a run
-
-// The command that goes on with a run, ready for a POSIX shell.
-static std::string resume_command(std::vector<std::string> words, const std::string& out) {
-    auto word = [](const std::string& text) {
-        if (text.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_+-./") ==
-            std::string::npos)
-            return text;
-        std::string quotes = "'";
-        for (const char c : text) quotes += c == '\'' ? std::string("'\\''") : std::string(1, c);
-        return quotes + "'";
-    };
-    words.insert(words.end(), {"--resume", "--out", out});
-    std::string command;
-    for (const std::string& w : words) command += (command.empty() ? "" : " ") + word(w);
-    return command;
-}
-
-// A killed run may leave a checkpoint it was writing, under a temporary name. The run that holds the folder
-// removes it.
-static void remove_unfinished(const std::string& dir) {
-    for (const std::string& name : file_names(dir))
-        if (name.find(".safetensors.tmp.") != std::string::npos) unlink((dir + "/" + name).c_str());
-}
 
 // --keep: once the checkpoint of `step` is on the disk, removes those before it, but for the newest `keep`,
 // every multiple of `keep_every` (0: none), and the one that the run itself has come from (-1: none). The
