@@ -40,7 +40,8 @@ WORDS = {"ffn": ("moe", "dense", "monet-hd", "monet-vd", "peer"), "act": ("relu"
          "router_sd": ("diagonal", "scaled", "full")}
 
 
-LATER = ("gate", "balance", "router_sd", "unit_top", "n_key", "n_retrieve", "n_top", "d_key", "n_share")  # after the first release
+# Fields that came after the first release: a checkpoint names those alone that differ from their default.
+LATER = ("gate", "balance", "router_sd", "unit_top", "n_key", "n_retrieve", "n_top", "d_key", "n_share")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,9 +37,9 @@ def variant_of(c, metadata):
     if c.ffn == "dense":
         return f"dense-{c.act}{penalties}"
     more = (" gate=all" if c.gate == "all" else "") + (" balance=bias" if c.balance == "bias" else "")
-    more += (f" sd={c.router_sd}" if c.router_sd != "diagonal" else "") + (" unit_top" if c.unit_top else "") + penalties
+    more += (f" sd={c.router_sd}" if c.router_sd != "diagonal" else "") + (" unit_top" if c.unit_top else "")
     experts = {1: " K=1", c.n_expert: " K=E"}.get(c.n_expert_active, "")
-    return f"moe-{c.act}-{c.router}{experts}{more}"
+    return f"moe-{c.act}-{c.router}{experts}{more}{penalties}"
 
 
 def check(ok, what):
