@@ -488,7 +488,8 @@ inline std::string to_fen(const Position& p) {
     for (int right = 0; right < 4; right++)
         if (p.castling & (1 << right)) out += "KQkq"[right];
     if (!p.castling) out += '-';
-    out += " " + (p.en_passant_legal ? square_name(p.en_passant) : "-");
+    out += ' ';
+    out += p.en_passant_legal ? square_name(p.en_passant) : "-";
     return out + strf(" %d %d", p.halfmove, p.fullmove);
 }
 

@@ -15,7 +15,6 @@
 #include "npy.h"
 #include "results.h"
 #include "rules.h"
-#include "sae/sae_file.h"
 #include "score.h"
 #include <optional>
 
@@ -219,7 +218,19 @@ NpyArray read_activations(const std::string& path, const GameSet& games);
 // bsp, and what is other than in a whole measurement: a part has a file of its own.
 std::string bsp_json_name(const BspOptions& options);
 
-Bsp measure_bsp(const BspOptions& options, const MakeReader& make_reader);
+// Sparse autoencoders of a checkpoint, for a program that can run them (sae/sae_file.h): latents in the place
+// of units.
+struct SaeViews {
+    std::vector<size_t> layers;  // that have one, in rising order
+    int64_t untrained_seed = -1; // of the weights they were trained on; -1: the checkpoint's
+    // A reader whose layers show latents; untrained: as many of random directions.
+    std::function<Reader(const Reader& reader, bool untrained, uint64_t seed)> reader;
+};
+using OpenSaes =
+    std::function<SaeViews(const std::string& path, const std::string& checkpoint, const Config& config)>;
+
+Bsp measure_bsp(const BspOptions& options, const MakeReader& make_reader,
+                const OpenSaes& open_saes = nullptr);
 
 // ---------------------------------------------------------------------------------------------------------
 // 5 Table, JSON, program
@@ -265,4 +276,4 @@ void write_games(const std::string& path, const GameSet& games);
 void labels_to(const std::string& path, const std::string& games);
 
 // The program; make_reader runs the model, on the CPU or the GPU.
-int bsp_program(int argc, char** argv, const MakeReader& make_reader);
+int bsp_program(int argc, char** argv, const MakeReader& make_reader, const OpenSaes& open_saes = nullptr);

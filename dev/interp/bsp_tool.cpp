@@ -45,12 +45,11 @@ std::string bsp_json_name(const BspOptions& options) {
 // The model, or features made elsewhere
 
 // The layer asked for, or all; of those that have an SAE, if that is what is looked at.
-static std::vector<size_t> layers_of(const BspOptions& options, const Config& c,
-                                     const std::vector<SaeFile>& saes) {
+static std::vector<size_t> layers_of(const BspOptions& options, const Config& c, const SaeViews& saes) {
     std::vector<size_t> layers;
-    if (!saes.empty()) {
-        for (const SaeFile& s : saes)
-            if (options.layer == "all" || options.layer == std::to_string(s.layer)) layers.push_back(s.layer);
+    if (saes.reader) {
+        for (const size_t l : saes.layers)
+            if (options.layer == "all" || options.layer == std::to_string(l)) layers.push_back(l);
         if (layers.empty()) fail("%s: no SAE of layer %s", options.sae.c_str(), options.layer.c_str());
         return layers;
     }
@@ -68,13 +67,13 @@ static std::vector<size_t> layers_of(const BspOptions& options, const Config& c,
 
 static void measure_model(Bsp& bsp, const BspOptions& options, const Ruler& ruler,
                           const SafeTensorsFile& file, const std::vector<size_t>& layers,
-                          const std::vector<SaeFile>& saes, const MakeReader& make_reader) {
+                          const SaeViews& saes, const MakeReader& make_reader) {
     Reader reader = make_reader(bsp.config, 16, ruler.games.train.characters);
     const Boundaries dots = {ruler.train.dots, false};
     const PlacedRows train = placed_games(ruler.games.train, dots),
                      test = placed_games(ruler.games.test, dots);
     const auto score_all = [&](const std::string& name, const char* label, bool untrained, auto score) {
-        const Reader units = saes.empty() ? reader : sae_reader(reader, saes, untrained, bsp.untrained_seed);
+        const Reader units = saes.reader ? saes.reader(reader, untrained, bsp.untrained_seed) : reader;
         Reader view = view_reader(units, options.features, options.split, file.path);
         bsp.features = options.features.empty() ? units.views[0].name : options.features;
         each_layer_group({view, train, test, Ladder::OF_MAXIMUM, bsp.gated, name}, layers,
@@ -88,8 +87,8 @@ static void measure_model(Bsp& bsp, const BspOptions& options, const Ruler& rule
                              progress.finish(double(group.size()));
                          });
     };
-    if (!saes.empty() && saes[0].untrained_seed >= 0) // the null that the SAE was trained on
-        untrained_weights(reader, uint64_t(saes[0].untrained_seed));
+    if (saes.untrained_seed >= 0) // the null that the SAE was trained on
+        untrained_weights(reader, uint64_t(saes.untrained_seed));
     else
         load_weights(reader, file);
     score_all(file.path, "scores", false, [&](size_t layer, const LayerFires& fires) {
@@ -99,9 +98,9 @@ static void measure_model(Bsp& bsp, const BspOptions& options, const Ruler& rule
             bsp.layers.back().subset =
                 measure_subset(fires, ruler, size_t(options.subset), size_t(options.draws), bsp.seed);
     });
-    if (saes.empty()) untrained_weights(reader, bsp.untrained_seed); // of an SAE: random directions
+    if (!saes.reader) untrained_weights(reader, bsp.untrained_seed); // of an SAE: random directions
     size_t i = 0;
-    score_all(saes.empty() ? "untrained weights" : "random directions", "untrained scores", true,
+    score_all(saes.reader ? "random directions" : "untrained weights", "untrained scores", true,
               [&](size_t, const LayerFires& fires) {
                   add_untrained(bsp.layers[i++], control_scores(fires, ruler), ruler);
               });
@@ -124,7 +123,7 @@ static BspFunction describe_function(const Ruler& ruler, size_t f) {
     return out;
 }
 
-Bsp measure_bsp(const BspOptions& options, const MakeReader& make_reader) {
+Bsp measure_bsp(const BspOptions& options, const MakeReader& make_reader, const OpenSaes& open_saes) {
     const double begin = now_seconds();
     Bsp bsp;
     bsp.gated = !options.ungated;
@@ -142,7 +141,7 @@ Bsp measure_bsp(const BspOptions& options, const MakeReader& make_reader) {
     // Features first: what cannot be read is refused before any work.
     std::optional<SafeTensorsFile> file;
     std::vector<size_t> layers;
-    std::vector<SaeFile> saes;
+    SaeViews saes;
     if (!options.ckpt.empty()) {
         file.emplace(find_checkpoint(options.ckpt));
         bsp.checkpoint = file->path;
@@ -153,8 +152,8 @@ Bsp measure_bsp(const BspOptions& options, const MakeReader& make_reader) {
         bsp.untrained_seed = options.untrained_seed >= 0 ? uint64_t(options.untrained_seed)
                                                          : seed_of_run(file->path, bsp.step);
         if (!options.sae.empty()) {
-            saes = read_saes(options.sae);
-            check_saes(saes, file->path, bsp.config);
+            if (!open_saes) fail_usage("--sae: this program runs no SAEs; the CPU's bsp does");
+            saes = open_saes(options.sae, file->path, bsp.config);
             bsp.sae = options.sae;
         }
         layers = layers_of(options, bsp.config, saes);
@@ -222,7 +221,7 @@ void labels_to(const std::string& path, const std::string& games) {
     if (to_file) printf("%zu positions of %zu games in %s\n", counts.positions, counts.games, path.c_str());
 }
 
-int bsp_program(int argc, char** argv, const MakeReader& make_reader) {
+int bsp_program(int argc, char** argv, const MakeReader& make_reader, const OpenSaes& open_saes) {
     BspOptions flags;
     Options options("bsp", "Measures what the units of a checkpoint know about the board: coverage and "
                            "reconstruction of\nboard functions, beside their controls.");
@@ -236,7 +235,7 @@ int bsp_program(int argc, char** argv, const MakeReader& make_reader) {
         write_games(flags.write_games + "/test.txt", games.test);
         return 0;
     }
-    const Bsp bsp = measure_bsp(flags, make_reader);
+    const Bsp bsp = measure_bsp(flags, make_reader, open_saes);
     print_bsp(bsp);
     write_json(json_path(flags.json, bsp.activations.empty() ? bsp.checkpoint : bsp.activations,
                          bsp.json_name.c_str()),

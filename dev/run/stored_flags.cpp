@@ -67,6 +67,9 @@ std::string resume_command(std::vector<std::string> words, const std::string& ou
     };
     words.insert(words.end(), {"--resume", "--out", out});
     std::string command;
-    for (const std::string& w : words) command += (command.empty() ? "" : " ") + word(w);
+    for (const std::string& w : words) {
+        if (!command.empty()) command += ' ';
+        command += word(w);
+    }
     return command;
 }

@@ -10,7 +10,7 @@ std::vector<Tensor> sae_table(size_t F, size_t C) {
     std::vector<Tensor> table;
     size_t offset = 0;
     const auto add = [&](const char* name, std::vector<size_t> shape, size_t count) {
-        table.push_back({name, std::move(shape), false, Init::zeros, false, count, offset});
+        table.push_back({name, std::move(shape), true, false, Init::zeros, false, count, offset});
         offset += round_up(count, 32);
     };
     add("w_enc", {F, C}, F * C);

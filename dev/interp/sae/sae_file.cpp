@@ -177,3 +177,15 @@ Reader sae_reader(const Reader& reader, const std::vector<SaeFile>& saes, bool u
     out.views = {{"latents", out.n_units, out.layer}};
     return out;
 }
+
+SaeViews open_saes(const std::string& path, const std::string& checkpoint, const Config& config) {
+    const auto saes = std::make_shared<std::vector<SaeFile>>(read_saes(path));
+    check_saes(*saes, checkpoint, config);
+    SaeViews views;
+    for (const SaeFile& s : *saes) views.layers.push_back(s.layer);
+    views.untrained_seed = (*saes)[0].untrained_seed;
+    views.reader = [=](const Reader& reader, bool untrained, uint64_t seed) {
+        return sae_reader(reader, *saes, untrained, seed); // as long as the views are there
+    };
+    return views;
+}

@@ -10,8 +10,7 @@
 //
 // An SAE is good for the weights it was trained on and for no others: what does not fit is refused.
 #pragma once
-#include "../results.h"
-#include "../units.h"
+#include "../bsp.h"
 #include "sae.h"
 
 inline const std::vector<std::string> sae_sites = {"residual", "mlp-in"};
@@ -41,3 +40,6 @@ const float* site_activations(const Reader& reader, const std::string& site, siz
 // directions instead, as many kept for each token as the SAE has on average. The saes must outlive it.
 Reader sae_reader(const Reader& reader, const std::vector<SaeFile>& saes, bool untrained = false,
                   uint64_t seed = 1);
+
+// For bsp: those of a file or folder, which must be of that checkpoint.
+SaeViews open_saes(const std::string& path, const std::string& checkpoint, const Config& config);
