@@ -281,7 +281,7 @@ static void rows_markdown(std::string& out, const Table& table, const std::vecto
         std::string cells;
         for (const Metric* m : columns) {
             const auto cell = row.cells.find(m->name);
-            cells += " " + (cell == row.cells.end() ? "-" : shown(cell->second.mean, m->digits)) + " |";
+            cells += strf(" %s |", cell == row.cells.end() ? "-" : shown(cell->second.mean, m->digits).c_str());
         }
         out +=
             "| " + row.label +
@@ -462,9 +462,12 @@ std::string tables_csv(const std::vector<Table>& tables) {
                        "," + csv_number(x.low) + "," + csv_number(x.high);
                 const auto d = row.differences.find(m.name);
                 const Difference none, &difference = d == row.differences.end() ? none : d->second;
-                out += "," + csv_number(difference.mean.mean) + "," + csv_number(difference.mean.low) + "," +
-                       csv_number(difference.mean.high) + "," + csv_number(difference.mean.p) + "," +
-                       csv_number(difference.p_holm) + "\n";
+                for (const double x : {difference.mean.mean, difference.mean.low, difference.mean.high,
+                                       difference.mean.p, difference.p_holm}) {
+                    out += ',';
+                    out += csv_number(x);
+                }
+                out += '\n';
             }
     return out;
 }
