@@ -31,7 +31,7 @@ uint8_t byte_class(const std::string& text) {
 void group_tokens(TokenRows& rows, Tokenizer kind, const std::string& gpt2_file) {
     rows.group.assign(rows.size(), 0);
     if (kind == TOKENIZER_CHESS) {
-        rows.groups = phase_names;
+        rows.groups = game_phases;
         for (size_t r = 0; r < rows.rows; r++)
             phases_of(rows.tokens.data() + r * rows.T, rows.T, rows.group.data() + r * rows.T);
     } else if (kind == TOKENIZER_GPT2 && gpt2_file.empty()) {

@@ -23,7 +23,7 @@ struct TokenRows {
 
 // Phases of a game by the number of the move that is being written, which changes at the space before it; a
 // new game begins at ';'. What stands before a row's first ';' (in a stream) is of no phase.
-inline const std::vector<std::string> phase_names = {"opening (moves 1-10)", "middle (11-25)", "late (26+)"};
+inline const std::vector<std::string> game_phases = {"opening (moves 1-10)", "middle (11-25)", "late (26+)"};
 
 void phases_of(const int32_t* tokens, size_t T, uint8_t* group);
 
