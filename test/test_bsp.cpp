@@ -74,6 +74,7 @@ static Case make_case(size_t train_games, size_t test_games, size_t units, uint6
         c.max[i % units] = std::max(c.max[i % units], c.values[0][i]);
     for (float& m : c.max) m = m > 0 ? m : INFINITY;
     c.fires.units = units, c.fires.max = c.max, c.fires.cuts = cuts_of_maximum(c.max);
+    c.fires.rate.assign(units, 0.1);
     c.fires.train = fires_of(c.values[0], units, c.max);
     c.fires.test = fires_of(c.values[1], units, c.max);
     return c;
