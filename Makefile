@@ -53,7 +53,7 @@ EMULATED  = train_moex_emu train_moex_fp32_emu sample_emu sample_fp32_emu bsp_gp
 LINUX    := $(filter Linux,$(shell uname -s))# several processes that train together are started and watched in its ways
 TESTS     = test_chess test_make_chess test_data test_safetensors test_log test_lib test_threads test_model test_gradients test_programs \
             $(if $(LINUX),test_ranks) test_lanes test_games test_boards test_rules test_bsp test_sparsity test_features test_report test_interp \
-            test_sae test_sae_gradients
+            $(if $(filter 1,$(SAN)),,test_sae) test_sae_gradients # (the sanitizers would take ten minutes to learn a dictionary)
 BENCHES   = bench_cpu bench_bsp perft
 
 BY_NAME   = $(filter-out report,$(PROGRAMS)) $(GPU_PROGRAMS) $(EMULATED) # make report writes one

@@ -1152,7 +1152,7 @@ static void test_bad_models() {
         {"--embd 0", "n_embd"},
         {"--experts 0", "n_expert"},
         {"--d-expert 0", "d_expert"},
-        {"--embd 65536 --experts 4096 --d-expert 1048576", train == cpu_train ? "too" : "at most 4096"},
+        {"--embd 65536 --experts 4096 --d-expert 1048576", train == cpu_train ? "too" : "at most 6144"},
         {"--embd 4096 --heads 32 --d-expert 1048576", "memory"}};
     for (const auto& c : cases) refuses(tiny_run("bad", 3, c.flags), 1, c.what);
     refuses(tiny_run("bad", 3, "--init no_such_preset"), 1, "'no_such_preset'", "no such file",
