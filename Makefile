@@ -53,7 +53,7 @@ EMULATED  = train_moex_emu train_moex_fp32_emu sample_emu sample_fp32_emu bsp_gp
 LINUX    := $(filter Linux,$(shell uname -s))# several processes that train together are started and watched in its ways
 TESTS     = test_chess test_make_chess test_data test_safetensors test_log test_lib test_threads test_model test_gradients test_programs \
             $(if $(LINUX),test_ranks) test_lanes test_games test_boards test_rules test_bsp test_sparsity test_features test_report test_interp \
-            $(if $(filter 1,$(SAN)),,test_sae) test_sae_gradients # (the sanitizers would take ten minutes to learn a dictionary)
+            $(if $(filter 1,$(SAN)),,test_sae) test_sae_gradients test_paper # (the sanitizers would take ten minutes to learn a dictionary)
 BENCHES   = bench_cpu bench_bsp perft
 
 BY_NAME   = $(filter-out report,$(PROGRAMS)) $(GPU_PROGRAMS) $(EMULATED) # make report writes one
@@ -72,6 +72,7 @@ help:
 	@echo "                   and with the CUDA toolkit train_moex sample bsp_gpu (PRECISION=FP32: in fp32, their names end in _fp32)"
 	@echo "make demo          play chess games, train a small MoE-X on them, sample, say what its units mean (6 minutes; DEMO_FORCE=1: once more in its place)"
 	@echo "make report        an HTML page on a run: RUN=runs/demo, GAMES=games.pgn for a chess model, DATA='val*.bin' for text"
+	@echo "make paper         train and compare the paper's methods (make paper-plan: how long it takes; paper-tables: with what is there)"
 	@echo "make test          all tests, as many at a time as there are cores (SAN=1: under the sanitizers; TEST_JOBS=1: one by one)"
 	@echo "make test-gpu      kernels, whole model and sampler on the GPU (also test-gpu-programs; sanitize-gpu: compute-sanitizer)"
 	@echo "make train_moex_emu  the CUDA trainer on the CPU, to step through a kernel in gdb (also sample_emu)"

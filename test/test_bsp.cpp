@@ -2,6 +2,7 @@
 // against slow versions written from the definitions; planted features; the facts of the published code; .npy
 // files; the program on a tiny model, on the same units as .npy files, and on bad input.
 #include "../dev/interp/bsp.h"
+#include "../dev/cpu/layers.h"
 #include "../dev/interp/units_cpu.h"
 #include "check.h"
 #include "random_games.h"
@@ -942,6 +943,91 @@ static void test_program() {
 }
 
 // Units as two by their sign; scores of units drawn among all.
+// The views of a layer against one another: what each is follows from the others and the weights.
+static void test_views() {
+    for (const std::string kind : {"geglu", "solu", "monet-hd", "monet-vd", "peer"}) {
+        Config config = tiny_config();
+        config.ffn = kind == "geglu" || kind == "solu" ? "dense" : kind;
+        config.act = config.dense() ? kind : config.peer() ? "gelu" : "relu2";
+        if (!config.dense()) {
+            config.n_expert = config.n_expert_active = 1;
+            config.n_key = 6, config.n_top = 3, config.n_retrieve = 2,
+            config.d_expert = config.peer() ? 1 : 4;
+            (config.peer() ? config.d_key : config.n_share) = 2;
+        }
+        check_config(config, kind);
+        const size_t T = 20, C = config.n_embd, Q = config.n_key, H = config.n_retrieve, M = config.d_expert;
+        Reader reader = cpu_reader(config, 1, T);
+        untrained_weights(reader, 5);
+        std::vector<int32_t> tokens(T);
+        for (size_t t = 0; t < T; t++) tokens[t] = int32_t(random_u64(1, 1, t) % 32);
+        reader.read(tokens.data(), 1, T);
+        check(reader.units() == reader.views[0].units);
+        const auto view = [&](const char* name, size_t n) {
+            const Reader r = view_reader(reader, name, false, kind);
+            std::vector<double> all(r.units());
+            r.layer(1).each(n, true, [&](size_t u, float v) { all[u] = v; });
+            return all;
+        };
+        const float* const x = reader.layer(1).x;
+        const auto dot = [&](const char* tensor, size_t row, size_t n) {
+            double sum = 0;
+            for (const Tensor& t : reader.table)
+                for (size_t c = 0; c < C && t.name == std::string("h.1.") + tensor; c++)
+                    sum += reader.weights()[t.offset + row * C + c] * x[n * C + c];
+            return sum;
+        };
+        double worst = 0, size = 0;
+        const auto same = [&](double a, double b) {
+            worst = std::max(worst, std::isnan(a - b) ? INFINITY : std::fabs(a - b));
+            size = std::max(size, std::fabs(b));
+        };
+        for (size_t n = 0; n < T; n++) {
+            if (kind == "geglu") {
+                const std::vector<double> units = view("units", n), gate = view("gate", n);
+                for (size_t u = 0; u < units.size(); u++) {
+                    same(gate[u], gelu(real(dot("mlp.c_gate.weight", u, n))));
+                    same(units[u], gate[u] * dot("mlp.c_fc.weight", u, n));
+                }
+            } else if (kind == "solu") { // post is the LayerNorm of pre, whose weights are 1 and 0
+                const std::vector<double> pre = view("pre", n), post = view("post", n);
+                double mean = 0, variance = 0;
+                for (const double v : pre) mean += v / double(pre.size());
+                for (const double v : pre) variance += (v - mean) * (v - mean) / double(pre.size());
+                for (size_t u = 0; u < pre.size(); u++)
+                    same(post[u], (pre[u] - mean) / std::sqrt(variance + 1e-5));
+            } else if (kind == "peer") {
+                const std::vector<double> units = view("units", n), routing = view("routing", n);
+                double sum = 0;
+                for (size_t u = 0; u < Q * Q; u++) {
+                    sum += routing[u];
+                    same(units[u], routing[u] == 0 ? 0 : routing[u] * gelu(real(dot("peer.w_enc", u, n))));
+                }
+                same(sum, double(H)); // a softmax of each head
+            } else {
+                // With R_ij = sum_h g0_hi g1_hj:  hd r_j = sum_i R_ij a_i;  vd r12_i = sum_j R_ij a2_j, r21_j
+                // = sum_i R_ij a1_i. A layer that shares the router of the one before has its R.
+                const std::vector<double> R = view("routing", n), units = view("units", n),
+                                          a = view("encoder", n);
+                const bool hd = kind == "monet-hd";
+                const size_t P = hd ? 1 : 2, m = M / P, part = Q * m;
+                check(units.size() == P * P * part && a.size() == P * part && R.size() == Q * Q);
+                for (size_t j = 0; j < Q; j++)
+                    for (size_t d = 0; d < m; d++) {
+                        double columns = 0, rows = 0;
+                        for (size_t i = 0; i < Q; i++) {
+                            columns += R[i * Q + j] * a[i * m + d];
+                            if (!hd) rows += R[j * Q + i] * a[part + i * m + d];
+                        }
+                        same(units[(hd ? 0 : 2 * part) + j * m + d], columns);
+                        if (!hd) same(units[part + j * m + d], rows);
+                    }
+            }
+        }
+        check(worst <= 2e-6 * std::max(1.0, size) && size > 1e-6, "%s: %g of %g", kind.c_str(), worst, size);
+    }
+}
+
 static void test_split_and_subset() {
     const GameSplit games{random_games(5, 71), random_games(4, 72)};
     const std::string train = write_game_file("split_train.txt", games.train),
@@ -1172,6 +1258,7 @@ int main() {
         test_resamples();
         test_npy();
         test_program();
+        test_views();
         test_split_and_subset();
         test_bad_input();
         return 0;

@@ -140,9 +140,12 @@ static void test_planted() {
         printf("%s: mean cosine %.3f, fvu %.3f, l0 %.2f\n", sae_kinds[size_t(kind)].c_str(), mean, last.fvu,
                last.l0);
         check(mean > 0.95, "%s: mean cosine %.3f", sae_kinds[size_t(kind)].c_str(), mean);
-        // (A penalty shrinks values, and some that are not wanted stay a little above zero.)
-        const double most = kind == SaeKind::relu ? 5 * active : 2 * active;
-        check(last.fvu < 0.1 && last.l0 > 3 && last.l0 < most, "fvu %g, l0 %g", last.fvu, last.l0);
+        // (What is planted is 1 to 2; a penalty leaves many that are hardly above zero, a third of the batch's
+        // smallest planted value and more is said to be there.)
+        const double there = double(std::count_if(t.kept.value.begin(), t.kept.value.end(),
+                                                  [](real v) { return v > real(1.0 / 3); })) /
+                             N;
+        check(last.fvu < 0.1 && there > 3 && there < 8, "fvu %g, %g there of l0 %g", last.fvu, there, last.l0);
         if (kind != SaeKind::batchtopk) continue;
         sae_encode(s, t, x.data(), N); // in use, by theta, about as many are kept as in training
         sae_keep(s, t, false);

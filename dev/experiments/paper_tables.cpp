@@ -1,5 +1,6 @@
 // paper_tables: the results of `make paper` as tables. Without a network and without Python; called by
 // paper.mk.
+#include "../lib/fill.h"
 #include "../lib/options.h"
 #include "../lib/terminal.h"
 #include "tables.h"
@@ -28,20 +29,10 @@ static std::vector<RunResult> results_in(const std::string& folder, const Manife
     return results;
 }
 
-// The page: what stands between {{ and }} is put in.
 static std::string page_of(const std::string& json) {
-    std::string data, page;
+    std::string data;
     for (const char c : json) data += c == '<' ? "\\u003c" : std::string(1, c);
-    const std::map<std::string, std::string> parts = {
-        {"style", page_style}, {"data", data}, {"script", compare_script}};
-    const char* from = compare_html;
-    while (const char* begin = strstr(from, "{{")) {
-        const char* end = strstr(begin, "}}");
-        page.append(from, begin);
-        page += parts.at(std::string(begin + 2, end));
-        from = end + 2;
-    }
-    return page + from;
+    return filled(compare_html, {{"style", page_style}, {"data", data}, {"script", compare_script}});
 }
 
 static int run(int argc, char** argv) {

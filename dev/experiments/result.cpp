@@ -136,7 +136,7 @@ std::string result_json(const RunResult& r) {
     for (const auto& [name, value] : r.provenance) out.member(name, value);
     const auto numbers = [&](const Numbers& list) {
         out.open('{');
-        for (const auto& [name, x] : list) out.key(name).value(x, 9);
+        for (const auto& [name, x] : list) out.key(name).value(x, 17);
         out.close();
     };
     out.close().key("numbers");

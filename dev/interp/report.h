@@ -99,9 +99,6 @@ std::string script_data(const std::string& id, const std::string& json);
 
 std::string html_text(const std::string& text);
 
-// The frame with every {{name}} replaced; what is put in is not looked at again.
-std::string fill_page(const std::map<std::string, std::string>& parts);
-
 // What the page says of the run itself: where, model, flags, curves, tools.
 std::string run_json(const ReportOptions& options, const SafeTensorsFile& file, const Config& config,
                      int64_t step, const std::vector<ReportedTool>& tools);

@@ -1,4 +1,5 @@
 // The tool report: see report.h.
+#include "../lib/fill.h"
 #include "report.h"
 
 void write_curves(JsonWriter& out, const std::string& path, uint64_t last_step) {
@@ -96,18 +97,6 @@ std::string html_text(const std::string& text) {
     return out;
 }
 
-std::string fill_page(const std::map<std::string, std::string>& parts) {
-    std::string page;
-    const char* from = page_html;
-    while (const char* begin = strstr(from, "{{")) {
-        const char* end = strstr(begin, "}}");
-        page.append(from, begin);
-        page += parts.at(std::string(begin + 2, end));
-        from = end + 2;
-    }
-    return page + from;
-}
-
 std::string run_json(const ReportOptions& options, const SafeTensorsFile& file, const Config& config,
                      int64_t step, const std::vector<ReportedTool>& tools) {
     const ParameterCount n = count_parameters(config, tensor_table(config));
@@ -180,10 +169,10 @@ Report write_report(ReportOptions options, const Measurements& measurements) {
     for (const ReportedTool& tool : tools)
         if (!tool.text.empty()) data += script_data(tool.name, tool.text);
     const std::string page =
-        fill_page({{"title", html_text(as_utf8(options.run)) + strf(", step %lld", (long long)step)},
-                   {"style", page_style},
-                   {"data", data},
-                   {"script", page_script}});
+        filled(page_html, {{"title", html_text(as_utf8(options.run)) + strf(", step %lld", (long long)step)},
+                           {"style", page_style},
+                           {"data", data},
+                           {"script", page_script}});
     AtomicFile out(options.out);
     out.write(page.data(), page.size());
     out.commit();

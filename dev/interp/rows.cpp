@@ -98,15 +98,14 @@ TokenRows token_rows(const std::string& data, const Config& c, size_t T, size_t 
 
 void check_finite(Reader& reader, const TokenRows& rows, size_t first, size_t N) {
     const LayerUnits units = reader.layer(reader.config.n_layer - 1);
-    const size_t C = reader.config.n_embd, D = units.D, slots = units.choice ? units.K : 1;
+    const size_t C = reader.config.n_embd;
     std::vector<uint8_t> broken(N);
     parallel_for(N, [&](size_t n) {
         bool finite = true;
         for (size_t i = 0; i < C; i++) finite &= std::isfinite(units.x[n * C + i]);
-        for (size_t k = 0; k < slots; k++) {
-            const float* z = units.z + (units.slot ? size_t(units.slot[n * slots + k]) : n) * D;
-            for (size_t i = 0; i < D; i++) finite &= std::isfinite(z[i]);
-        }
+        units.each_expert(n, false, [&](size_t, const float* z, size_t count, float) {
+            for (size_t i = 0; i < count; i++) finite &= std::isfinite(z[i]);
+        });
         broken[n] = !finite;
     });
     const size_t bad = size_t(std::find(broken.begin(), broken.end(), 1) - broken.begin());

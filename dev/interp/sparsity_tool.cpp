@@ -11,20 +11,25 @@ struct SlotCounts {
         : fire(n * units.K), zero(n * units.K) {
         const size_t K = units.K, D = units.D, width = units.E * D;
         std::mutex mutex;
-        parallel_ranges(n * K, 1, [&](size_t begin, size_t end) {
+        parallel_ranges(n, 1, [&](size_t begin, size_t end) {
             std::vector<uint32_t> fired(counts.size() * width);
             for (size_t i = begin; i < end; i++) {
-                const float* z = units.z + (units.slot ? size_t(units.slot[i]) : i) * D;
-                uint32_t* count = &fired[group[i / K] * width + (units.choice ? units.choice[i] * D : 0)];
-                uint32_t active = 0, zeros = 0;
-                for (size_t u = 0; u < D; u++) {
-                    const uint32_t fires = z[u] > 0;
-                    count[u] += fires;
-                    active += fires;
-                    zeros += z[u] == 0;
-                }
-                fire[i] = active;
-                zero[i] = zeros;
+                size_t slot = i * K, listed = 0; // a list has one slot, and leaves out what is zero
+                units.each_expert(i, false, [&](size_t first, const float* z, size_t number, float) {
+                    uint32_t* count = &fired[group[i] * width + first];
+                    uint32_t active = 0, zeros = 0;
+                    for (size_t u = 0; u < number; u++) {
+                        const uint32_t fires = z[u] > 0;
+                        count[u] += fires;
+                        active += fires;
+                        zeros += z[u] == 0;
+                    }
+                    fire[slot] += active;
+                    zero[slot] += zeros;
+                    listed += number;
+                    if (!units.begin) slot++;
+                });
+                if (units.begin) zero[slot] += uint32_t(D - listed);
             }
             const std::lock_guard lock(mutex);
             for (size_t u = 0; u < fired.size(); u++) counts[u / width].fired[u % width] += fired[u];

@@ -116,16 +116,6 @@ std::string data_fingerprint(const std::vector<Shard>& shards) {
     return strf("%zu tokens in %zu shards, hash %016llx", tokens, shards.size(), (unsigned long long)hash);
 }
 
-static double real_number(const SafeTensorsFile& file, const std::string& name) {
-    const std::string& text = metadata_entry(file, name);
-    char* end = nullptr;
-    const double value = strtod(text.c_str(), &end);
-    if (text.empty() || *end || !std::isfinite(value))
-        fail("%s: metadata: %s is %s, expected a number", file.path.c_str(), name.c_str(),
-             quoted(text).c_str());
-    return value;
-}
-
 // Continuing: the flags of the run are those in its state file. One given now must say the same, unless it is
 // free to change. Only --steps may grow: run.steps_before is then what it was.
 static void resume_flags(Run& run, Options& options) {

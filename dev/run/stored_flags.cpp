@@ -56,6 +56,16 @@ int64_t whole_number(const SafeTensorsFile& file, const std::string& name, const
     return std::stoll(text);
 }
 
+double real_number(const SafeTensorsFile& file, const std::string& name) {
+    const std::string& text = metadata_entry(file, name);
+    char* end = nullptr;
+    const double value = strtod(text.c_str(), &end);
+    if (text.empty() || *end || !std::isfinite(value))
+        fail("%s: metadata: %s is %s, expected a number", file.path.c_str(), name.c_str(),
+             quoted(text).c_str());
+    return value;
+}
+
 std::string resume_command(std::vector<std::string> words, const std::string& out) {
     auto word = [](const std::string& text) {
         if (text.find_first_not_of("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_+-./") ==

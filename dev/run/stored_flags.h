@@ -15,8 +15,9 @@ Strings flag_strings(const Options& options);
 using MayTake = std::function<bool(const std::string& name, const std::string& was, std::string& note)>;
 std::string restore_flags(const SafeTensorsFile& state, Options& options, const MayTake& may_take = nullptr);
 
-// A whole number in the metadata of a state file: `text`, found under a name.
+// A whole number in the metadata of a file: `text`, found under a name. And a finite one.
 int64_t whole_number(const SafeTensorsFile& file, const std::string& name, const std::string& text);
+double real_number(const SafeTensorsFile& file, const std::string& name);
 
 // The command that goes on with a run, ready for a POSIX shell. words: how the program was called.
 std::string resume_command(std::vector<std::string> words, const std::string& out);

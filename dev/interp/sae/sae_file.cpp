@@ -31,16 +31,6 @@ void write_sae(const SaeFile& file, double scale) {
     write_blocks<real>(file.path, metadata, s.table, {{"", folded.data()}});
 }
 
-static double number_entry(const SafeTensorsFile& file, const std::string& name) {
-    const std::string& text = metadata_entry(file, name);
-    char* end = nullptr;
-    const double x = strtod(text.c_str(), &end);
-    if (text.empty() || *end || !std::isfinite(x))
-        fail("%s: metadata: %s is %s, expected a number", file.path.c_str(), name.c_str(),
-             quoted(text).c_str());
-    return x;
-}
-
 static uint64_t whole_entry(const SafeTensorsFile& file, const std::string& name) {
     return uint64_t(whole_number(file, name, metadata_entry(file, name)));
 }
@@ -73,13 +63,13 @@ static SaeFile read_sae(const std::string& path) {
                 .tokens = whole_entry(file, "tokens"),
                 .untrained_seed =
                     file.metadata.count("untrained_seed") ? int64_t(whole_entry(file, "untrained_seed")) : -1,
-                .fvu = number_entry(file, "fvu"),
-                .l0 = number_entry(file, "l0"),
+                .fvu = real_number(file, "fvu"),
+                .l0 = real_number(file, "l0"),
                 .dead = whole_entry(file, "dead"),
                 .sae = Sae(kind, w->shape[1], w->shape[0], whole_entry(file, "k"), false)};
     check_tensors(file, out.sae.table, {""});
     read_block(file, out.sae.table, "", out.sae.weights.data);
-    out.sae.theta = number_entry(file, "theta");
+    out.sae.theta = real_number(file, "theta");
     for (size_t i = 0; i < out.sae.weights.count; i++)
         if (!std::isfinite(out.sae.weights.data[i])) fail("%s: its weights are not finite", path.c_str());
     if (kind == SaeKind::batchtopk && out.sae.theta < 0)
