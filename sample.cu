@@ -579,7 +579,11 @@ struct Decoder {
             if (!idle) other_bytes += 2.0 * c.n_layer * C * length[s] * sizeof(floatX);
         }
         other_bytes += fixed_bytes();
-        if (model.statistics_stale) refresh_statistics(model);
+        if (std::exchange(model.statistics_stale, false)) {
+            find_hidden_nan(model);
+            for (size_t l = 0; l < model.config.n_layer && model.config.moe(); l++)
+                refresh_statistics(model, l);
+        }
         cuda_check(cudaMemcpyAsync(gpu_inputs.data, inputs.data, 2 * S * sizeof(int), cudaMemcpyHostToDevice,
                                    stream));
         launch_step();

@@ -2700,19 +2700,25 @@ struct Circle {
 struct Exchange {
     Sharing sharing;
     Network network;
+    typedef std::shared_ptr<std::remove_pointer_t<cudaEvent_t>> Event;
     std::shared_ptr<std::remove_pointer_t<cudaStream_t>> stream; // beside what is computed
-    std::shared_ptr<std::remove_pointer_t<cudaEvent_t>> reached;
-    Block<float> received{}; // what others have of our part, or in a checkpoint of theirs
+    Event reached;
+    std::vector<Event> gathered; // the weights of the embeddings, then of each layer
+    Block<float> received{};     // what others have of our part, or in a checkpoint of theirs
 
     size_t places() const { return sharing.lanes.places(); }
 
-    void make_stream() {
+    void make_stream(size_t layers) {
+        const auto make_event = [] {
+            cudaEvent_t event;
+            cuda_check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+            return Event(event, cudaEventDestroy);
+        };
         cudaStream_t s;
-        cudaEvent_t e;
         cuda_check(cudaStreamCreate(&s));
         stream.reset(s, cudaStreamDestroy);
-        cuda_check(cudaEventCreateWithFlags(&e, cudaEventDisableTiming));
-        reached.reset(e, cudaEventDestroy);
+        reached = make_event();
+        for (size_t l = 0; l <= layers; l++) gathered.push_back(make_event());
     }
     // A stream for what needs all that was put on `computing` until now, and nothing after it.
     cudaStream_t beside(cudaStream_t computing) const {
@@ -2726,6 +2732,13 @@ struct Exchange {
         if (!stream) return;
         cuda_check(cudaEventRecord(reached.get(), stream.get()));
         cuda_check(cudaStreamWaitEvent(computing, reached.get(), 0));
+    }
+
+    // What is put on `computing` from now on sees the weights of a layer (1 + l; 0: the embeddings) that were
+    // gathered last; those behind the last are none.
+    void wait_for_weights(size_t layer, cudaStream_t computing) const {
+        if (stream && layer < gathered.size())
+            cuda_check(cudaStreamWaitEvent(computing, gathered[layer].get(), 0));
     }
 
     // The GPUs of our machine with their columns of a piece; those of our number on all machines, with what
@@ -2801,37 +2814,39 @@ struct Exchange {
     }
 
     // The sum of each number over all GPUs, in order of their places, to each of them. They must all call.
-    std::vector<double> add(const std::vector<double>& numbers, cudaStream_t stream) const {
+    std::vector<double> add(const std::vector<double>& numbers, cudaStream_t computing) const {
         if (places() == 1 || numbers.empty()) return numbers;
+        join(computing);
         const size_t n = numbers.size();
         const Block<double> all(places() * n);
         std::vector<Span> parts;
         for (size_t p = 0; p < places(); p++) parts.push_back({p * n, (p + 1) * n});
         cuda_check(cudaMemcpyAsync(all.data + sharing.place * n, numbers.data(), n * sizeof(double),
-                                   cudaMemcpyHostToDevice, stream));
-        spread(all.data, sizeof(double), everyone(parts), stream);
+                                   cudaMemcpyHostToDevice, computing));
+        spread(all.data, sizeof(double), everyone(parts), computing);
         std::vector<double> got(all.count), sums(n);
         cuda_check(cudaMemcpyAsync(got.data(), all.data, got.size() * sizeof(double), cudaMemcpyDeviceToHost,
-                                   stream));
-        cuda_check(cudaStreamSynchronize(stream));
+                                   computing));
+        cuda_check(cudaStreamSynchronize(computing));
         for (size_t i = 0; i < got.size(); i++) sums[i % n] += got[i];
         return sums;
     }
 
     // A piece of which each GPU has what it owns at `ours`, into memory of the host of rank 0.
-    void collect(float* host, const float* ours, Span piece, cudaStream_t stream) const {
+    void collect(float* host, const float* ours, Span piece, cudaStream_t computing) const {
+        join(computing);
         std::vector<Span> parts;
         for (size_t p = 0; p < places(); p++) parts.push_back(owned(piece, p, places()));
         auto theirs = [&](size_t p) { return received.data + (parts[p].begin - piece.begin); };
         network.begin();
-        if (sharing.place > 0) network.send(ours, parts[sharing.place].count() * sizeof(float), 0, stream);
+        if (sharing.place > 0) network.send(ours, parts[sharing.place].count() * sizeof(float), 0, computing);
         for (size_t p = 1; p < places() && sharing.place == 0; p++)
-            network.receive(theirs(p), parts[p].count() * sizeof(float), p, stream);
+            network.receive(theirs(p), parts[p].count() * sizeof(float), p, computing);
         network.end();
         for (size_t p = 0; p < places() && sharing.place == 0; p++)
             cuda_check(cudaMemcpyAsync(host + parts[p].begin, p ? theirs(p) : ours,
-                                       parts[p].count() * sizeof(float), cudaMemcpyDeviceToHost, stream));
-        cuda_check(cudaStreamSynchronize(stream));
+                                       parts[p].count() * sizeof(float), cudaMemcpyDeviceToHost, computing));
+        cuda_check(cudaStreamSynchronize(computing));
     }
 };
 
@@ -3301,27 +3316,29 @@ inline void upload_batch(Model& model, const int32_t* tokens, const int32_t* tar
 // 6. Forward
 // ---------------------------------------------------------------------------------------------------------
 
-// Once per optimizer step: the router of every layer, from the weights.
-inline void refresh_statistics(Model& model) {
+// Once per optimizer step. The NaN that relu would hide among the weights of a layer's units; the statistics
+// of a sparsity router show one themselves.
+inline void find_hidden_nan(Model& model) {
     const Config& c = model.config;
     const cudaStream_t stream = model.gpu.stream;
     cuda_check(cudaMemsetAsync(model.a.hidden_nan, 0, sizeof(float), stream));
-    // The router's statistics show a NaN themselves.
     for (size_t l = 0; l < c.n_layer && model.fused && c.relu() && !(c.moe() && !c.topk()); l++) {
         const Experts e = model.experts(l);
+        model.exchange.wait_for_weights(1 + l, stream);
         find_nan(model.a.hidden_nan, e.w_enc, e.E * e.D * e.C, stream);
         find_nan(model.a.hidden_nan, e.b_enc, e.E * e.D, stream);
     }
+}
+// The router of layer l, from the weights.
+inline void refresh_statistics(Model& model, size_t l) {
+    const Config& c = model.config;
+    const LayerParameters<floatX>& w = model.w.h[l];
+    const Statistics& s = model.a.h[l].router.statistics;
     model.gpu.mark("expert_statistics_forward");
-    for (size_t l = 0; l < c.n_layer && c.moe(); l++) {
-        const LayerParameters<floatX>& w = model.w.h[l];
-        const Statistics& s = model.a.h[l].router.statistics;
-        if (c.topk())
-            router_weights_forward(s, w.router, c.n_expert, c.n_embd, stream);
-        else
-            expert_statistics_forward(s, w.w_enc, w.b_enc, c.n_expert, c.d_expert, c.n_embd, stream);
-    }
-    model.statistics_stale = false;
+    if (c.topk())
+        router_weights_forward(s, w.router, c.n_expert, c.n_embd, model.gpu.stream);
+    else
+        expert_statistics_forward(s, w.w_enc, w.b_enc, c.n_expert, c.d_expert, c.n_embd, model.gpu.stream);
 }
 
 // Which experts of layer l the tokens go to, and h.ln_2 in their slots.
@@ -3354,14 +3371,19 @@ inline void forward(Model& model, float gradient_scale = 0, float share = 1) {
                  Vp = model.shape().padded_vocab();
     Activations& a = model.a;
     Gpu& gpu = model.gpu;
-    if (model.statistics_stale) refresh_statistics(model);
+    const bool stale = std::exchange(model.statistics_stale, false);
+    if (stale) find_hidden_nan(model);
 
+    model.exchange.wait_for_weights(0, gpu.stream);
+    model.exchange.wait_for_weights(1, gpu.stream);
     embedding_layernorm_forward(a.embedded, model.norm_1(0), model.tokens, model.w.wte, model.w.wpe,
                                 a.hidden_nan, T, gpu.marked("embedding_layernorm_forward"));
     const floatX* x = a.embedded;
     for (size_t l = 0; l < c.n_layer; l++) {
         const LayerActivations& h = a.h[l];
         const Experts experts = model.experts(l);
+        if (stale && c.moe()) refresh_statistics(model, l);
+        model.exchange.wait_for_weights(2 + l, gpu.stream); // its end normalises for the layer behind it
         gpu.mark("linear_forward c_attn");
         linear_forward(gpu, h.qkv, h.ln_1, model.c_attn(l));
         attention_forward(h.att, h.lse, h.qkv, B, T, C, c.n_head, gpu.marked("attention_forward"));
@@ -3526,6 +3548,17 @@ inline void finish_gradients(Model& model) {
     }
 }
 
+// The weights of a layer that each GPU has updated, to all of them, while the next layers are updated;
+// forward() waits for them.
+inline void gather_weights(Model& model, size_t layer) {
+    const Exchange& exchange = model.exchange;
+    if (!exchange.stream || !exchange.sharing.sharded) return;
+    const cudaStream_t stream = exchange.beside(model.gpu.stream);
+    for (const Piece& p : model.pieces)
+        if (p.layer == layer) exchange.gather(model.weights.data, sizeof(floatX), p.all, stream);
+    cuda_check(cudaEventRecord(exchange.gathered[layer].get(), stream));
+}
+
 // Step t = 1, 2, ... from the gradients, which finish_gradients() has left, to weights that are the same on
 // all GPUs.
 inline void update(Model& model, const AdamW& adam, uint64_t t, uint64_t seed) {
@@ -3541,16 +3574,18 @@ inline void update(Model& model, const AdamW& adam, uint64_t t, uint64_t seed) {
     const float fix_1 = float(1 / (1 - std::pow(double(adam.beta_1), double(t)))),
                 fix_2 = float(1 / (1 - std::pow(double(adam.beta_2), double(t))));
     model.gpu.mark("update");
-    for (const Piece& p : model.pieces) {
-        const size_t first = p.updated.begin, fours = p.updated.count() / 4;
-        if (fours > 0)
+    for (size_t layer = 0; layer <= model.config.n_layer; layer++) { // as the next forward pass needs them
+        for (const Piece& p : model.pieces) {
+            const size_t first = p.updated.begin, fours = p.updated.count() / 4;
+            if (p.layer != layer || fours == 0) continue;
             update_kernel<<<blocks_for(fours, 256), 256, 0, stream>>>(
                 model.weights.data + first, (float4*)model.master_weights(p),
                 (const float4*)(model.gradients.data + first), (float4*)(model.moment_1.data + p.state),
                 (float4*)(model.moment_2.data + p.state), model.decays.data + first / 32, totals, adam, fix_1,
                 fix_2, rounding_key(seed, t), first, fours);
-        cuda_check(cudaGetLastError());
-        if (exchange.sharing.sharded) exchange.gather(model.weights.data, sizeof(floatX), p.all, stream);
+            cuda_check(cudaGetLastError());
+        }
+        gather_weights(model, layer);
     }
     model.gpu.mark(nullptr);
     model.statistics_stale = true;
@@ -3926,7 +3961,7 @@ inline Exchange meet(Ranks& ranks, Run& run, const Options& options, const UsedG
                           sharing.lanes.busy_text(run.B, run.accumulate).c_str());
     const size_t before = free_memory();
     exchange.network.join(id, sharing.place, places);
-    exchange.make_stream();
+    exchange.make_stream(run.config.n_layer);
     ranks.watch([network = exchange.network] { return network.error(); });
     exchange.add(std::vector<double>(1 << 17), nullptr); // NCCL takes its memory with the first messages
     *network = double(before) - double(free_memory());
@@ -3938,6 +3973,7 @@ inline uint64_t hash_weights(Model& model) {
     const Block<unsigned long long> hash(1);
     unsigned long long value = 0;
     const cudaStream_t stream = model.gpu.stream;
+    model.exchange.join(stream);
     cuda_check(cudaMemsetAsync(hash.data, 0, sizeof value, stream));
     hash_kernel<<<count_blocks, 256, 0, stream>>>(hash.data, (const uint32_t*)model.weights.data,
                                                   model.weights.count * sizeof(floatX) / 4);
