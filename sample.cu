@@ -709,7 +709,7 @@ inline size_t fitting_places(const Config& config, size_t prompts, size_t free, 
     const Shape shape = {config, 1, config.block_size, 2, true, false};
     const double cache = 2.0 * double(Decoder::cache_elements(config)) * sizeof(floatX);
     const double rest = weights + double(activation_bytes(shape)) +
-                        double(Gpu::most_lanes * Gpu::workspace_bytes) + unaccounted_bytes;
+                        double(Gpu::most_branches * Gpu::workspace_bytes) + unaccounted_bytes;
     if (rest + cache > double(free))
         fail("%s: sampling from this model needs %s of GPU memory, %s are free", where.c_str(),
              human_bytes(rest + cache).c_str(), human_bytes(double(free)).c_str());

@@ -2224,27 +2224,28 @@ struct Product {
     size_t tokens() const { return a_transposed ? K : M; }
 };
 
-// A stream, and the memory that products on it may use meanwhile. Products on several lanes run side by side:
-// one expert's alone leaves much of a large card idle. The bits are the same for any number of lanes.
-struct Lane {
+// A stream, and the memory that products on it may use meanwhile. Products on several branches run side by
+// side: one expert's alone leaves much of a large card idle. The bits are the same for any number of
+// branches.
+struct Branch {
     cudaStream_t stream = nullptr;
     void* workspace = nullptr;
     cudaEvent_t done = nullptr;
 };
 
 struct Gpu {
-    static constexpr size_t workspace_bytes = 32 << 20; // of a lane; what NVIDIA recommends for Hopper
-    static constexpr size_t most_lanes = 4;
-    cudaStream_t stream = nullptr; // of everything that is not forked: the first lane's
-    cudaStream_t copies = nullptr; // of what the host waits for while the first lane goes on
+    static constexpr size_t workspace_bytes = 32 << 20; // of a branch; what NVIDIA recommends for Hopper
+    static constexpr size_t most_branches = 4;
+    cudaStream_t stream = nullptr; // of everything that is not forked: the first branch's
+    cudaStream_t copies = nullptr; // of what the host waits for while the first branch goes on
     cudaEvent_t forked = nullptr;
-    Lane lanes[most_lanes];
-    size_t lane_count = most_lanes; // in use
-    const Lane& lane(size_t i) const { return lanes[i % lane_count]; }
+    Branch branches[most_branches];
+    size_t branch_count = most_branches; // in use
+    const Branch& branch(size_t i) const { return branches[i % branch_count]; }
     cublasLtHandle_t blas = nullptr;
     // Called before each launcher of a step with its name (those of dev/bench/roofline.h), and with null
     // after the last launcher of a pass: what dev/bench times a step by. Null in production. Launchers that
-    // fork run side by side with what comes after them; with one lane each stands for itself.
+    // fork run side by side with what comes after them; with one branch each stands for itself.
     std::function<void(const char* launcher)> before_launch;
     void mark(const char* launcher) const {
         if (before_launch) before_launch(launcher);
@@ -2258,12 +2259,12 @@ struct Gpu {
     size_t refused = 0; // how often an algorithm of the kind did not serve the size
 
     Gpu() {
-        for (Lane& lane : lanes) {
-            cuda_check(cudaStreamCreate(&lane.stream));
-            cuda_check(cudaEventCreateWithFlags(&lane.done, cudaEventDisableTiming));
-            cuda_check(cudaMalloc(&lane.workspace, workspace_bytes));
+        for (Branch& branch : branches) {
+            cuda_check(cudaStreamCreate(&branch.stream));
+            cuda_check(cudaEventCreateWithFlags(&branch.done, cudaEventDisableTiming));
+            cuda_check(cudaMalloc(&branch.workspace, workspace_bytes));
         }
-        stream = lanes[0].stream;
+        stream = branches[0].stream;
         cuda_check(cudaStreamCreate(&copies));
         cuda_check(cudaEventCreateWithFlags(&forked, cudaEventDisableTiming));
         cublas_check(cublasLtCreate(&blas));
@@ -2274,26 +2275,26 @@ struct Gpu {
         cublasLtDestroy(blas);
         cudaEventDestroy(forked);
         cudaStreamDestroy(copies);
-        for (Lane& lane : lanes) {
-            cudaFree(lane.workspace);
-            cudaEventDestroy(lane.done);
-            cudaStreamDestroy(lane.stream);
+        for (Branch& branch : branches) {
+            cudaFree(branch.workspace);
+            cudaEventDestroy(branch.done);
+            cudaStreamDestroy(branch.stream);
         }
     }
 };
 
-// What is launched on a lane after fork_lanes() sees what gpu.stream did before; what is launched on
-// gpu.stream after join_lanes() sees what all lanes did.
-inline void fork_lanes(Gpu& gpu) {
-    if (gpu.lane_count == 1) return;
+// What is launched on a branch after fork_branches() sees what gpu.stream did before; what is launched on
+// gpu.stream after join_branches() sees what all branches did.
+inline void fork_branches(Gpu& gpu) {
+    if (gpu.branch_count == 1) return;
     cuda_check(cudaEventRecord(gpu.forked, gpu.stream));
-    for (size_t i = 1; i < gpu.lane_count; i++)
-        cuda_check(cudaStreamWaitEvent(gpu.lanes[i].stream, gpu.forked, 0));
+    for (size_t i = 1; i < gpu.branch_count; i++)
+        cuda_check(cudaStreamWaitEvent(gpu.branches[i].stream, gpu.forked, 0));
 }
-inline void join_lanes(Gpu& gpu) {
-    for (size_t i = 1; i < gpu.lane_count; i++) {
-        cuda_check(cudaEventRecord(gpu.lanes[i].done, gpu.lanes[i].stream));
-        cuda_check(cudaStreamWaitEvent(gpu.stream, gpu.lanes[i].done, 0));
+inline void join_branches(Gpu& gpu) {
+    for (size_t i = 1; i < gpu.branch_count; i++) {
+        cuda_check(cudaEventRecord(gpu.branches[i].done, gpu.branches[i].stream));
+        cuda_check(cudaStreamWaitEvent(gpu.stream, gpu.branches[i].done, 0));
     }
 }
 
@@ -2377,11 +2378,11 @@ inline std::optional<cublasLtMatmulAlgo_t> choose_algorithm(Gpu& gpu, Product p)
 
 // With the algorithm of its bucket; where that is refused or there is none, with one for exactly this size.
 // Returns false when there is none either: then nothing has been launched.
-inline bool try_multiply(Gpu& gpu, const Product& p, size_t lane = 0) {
+inline bool try_multiply(Gpu& gpu, const Product& p, size_t branch = 0) {
     if (p.M == 0 || p.N == 0 || p.K == 0) return true; // no tokens; sums over nothing add nothing
     Product like = p;
     like.tokens() = bucket(p.tokens());
-    const Lane& on = gpu.lane(lane);
+    const Branch& on = gpu.branch(branch);
     for (const Product& kind : {like, p}) {
         const std::optional<cublasLtMatmulAlgo_t> algorithm = choose_algorithm(gpu, kind);
         if (!algorithm) continue;
@@ -2398,8 +2399,8 @@ inline bool try_multiply(Gpu& gpu, const Product& p, size_t lane = 0) {
     return false;
 }
 
-inline void multiply(Gpu& gpu, const Product& p, size_t lane = 0) {
-    if (!try_multiply(gpu, p, lane))
+inline void multiply(Gpu& gpu, const Product& p, size_t branch = 0) {
+    if (!try_multiply(gpu, p, branch))
         fail("cuBLASLt has no algorithm for a product of %zu x %zu x %zu%s%s, epilogue %d", p.M, p.N, p.K,
              p.a_transposed ? ", first transposed" : "", p.b_transposed ? ", second transposed" : "",
              int(p.epilogue));
@@ -2434,11 +2435,11 @@ inline void linear_forward(Gpu& gpu, floatX* out, const floatX* x, const Linear&
 // (bias_parts(N,1),OC)
 inline void linear_backward(Gpu& gpu, floatX* dx, const floatX* dout, const floatX* x, const Linear& l,
                             float* partial, const int* whole_batch) {
-    fork_lanes(gpu);
+    fork_branches(gpu);
     multiply(gpu, {dx, dout, l.weight, l.N, l.C, l.OC}, 0);
     multiply(gpu, weight_gradient(l.dweight, dout, x, l.OC, l.C, l.N), 1);
-    if (l.dbias) bias_backward(l.dbias, partial, dout, whole_batch, l.N, 1, l.OC, gpu.lane(2).stream);
-    join_lanes(gpu);
+    if (l.dbias) bias_backward(l.dbias, partial, dout, whole_batch, l.N, 1, l.OC, gpu.branch(2).stream);
+    join_branches(gpu);
 }
 
 // One feed-forward layer: its experts, their slots, and what they make of them. A dense layer is one expert
@@ -2508,21 +2509,21 @@ struct Experts {
 inline void experts_encode(Gpu& gpu, const Experts& e) {
     gpu.mark("experts_encode");
     std::fill(e.own, e.own + e.E, uint8_t(e.fused ? 0 : Experts::own_forward));
-    fork_lanes(gpu);
+    fork_branches(gpu);
     e.each([&](size_t j, size_t first, size_t rows) {
         if (e.fused && try_multiply(gpu, e.encode(j, first, rows, true), j)) return;
         multiply(gpu, e.encode(j, first, rows, false), j);
         floatX* z = e.z + first * e.D;
-        activation_forward(z, e.relu ? z : e.h + first * e.D, rows * e.D, e.relu, gpu.lane(j).stream);
+        activation_forward(z, e.relu ? z : e.h + first * e.D, rows * e.D, e.relu, gpu.branch(j).stream);
         e.own[j] = Experts::own_forward;
     });
-    join_lanes(gpu);
+    join_branches(gpu);
 }
 
 // y = z W_dec + b_dec
 inline void experts_decode(Gpu& gpu, const Experts& e) {
     gpu.mark("experts_decode");
-    fork_lanes(gpu);
+    fork_branches(gpu);
     e.each([&](size_t j, size_t first, size_t rows) {
         Product p{e.y + first * e.C, e.z + first * e.D, e.w_dec + j * e.D * e.C, rows, e.C, e.D};
         p.b_transposed = e.w_dec_transposed;
@@ -2530,7 +2531,7 @@ inline void experts_decode(Gpu& gpu, const Experts& e) {
         p.bias = e.b_dec + j * e.C;
         multiply(gpu, p, j);
     });
-    join_lanes(gpu);
+    join_branches(gpu);
 }
 
 // From dy: dz = dy W_dec^T,  dW_dec += z^T dy,  db_dec += sum dy,  dh = dz act'(h),
@@ -2541,16 +2542,16 @@ inline void experts_backward(Gpu& gpu, const Experts& e) {
     const size_t D = e.D, C = e.C;
     gpu.mark("experts_backward dh");
     if (e.fused) cuda_check(cudaMemsetAsync(e.db, 0, e.E * D * sizeof(floatX), gpu.stream));
-    fork_lanes(gpu);
+    fork_branches(gpu);
     e.each([&](size_t j, size_t first, size_t rows) {
         const bool fused = !(e.own[j] & Experts::own_forward);
         if (fused && try_multiply(gpu, e.decode_backward(j, first, rows, true), j)) return;
         multiply(gpu, e.decode_backward(j, first, rows, false), j);
         activation_backward(e.dh + first * D, (e.relu ? e.z : e.h) + first * D, rows * D, e.relu,
-                            gpu.lane(j).stream);
+                            gpu.branch(j).stream);
         e.own[j] |= Experts::own_backward;
     });
-    join_lanes(gpu);
+    join_branches(gpu);
     if (e.fused) {
         to_fp32(e.db_enc, e.db, e.E * D, true, gpu.stream);
         e.each([&](size_t j, size_t, size_t rows) {
@@ -2561,11 +2562,11 @@ inline void experts_backward(Gpu& gpu, const Experts& e) {
         bias_backward(e.db_enc, e.partial, e.dh, e.begin, e.slots(), e.E, D, gpu.stream);
     }
 
-    size_t lane = 0;
-    fork_lanes(gpu);
+    size_t branch = 0;
+    fork_branches(gpu);
     gpu.mark("experts_backward dx");
     e.each([&](size_t j, size_t first, size_t rows) {
-        multiply(gpu, {e.dx + first * C, e.dh + first * D, e.w_enc + j * D * C, rows, C, D}, lane++);
+        multiply(gpu, {e.dx + first * C, e.dh + first * D, e.w_enc + j * D * C, rows, C, D}, branch++);
     });
     gpu.mark("experts_backward dW_dec");
     e.each([&](size_t j, size_t first, size_t rows) {
@@ -2574,16 +2575,17 @@ inline void experts_backward(Gpu& gpu, const Experts& e) {
         multiply(gpu,
                  e.w_dec_transposed ? weight_gradient(dw_dec, dy, z, C, D, rows)
                                     : weight_gradient(dw_dec, z, dy, D, C, rows),
-                 lane++);
+                 branch++);
     });
     gpu.mark("experts_backward dW_enc");
     e.each([&](size_t j, size_t first, size_t rows) {
         multiply(gpu, weight_gradient(e.dw_enc + j * D * C, e.dh + first * D, e.x + first * C, D, C, rows),
-                 lane++);
+                 branch++);
     });
     gpu.mark("experts_backward db_dec");
-    if (e.db_dec) bias_backward(e.db_dec, e.partial, e.dy, e.begin, e.slots(), e.E, C, gpu.lane(lane).stream);
-    join_lanes(gpu);
+    if (e.db_dec)
+        bias_backward(e.db_dec, e.partial, e.dy, e.begin, e.slots(), e.E, C, gpu.branch(branch).stream);
+    join_branches(gpu);
 }
 
 // Whether cuBLASLt has the fused epilogues for these experts, `rows` tokens each: of the forward and the
@@ -3441,12 +3443,12 @@ inline void backward(Model& model, float aux_scale, const std::function<void(siz
     // The bias behind what was last added to the stream before LayerNorm ln_1 of layer l, or ln_f (l = L).
     auto bias_before = [&](size_t l) { return l == 0 || c.moe() ? nullptr : g.h[l - 1].fc_proj_bias; };
 
-    fork_lanes(gpu);
+    fork_branches(gpu);
     gpu.mark("head to ln_f");
     multiply(gpu, {a.dln, a.logits, model.w.wte, N, C, Vp}, 0);
     gpu.mark("head to wte");
     multiply(gpu, weight_gradient(g.wte, a.logits, a.ln_f, Vp, C, N), 1);
-    join_lanes(gpu);
+    join_branches(gpu);
     gpu.mark("layernorm_backward ln_f");
     cuda_check(cudaMemsetAsync(a.dresidual, 0, N * C * sizeof(floatX), stream));
     layernorm_backward(a.dresidual, bias_before(c.n_layer), model.norm_f(), a.dln, a.h.back().out, a.partial,
@@ -3641,8 +3643,8 @@ inline void load_state(Model& model, float* state, const SafeTensorsFile& file, 
 // ---------------------------------------------------------------------------------------------------------
 
 // Milliseconds that the experts of the first layer take, forward and backward, with the model's choice of
-// epilogues and lanes: the better of two runs after one that warms up. Their slots are shared out evenly and
-// filled with weights, their gradients are left behind.
+// epilogues and streams: the better of two runs after one that warms up. Their slots are shared out evenly
+// and filled with weights, their gradients are left behind.
 inline float time_experts(Model& model) {
     Gpu& gpu = model.gpu;
     Activations& a = model.a;
@@ -3683,48 +3685,48 @@ inline float time_experts(Model& model) {
 }
 
 // Settles what the flags leave open, epilogues (auto) and streams (0), by measuring; writes it into the
-// flags, so that the state file has it and a resumed run does the same. Lanes never change bits, epilogues
+// flags, so that the state file has it and a resumed run does the same. Streams never change bits, epilogues
 // do: there the library's, when it has them, are kept unless ours are clearly faster. Of a model so small
 // that its products do not fill a card nothing is measured. Returns what to print.
 inline std::string measure_choices(Model& model, Flags& flags) {
     const Experts e = model.experts(0);
     const double work = double(model.max_B * model.max_T) * double(e.C) * double(model.config.dense_width());
     const bool measures = work > 0x1p32, open = flags.epilogues == "auto" && model.fused && measures;
-    const auto lanes_given = size_t(flags.streams);
-    model.gpu.lane_count = lanes_given ? lanes_given : Gpu::most_lanes;
+    const auto streams_given = size_t(flags.streams);
+    model.gpu.branch_count = streams_given ? streams_given : Gpu::most_branches;
     std::string found;
-    auto time = [&](bool fused, size_t lanes) {
+    auto time = [&](bool fused, size_t streams) {
         model.fused = fused;
-        model.gpu.lane_count = lanes;
+        model.gpu.branch_count = streams;
         const float ms = time_experts(model);
         found += strf("%s%s with %zu stream%s %.2f ms", found.empty() ? "" : ", ", fused ? "library" : "own",
-                      lanes, lanes == 1 ? "" : "s", ms);
+                      streams, streams == 1 ? "" : "s", ms);
         return ms;
     };
     bool fused = model.fused;
-    size_t lanes = model.gpu.lane_count;
-    if (open || (measures && !lanes_given)) {
-        float best = time(fused, lanes);
-        if (open && time(false, lanes) < 0.95f * best) fused = false;
+    size_t streams = model.gpu.branch_count;
+    if (open || (measures && !streams_given)) {
+        float best = time(fused, streams);
+        if (open && time(false, streams) < 0.95f * best) fused = false;
         for (const size_t fewer : {2, 1}) {
-            if (lanes_given) break;
+            if (streams_given) break;
             const float ms = time(fused, fewer);
             if (ms >= 0.98f * best) continue;
             best = ms;
-            lanes = fewer;
+            streams = fewer;
         }
     }
     // Several GPUs may measure differently: the first one's choice is taken.
     const bool ours = model.exchange.sharing.place == 0;
     const std::vector<double> choice =
-        model.exchange.add({ours && fused ? 1.0 : 0.0, ours ? double(lanes) : 0.0}, model.gpu.stream);
+        model.exchange.add({ours && fused ? 1.0 : 0.0, ours ? double(streams) : 0.0}, model.gpu.stream);
     fused = choice[0] > 0;
-    lanes = size_t(choice[1]);
+    streams = size_t(choice[1]);
     model.fused = fused;
-    model.gpu.lane_count = lanes;
+    model.gpu.branch_count = streams;
     flags.epilogues = fused ? "library" : "own";
-    flags.streams = int64_t(lanes);
-    return strf("epilogues %s, %zu stream%s%s", flags.epilogues.c_str(), lanes, lanes == 1 ? "" : "s",
+    flags.streams = int64_t(streams);
+    return strf("epilogues %s, %zu stream%s%s", flags.epilogues.c_str(), streams, streams == 1 ? "" : "s",
                 found.empty() ? "" : (" (a layer's experts: " + found + ")").c_str());
 }
 
@@ -3818,14 +3820,27 @@ inline const float* last_logits(Model& model, const std::vector<int32_t>& text, 
     return logits.data();
 }
 
-// Memory that training takes of each GPU, by family, with micro-batches of B rows of T.
+// The most numbers of the optimizer's state that one of the GPUs has, and the most that one receives at once.
+struct LargestShare {
+    size_t state = 0, exchange = 0;
+    LargestShare(const Config& config, const std::vector<Tensor>& table, Sharing sharing) {
+        for (sharing.place = 0; sharing.place < sharing.lanes.places(); sharing.place++) {
+            const std::vector<Piece> pieces = pieces_of_table(config, table, sharing);
+            state = std::max(state, state_elements(pieces));
+            exchange = std::max(exchange, largest_exchange(pieces, sharing));
+        }
+    }
+};
+
+// Memory that training takes of each GPU, by family, with micro-batches of B rows of T: on the GPU that it
+// takes most of. network: what NCCL takes there.
 inline std::vector<std::pair<const char*, double>> memory_families(const Config& config, size_t B, size_t T,
                                                                    int recompute, const Sharing& sharing = {},
                                                                    double network = 0) {
     const std::vector<Tensor> table = gpu_tensor_table(config);
-    const std::vector<Piece> pieces = pieces_of_table(config, table, sharing);
+    const LargestShare largest(config, table, sharing);
     const double count = double(block_elements(table)), bytes = sizeof(floatX);
-    const double state = double(state_elements(pieces)), lanes = double(sharing.lanes.of_place());
+    const double state = double(largest.state), lanes = double(sharing.lanes.of_place());
     const Shape shape = {config, B, T, recompute, true, true};
     std::vector<std::pair<const char*, double>> families = {{"weights", count * bytes}};
     if (bytes < 4) families.push_back({"fp32 weights", state * 4});
@@ -3834,9 +3849,9 @@ inline std::vector<std::pair<const char*, double>> memory_families(const Config&
     families.push_back({"activations", double(activation_bytes(shape))});
     families.push_back({"batches, workspaces", double(Model::batch_ints(B * T)) * 4 +
                                                    double(config.n_layer * statistics_elements(config)) * 4 +
-                                                   double(Gpu::most_lanes * Gpu::workspace_bytes)});
+                                                   double(Gpu::most_branches * Gpu::workspace_bytes)});
     if (sharing.lanes.places() > 1) {
-        families.push_back({"exchange", double(largest_exchange(pieces, sharing)) * 4});
+        families.push_back({"exchange", double(largest.exchange) * 4});
         families.push_back({"NCCL", network});
     }
     families.push_back({"CUDA and cuBLASLt", unaccounted_bytes});
@@ -3930,7 +3945,7 @@ inline UsedGpu use_gpu(const Ranks& ranks) {
 }
 
 // Meets the other ranks, and opens the network to them: until then nobody has begun. Returns the exchange
-// with them, and in *network the memory that NCCL took.
+// with them, and in *network the most memory that NCCL took of one of them.
 inline Exchange meet(Ranks& ranks, Run& run, const Options& options, const UsedGpu& gpu, double* network) {
     Exchange exchange;
     Sharing& sharing = exchange.sharing;
@@ -3964,7 +3979,10 @@ inline Exchange meet(Ranks& ranks, Run& run, const Options& options, const UsedG
     exchange.make_stream(run.config.n_layer);
     ranks.watch([network = exchange.network] { return network.error(); });
     exchange.add(std::vector<double>(1 << 17), nullptr); // NCCL takes its memory with the first messages
-    *network = double(before) - double(free_memory());
+    std::vector<double> taken(places);
+    taken[sharing.place] = double(before) - double(free_memory());
+    taken = exchange.add(taken, nullptr);
+    *network = *std::max_element(taken.begin(), taken.end());
     return exchange;
 }
 

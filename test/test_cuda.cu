@@ -216,14 +216,14 @@ static void check_against_reference(const Setting& s, const char* name, double t
                worst);
 }
 
-// The same bits however often, with or without recomputation, on any number of lanes, and whatever else the
+// The same bits however often, with or without recomputation, on any number of streams, and whatever else the
 // model did in between.
 static void check_against_itself(const Setting& s, const char* name) {
     std::vector<Step> runs;
     for (const int recompute : {0, 0, 1, 2}) {
         Model model(s.c, s.B, s.T, recompute);
         check(model.keep_slots == (s.c.moe() && recompute == 0));
-        model.gpu.lane_count = std::min<size_t>(runs.size() + 1, Gpu::most_lanes);
+        model.gpu.branch_count = std::min<size_t>(runs.size() + 1, Gpu::most_branches);
         if (runs.size() == 1) model.keep_slots = false; // as where memory is short
         load(model, s);
         if (runs.size() == 1) batch_loss(model, s.tokens.data(), s.targets.data(), 1, s.T > 1 ? s.T - 1 : 1);
@@ -380,11 +380,11 @@ static void check_choices() {
     const std::string said = measure_choices(model, flags);
     const bool library = library_by_default(s.c.relu());
     check(flags.epilogues == (library ? "library" : "own") && model.fused == library);
-    check(flags.streams == 4 && model.gpu.lane_count == 4);
+    check(flags.streams == 4 && model.gpu.branch_count == 4);
     check(said == "epilogues " + flags.epilogues + ", 4 streams", "%s", said.c_str());
     flags.streams = 2;
     measure_choices(model, flags);
-    check(flags.streams == 2 && model.gpu.lane_count == 2);
+    check(flags.streams == 2 && model.gpu.branch_count == 2);
     for (const Case& v : {cases[0], cases[4]}) {
         Model other(config_of(v), 2, v.T);
         const float ms = time_experts(other);

@@ -229,7 +229,7 @@ static Card measure_card(Clock& clock, const Settings& settings, JsonLines& json
 // One model: its batch, its steps, and what they were spent on
 
 struct StepTimes { // seconds, of every step
-    size_t lanes;
+    size_t streams;
     std::vector<double> wall, forward, backward, update;
 
     // Of a step of several micro-batches: the update is paid once.
@@ -245,7 +245,7 @@ struct Measured {
     Design design;
     double memory, imbalance; // bytes; the fullest expert's tokens beside the mean, the worst of the layers
     std::vector<StepTimes> steps;
-    std::map<std::string, double> launchers; // seconds of a step, on one lane
+    std::map<std::string, double> launchers; // seconds of a step, on one stream
 
     double flops() const { return flops_per_token(config, T) * double(B * T); }
 };
@@ -286,9 +286,9 @@ struct Subject {
         if (!std::isfinite(totals.loss + totals.aux + totals.norm))
             fail("loss %g, aux %g, norm %g: expected finite numbers", totals.loss, totals.aux, totals.norm);
     }
-    StepTimes time_steps(Clock& clock, size_t lanes, size_t count) {
-        StepTimes times{lanes, {}, {}, {}, {}};
-        model.gpu.lane_count = lanes;
+    StepTimes time_steps(Clock& clock, size_t streams, size_t count) {
+        StepTimes times{streams, {}, {}, {}, {}};
+        model.gpu.branch_count = streams;
         for (size_t i = 0; i < count + 3; i++) {
             size_t marks = 0;
             const double begin = now_seconds();
@@ -301,11 +301,11 @@ struct Subject {
         }
         return times;
     }
-    // Seconds of every launcher's calls in a step, on one lane: an event before each, layer after layer as in
-    // any step, the median over a few.
+    // Seconds of every launcher's calls in a step, on one stream: an event before each, layer after layer as
+    // in any step, the median over a few.
     std::map<std::string, double> time_launchers(Clock& clock, size_t count) {
         std::map<std::string, std::vector<double>> all;
-        model.gpu.lane_count = 1;
+        model.gpu.branch_count = 1;
         for (size_t i = 0; i < count; i++) {
             std::vector<std::string> names; // of what follows each mark; empty at the end of a pass
             model.gpu.before_launch = [&](const char* launcher) {
@@ -352,8 +352,8 @@ static Measured measure(const std::string& preset, const Config& config, size_t 
                {},
                {}};
     m.design = {s.model.fused, s.model.keep_slots, 1, false};
-    for (const size_t lanes : {size_t(1), Gpu::most_lanes})
-        m.steps.push_back(s.time_steps(clock, lanes, size_t(settings.steps)));
+    for (const size_t streams : {size_t(1), Gpu::most_branches})
+        m.steps.push_back(s.time_steps(clock, streams, size_t(settings.steps)));
     m.launchers = s.time_launchers(clock, size_t(std::max<int64_t>(3, settings.steps / 2)));
     m.imbalance = s.imbalance();
     return m;
@@ -372,7 +372,7 @@ static void print_steps_header(const Preset& preset, size_t B, const Settings& s
         "\n%s: training steps, median of %lld; micro-batches of %zu x %zu tokens (more than one: reckoned, "
         "as many forwards and backwards, one update)\n",
         preset.name, (long long)settings.steps, B, preset.config.block_size);
-    printf("  %-20s %5s %7s %9s %9s %9s %9s %9s %9s %7s %11s\n", "", "lanes", "batches", "ms", "forward",
+    printf("  %-20s %5s %7s %9s %9s %9s %9s %9s %9s %7s %11s\n", "", "streams", "batches", "ms", "forward",
            "backward", "update", "tok/s", "TFLOP/s", "share", "memory");
 }
 static void print_steps(const Measured& m, const Preset& preset, const Card& card, JsonLines& json) {
@@ -382,14 +382,14 @@ static void print_steps(const Measured& m, const Preset& preset, const Card& car
                          backward = n * median(times.backward), update = median(times.update);
             const double tok_s = n * double(m.B * m.T) / seconds, rate = n * m.flops() / seconds;
             printf("  %-20s %5zu %7zu %9.3f %9.3f %9.3f %9.3f %9s %9.1f %6.1f%% %11s\n", m.what.c_str(),
-                   times.lanes, micros, seconds * 1e3, forward * 1e3, backward * 1e3, update * 1e3,
+                   times.streams, micros, seconds * 1e3, forward * 1e3, backward * 1e3, update * 1e3,
                    human_count(tok_s).c_str(), rate / 1e12, 100 * rate / card.matrix,
                    human_bytes(m.memory).c_str());
             json.row(strf("\"row\": \"step\", \"preset\": \"%s\", \"model\": \"%s\", \"precision\": \"%s\", "
-                          "\"batch\": %zu, \"lanes\": %zu, \"micro_batches\": %zu, \"measured\": %s, "
+                          "\"batch\": %zu, \"streams\": %zu, \"micro_batches\": %zu, \"measured\": %s, "
                           "\"ms\": %.4f, \"forward_ms\": %.4f, \"backward_ms\": %.4f, \"update_ms\": %.4f, "
                           "\"tok_s\": %.1f, \"tflop_s\": %.3f, \"share\": %.4f, \"memory_bytes\": %.0f",
-                          preset.name, m.what.c_str(), precision_name, m.B, times.lanes, micros,
+                          preset.name, m.what.c_str(), precision_name, m.B, times.streams, micros,
                           micros == 1 ? "true" : "false", seconds * 1e3, forward * 1e3, backward * 1e3,
                           update * 1e3, tok_s, rate / 1e12, rate / card.matrix, m.memory));
         }
@@ -426,7 +426,7 @@ static void print_launchers(const Measured& m, const Card& card, JsonLines& json
         if (!known.count(name)) fail("%s: called in a step, but not counted in roofline.h", name.c_str());
     const std::string units = c.moe() ? strf("%zu experts of %zu units", c.n_expert, c.d_expert)
                                       : strf("%zu units", c.dense_width());
-    printf("\n%s, %s epilogues, one lane: %zu layers, C %zu, T %zu, B %zu, V %zu, %s\n", m.preset.c_str(),
+    printf("\n%s, %s epilogues, one stream: %zu layers, C %zu, T %zu, B %zu, V %zu, %s\n", m.preset.c_str(),
            m.what.c_str(), c.n_layer, c.n_embd, m.T, m.B, c.vocab_size, units.c_str());
     printf("  %-31s %5s %9s %9s %8s %7s %8s %6s %7s %6s %9s %9s\n", "", "calls", "us", "MB", "GFLOP", "GB/s",
            "TFLOP/s", "waves", "bound", "share", "expect us", "step, ms");
@@ -462,7 +462,7 @@ static void print_launchers(const Measured& m, const Card& card, JsonLines& json
 static void print_parts(const std::vector<Measured>& all, JsonLines& json) {
     const std::vector<const char*> parts = {"experts",   "attention",  "linear",    "router", "gather",
                                             "LayerNorm", "classifier", "embedding", "update"};
-    printf("\n%s: what a step of B %zu is spent on, ms, one lane\n  %-20s", all[0].preset.c_str(), all[0].B,
+    printf("\n%s: what a step of B %zu is spent on, ms, one stream\n  %-20s", all[0].preset.c_str(), all[0].B,
            "");
     for (const char* part : parts) printf(" %10s", part);
     printf("\n");

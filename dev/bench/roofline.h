@@ -37,7 +37,7 @@ struct Work {
     double bytes = 0, flops = 0;     // of one call
     const char *bytes_formula = "", *flops_formula = "";
     std::vector<MatrixProduct> products = {}; // when the FLOPs are theirs
-    double lanes = 1;                         // that so many of them share at a time
+    double streams = 1;                       // that so many of them share at a time
     bool tensor = false;                      // the FLOPs are done by the tensor cores (in the bf16 build)
     double efficiency = 0.8; // share of the FLOP rate to be expected of such a kernel; products: see below
     double memory = 0.8;     // share of the bandwidth: less where few loads are under way
@@ -50,7 +50,7 @@ struct Work {
 // the backward pass; so many streams share independent products; active units are counted in this step.
 struct Design {
     bool fused = true, keep_slots = true;
-    double lanes = 4;
+    double streams = 4;
     bool counting = false;
 };
 
@@ -80,7 +80,7 @@ inline std::vector<Work> work_of_step(const Config& c, size_t B, size_t T_, doub
         work.flops_formula = formula;
         work.products = std::move(products);
         work.tensor = true;
-        work.lanes = design.lanes;
+        work.streams = design.streams;
     };
     auto computes = [](Work& work, const char* formula, double flops, double efficiency) {
         work.flops_formula = formula;
@@ -230,13 +230,13 @@ inline double tiles_of(const MatrixProduct& p) {
 }
 
 // A guess at the time of `count` products: tiles, one on each multiprocessor at a time, of 128 x 256 at 80%
-// of the matrix rate or of 128 x 128 at 65%. On one lane each product has waves of its own, and a wave that
-// is not full leaves multiprocessors idle; several lanes fill them with the tiles of the next product. K is
+// of the matrix rate or of 128 x 128 at 65%. On one stream each product has waves of its own, and a wave that
+// is not full leaves multiprocessors idle; several streams fill them with the tiles of the next product. K is
 // cut into up to 32 parts where there are too few tiles to go round, each part then writing its sums in fp32
 // for another kernel.
-inline double product_seconds(const MatrixProduct& p, const Card& card, double lanes) {
+inline double product_seconds(const MatrixProduct& p, const Card& card, double streams) {
     double best = INFINITY;
-    const double together = lanes > 1 ? p.count : 1;
+    const double together = streams > 1 ? p.count : 1;
     for (const auto& [width, efficiency] : {std::pair{256.0, 0.8}, {128.0, 0.65}})
         for (double parts = 1; parts == 1 || (parts <= 32 && p.K / parts >= 64); parts *= 2) {
             const double tiles = together * std::ceil(p.M / 128) * std::ceil(p.N / width) * parts;
@@ -246,7 +246,7 @@ inline double product_seconds(const MatrixProduct& p, const Card& card, double l
                 parts > 1 ? together * parts * 2 * 4 * p.M * p.N / (0.8 * card.bandwidth) + card.launch : 0;
             best = std::min(best, flops / (efficiency * card.matrix) + sums);
         }
-    return p.count / together * best + p.count / std::min(p.count, lanes) * card.launch;
+    return p.count / together * best + p.count / std::min(p.count, streams) * card.launch;
 }
 
 // Seconds to be expected of one call, before it has been measured.
@@ -255,7 +255,7 @@ inline double expected_seconds(const Work& w, const Card& card) {
     const double memory = w.bytes / card.bandwidth / w.memory + overhead;
     const double issue = w.instructions / card.issue + overhead;
     double arithmetic = 0;
-    for (const MatrixProduct& p : w.products) arithmetic += product_seconds(p, card, w.lanes);
+    for (const MatrixProduct& p : w.products) arithmetic += product_seconds(p, card, w.streams);
     if (w.products.empty()) arithmetic = w.flops / rate_of(w, card) / w.efficiency + overhead;
     return std::max({memory, arithmetic, issue}) + w.serial + w.idle;
 }
