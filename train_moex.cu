@@ -128,8 +128,8 @@ template <int lanes = warp_size> __device__ inline float warp_max(float x) {
     return x;
 }
 // The sum over a block of `threads`, a power of two, in thread 0.
-template <int threads> __device__ inline double block_sum(double x) {
-    __shared__ double sums[threads];
+template <int threads, class T> __device__ inline T block_sum(T x) {
+    __shared__ T sums[threads];
     sums[threadIdx.x] = x;
     for (int half = threads / 2; half > 0; half /= 2) {
         __syncthreads();
@@ -2045,26 +2045,23 @@ struct Totals {
 
 // squares (segments): the sum of squares of every segment of the numbers, of which the last may be shorter.
 __global__ void __launch_bounds__(256)
-    segment_squares_kernel(double* squares, const float4* numbers, size_t fours) {
-    __shared__ double sums[256];
-    const size_t begin = blockIdx.x * (segment_numbers / 4), end = min(begin + segment_numbers / 4, fours);
+    segment_squares_kernel(double* squares, const float* numbers, size_t count) {
+    const size_t begin = blockIdx.x * segment_numbers, end = min(begin + segment_numbers, count);
     double sum = 0;
-    for (size_t i = begin + threadIdx.x; i < end; i += 256) {
-        const float4 g = numbers[i];
-        sum += g.x * g.x + g.y * g.y + (g.z * g.z + g.w * g.w);
+    for (size_t i = begin + threadIdx.x * pack; i < end; i += 256 * pack) {
+        const Pack g = load_pack(numbers + i);
+        float of_pack = 0;
+#pragma unroll
+        for (int k = 0; k < pack; k++) of_pack += g[k] * g[k];
+        sum += of_pack;
     }
-    sums[threadIdx.x] = sum;
-    for (unsigned half = 128; half > 0; half /= 2) {
-        __syncthreads();
-        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
-    }
-    if (threadIdx.x == 0) squares[blockIdx.x] = sums[0];
+    sum = block_sum<256>(sum);
+    if (threadIdx.x == 0) squares[blockIdx.x] = sum;
 }
 // numbers (count), count a multiple of 32
 void segment_squares(double* squares, const float* numbers, size_t count, cudaStream_t stream) {
     if (count == 0) return;
-    segment_squares_kernel<<<blocks_for(count, segment_numbers), 256, 0, stream>>>(
-        squares, (const float4*)numbers, count / 4);
+    segment_squares_kernel<<<blocks_for(count, segment_numbers), 256, 0, stream>>>(squares, numbers, count);
     cuda_check(cudaGetLastError());
 }
 
@@ -2074,17 +2071,12 @@ void segment_squares(double* squares, const float* numbers, size_t count, cudaSt
 __global__ void __launch_bounds__(1024)
     step_totals_kernel(Totals* totals, const double* parts, const int* order, size_t segments,
                        size_t micro_batches) {
-    __shared__ double sums[1024];
     double sum = 0;
 #pragma unroll 4
     for (size_t s = threadIdx.x; s < segments; s += 1024) sum += parts[order[s]];
-    sums[threadIdx.x] = sum;
-    for (unsigned half = 512; half > 0; half /= 2) {
-        __syncthreads();
-        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
-    }
+    sum = block_sum<1024>(sum);
     if (threadIdx.x > 0) return;
-    totals->norm = sqrt(sums[0]);
+    totals->norm = sqrt(sum);
     for (size_t i = 0; i < micro_batches; i++) {
         const Totals& micro = *(const Totals*)(parts + order[segments + i]);
         totals->loss += micro.loss;
@@ -2100,37 +2092,27 @@ void step_totals(Totals* totals, const double* parts, const int* order, size_t s
 }
 
 // to += from (count), count a multiple of 32
-__global__ void add_parts_kernel(float4* to, const float4* from, size_t fours) {
-    const size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x;
-    if (i >= fours) return;
-    float4 a = to[i];
-    const float4 b = from[i];
-    a.x += b.x;
-    a.y += b.y;
-    a.z += b.z;
-    a.w += b.w;
-    to[i] = a;
+__global__ void add_parts_kernel(float* to, const float* from, size_t count) {
+    const size_t i = (blockIdx.x * size_t(blockDim.x) + threadIdx.x) * pack;
+    if (i >= count) return;
+    Pack sum = load_pack(to + i);
+    sum += load_pack(from + i);
+    store_pack(to + i, sum);
 }
 void add_parts(float* to, const float* from, size_t count, cudaStream_t stream) {
     if (count == 0) return;
-    add_parts_kernel<<<blocks_for(count / 4, 256), 256, 0, stream>>>((float4*)to, (const float4*)from,
-                                                                     count / 4);
+    add_parts_kernel<<<blocks_for(count, 256 * pack), 256, 0, stream>>>(to, from, count);
     cuda_check(cudaGetLastError());
 }
 
 // *hash += a sum over the words, each mixed with its place: another word, another hash. Integers: any order.
 __global__ void hash_kernel(unsigned long long* hash, const uint32_t* words, size_t count) {
-    __shared__ unsigned long long sums[256];
     unsigned long long sum = 0;
     for (size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x; i < count;
          i += gridDim.x * size_t(blockDim.x))
         sum += mix64(uint64_t(i) << 32 ^ words[i]);
-    sums[threadIdx.x] = sum;
-    for (unsigned half = 128; half > 0; half /= 2) {
-        __syncthreads();
-        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
-    }
-    if (threadIdx.x == 0) atomicAdd(hash, sums[0]);
+    sum = block_sum<256>(sum);
+    if (threadIdx.x == 0) atomicAdd(hash, sum);
 }
 
 __device__ inline __nv_bfloat16 round_at_random(float w, uint32_t random) {
@@ -2169,35 +2151,31 @@ struct AdamW {
     float lr = 3e-4f, beta_1 = 0.9f, beta_2 = 0.95f, eps = 1e-8f, weight_decay = 0.1f, clip = 1;
 };
 
-struct alignas(4 * sizeof(floatX)) FourWeights { // stored at once
-    floatX w[4];
-};
-
-// weights master gradients m v (count), of the whole block those from `first` on; decays (count/32): whether
-// the tensor that these 32 belong to decays. A step whose totals are not finite changes nothing; the host
-// will say so.
-__global__ void update_kernel(floatX* weights, float4* master, const float4* gradients, float4* m, float4* v,
+// weights master gradients m v (count), of the whole block those from `first` on, count a multiple of 32;
+// decays (count/32): whether the tensor that these 32 belong to decays. A step whose totals are not finite
+// changes nothing; the host will say so.
+__global__ void update_kernel(floatX* weights, float* master, const float* gradients, float* m, float* v,
                               const uint8_t* decays, const Totals* totals, AdamW a, float fix_1, float fix_2,
-                              uint64_t key, size_t first, size_t fours) {
-    const size_t i = blockIdx.x * size_t(blockDim.x) + threadIdx.x;
-    if (i >= fours || !std::isfinite(totals->norm + totals->loss + totals->aux)) return;
+                              uint64_t key, size_t first, size_t count) {
+    const size_t i = (blockIdx.x * size_t(blockDim.x) + threadIdx.x) * pack;
+    if (i >= count || !std::isfinite(totals->norm + totals->loss + totals->aux)) return;
     const float norm = float(totals->norm), scale = a.clip > 0 && norm > a.clip ? a.clip / norm : 1;
-    const float decay = decays[i / 8] ? a.weight_decay : 0;
-    float4 w4 = master[i], m4 = m[i], v4 = v[i], g4 = gradients[i];
-    float *w = &w4.x, *g = &g4.x, *m_k = &m4.x, *v_k = &v4.x;
-    FourWeights rounded;
+    const float decay = decays[i / 32] ? a.weight_decay : 0;
+    const Pack g = load_pack(gradients + i);
+    Pack w = load_pack(master + i), m_i = load_pack(m + i), v_i = load_pack(v + i);
+    uint4 rounded; // a pack of weights
 #pragma unroll
-    for (int k = 0; k < 4; k++) {
+    for (int k = 0; k < pack; k++) {
         const float G = scale * g[k];
-        m_k[k] = a.beta_1 * m_k[k] + (1 - a.beta_1) * G;
-        v_k[k] = a.beta_2 * v_k[k] + (1 - a.beta_2) * G * G;
-        w[k] -= a.lr * (fix_1 * m_k[k] / (sqrtf(fix_2 * v_k[k]) + a.eps) + decay * w[k]);
-        round_weight(rounded.w + k, w[k], key, first + i * 4 + k);
+        m_i[k] = a.beta_1 * m_i[k] + (1 - a.beta_1) * G;
+        v_i[k] = a.beta_2 * v_i[k] + (1 - a.beta_2) * G * G;
+        w[k] -= a.lr * (fix_1 * m_i[k] / (sqrtf(fix_2 * v_i[k]) + a.eps) + decay * w[k]);
+        round_weight((floatX*)&rounded + k, w[k], key, first + i + k);
     }
-    m[i] = m4;
-    v[i] = v4;
-    *(FourWeights*)(weights + i * 4) = rounded;
-    if ((void*)weights != (void*)master) master[i] = w4;
+    store_pack(m + i, m_i);
+    store_pack(v + i, v_i);
+    *(uint4*)(weights + i) = rounded;
+    if ((void*)weights != (void*)master) store_pack(master + i, w);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -3185,13 +3163,15 @@ struct Model {
     // activations.
     Norm norm_1(size_t l) const {
         const LayerActivations& h = a.h[l];
-        return norm(h.ln_1, h.ln_1_mean, h.ln_1_rstd, w.h[l].ln_1_weight, w.h[l].ln_1_bias,
-                    g.h[l].ln_1_weight, g.h[l].ln_1_bias);
+        const LayerParameters<floatX>& p = w.h[l];
+        const LayerParameters<float>& d = g.h[l];
+        return norm(h.ln_1, h.ln_1_mean, h.ln_1_rstd, p.ln_1_weight, p.ln_1_bias, d.ln_1_weight, d.ln_1_bias);
     }
     Norm norm_2(size_t l) const {
         const LayerActivations& h = a.h[l];
-        return norm(h.ln_2, h.ln_2_mean, h.ln_2_rstd, w.h[l].ln_2_weight, w.h[l].ln_2_bias,
-                    g.h[l].ln_2_weight, g.h[l].ln_2_bias);
+        const LayerParameters<floatX>& p = w.h[l];
+        const LayerParameters<float>& d = g.h[l];
+        return norm(h.ln_2, h.ln_2_mean, h.ln_2_rstd, p.ln_2_weight, p.ln_2_bias, d.ln_2_weight, d.ln_2_bias);
     }
     Norm norm_f() const {
         return norm(a.ln_f, a.ln_f_mean, a.ln_f_rstd, w.ln_f_weight, w.ln_f_bias, g.ln_f_weight, g.ln_f_bias);
@@ -3203,18 +3183,16 @@ struct Model {
     // The one that follows layer l: the next layer's first, after the last layer the final one.
     Norm norm_after(size_t l) const { return l + 1 == a.h.size() ? norm_f() : norm_1(l + 1); }
     Linear c_attn(size_t l) const {
+        const LayerParameters<floatX>& p = w.h[l];
+        const LayerParameters<float>& d = g.h[l];
         const size_t C = config.n_embd;
-        return {w.h[l].c_attn_weight,
-                w.h[l].c_attn_bias,
-                g.h[l].c_attn_weight,
-                g.h[l].c_attn_bias,
-                B * T,
-                C,
-                3 * C};
+        return {p.c_attn_weight, p.c_attn_bias, d.c_attn_weight, d.c_attn_bias, B * T, C, 3 * C};
     }
     Linear c_proj(size_t l) const { // the gradient of its bias is summed by layernorm_backward()
+        const LayerParameters<floatX>& p = w.h[l];
+        const LayerParameters<float>& d = g.h[l];
         const size_t C = config.n_embd;
-        return {w.h[l].c_proj_weight, w.h[l].c_proj_bias, g.h[l].c_proj_weight, nullptr, B * T, C, C};
+        return {p.c_proj_weight, p.c_proj_bias, d.c_proj_weight, nullptr, B * T, C, C};
     }
     Router router(size_t l) const {
         Router r = a.h[l].router;
@@ -3578,13 +3556,12 @@ inline void update(Model& model, const AdamW& adam, uint64_t t, uint64_t seed) {
     model.gpu.mark("update");
     for (size_t layer = 0; layer <= model.config.n_layer; layer++) { // as the next forward pass needs them
         for (const Piece& p : model.pieces) {
-            const size_t first = p.updated.begin, fours = p.updated.count() / 4;
-            if (p.layer != layer || fours == 0) continue;
-            update_kernel<<<blocks_for(fours, 256), 256, 0, stream>>>(
-                model.weights.data + first, (float4*)model.master_weights(p),
-                (const float4*)(model.gradients.data + first), (float4*)(model.moment_1.data + p.state),
-                (float4*)(model.moment_2.data + p.state), model.decays.data + first / 32, totals, adam, fix_1,
-                fix_2, rounding_key(seed, t), first, fours);
+            const size_t first = p.updated.begin, count = p.updated.count();
+            if (p.layer != layer || count == 0) continue;
+            update_kernel<<<blocks_for(count, 256 * pack), 256, 0, stream>>>(
+                model.weights.data + first, model.master_weights(p), model.gradients.data + first,
+                model.moment_1.data + p.state, model.moment_2.data + p.state, model.decays.data + first / 32,
+                totals, adam, fix_1, fix_2, rounding_key(seed, t), first, count);
             cuda_check(cudaGetLastError());
         }
         gather_weights(model, layer);

@@ -1087,9 +1087,9 @@ static void test_update(Gpu& gpu) {
         run(
             what,
             [&] {
-                update_kernel<<<blocks_for(count / 4, 256), 256, 0, gpu.stream>>>(
-                    to, (float4*)(float*)master, (const float4*)(float*)gradients, (float4*)(float*)m,
-                    (float4*)(float*)v, decays, totals, a, float(fix_1), float(fix_2), key, first, count / 4);
+                update_kernel<<<blocks_for(count, 256 * pack), 256, 0, gpu.stream>>>(
+                    to, master, gradients, m, v, decays, totals, a, float(fix_1), float(fix_2), key, first,
+                    count);
             },
             weights, master, m, v);
         if (!std::isfinite(c.norm + c.loss)) {
