@@ -84,9 +84,9 @@ __device__ inline float multiply_rows(float* sums, const floatX* weight, size_t 
     return mine;
 }
 
-enum class Activation { none, relu, gelu };
+enum class Activation { none, relu, gelu, gate }; // gate: gelu of it, times what is there already
 __device__ inline float activate(float h, Activation act) {
-    return act == Activation::none ? h : act == Activation::gelu ? gelu(h) : h <= 0 ? 0 : h; // NaN stays NaN
+    return act == Activation::none ? h : act != Activation::relu ? gelu(h) : h <= 0 ? 0 : h; // NaN stays NaN
 }
 
 // out (S,M) = act(x (S,C) weight (M,C)^T + bias (M)); bias may be null
@@ -101,8 +101,9 @@ __global__ void __launch_bounds__(row_group_threads)
         for (int i = 0; i < vectors_at_once; i++) from[i] = x + min(s + i, S - 1) * C;
         const float sum = multiply_rows(sums, weight, row, M, from, min(S - s, vectors_at_once), C);
         const int to = s + threadIdx.x % vectors_at_once;
-        if (threadIdx.x < warp_size && to < S && mine < M)
-            out[to * M + mine] = activate(bias ? sum + float(bias[mine]) : sum, act);
+        if (threadIdx.x >= warp_size || to >= S || mine >= M) continue;
+        const float value = activate(bias ? sum + float(bias[mine]) : sum, act);
+        out[to * M + mine] = act == Activation::gate ? value * out[to * M + mine] : value;
     }
 }
 
@@ -219,6 +220,19 @@ __global__ void __launch_bounds__(row_threads)
         stream.x[s * C + c] = row[c] = x;
     }
     normalize_row(stream.norm + s * C, row, stream.weight, stream.bias, C);
+}
+
+// SoLU, from its pre-activations, in place: the units, normalised.  units (S,W)
+__global__ void __launch_bounds__(row_threads)
+    solu_units_kernel(float* units, const floatX* weight, const floatX* bias, int W) {
+    extern __shared__ float row[];
+    float* const mine = units + blockIdx.x * size_t(W);
+    for (int c = threadIdx.x; c < W; c += row_threads) row[c] = mine[c];
+    __syncthreads();
+    const float lse = log_sum_exp(row, W); // by every warp for itself
+    __syncthreads();
+    for (int c = threadIdx.x; c < W; c += row_threads) row[c] = solu(row[c], lse, W);
+    normalize_row(mine, row, weight, bias, W);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -592,14 +606,17 @@ struct Decoder {
         cuda_check(cudaStreamSynchronize(stream));
     }
 
-    // The kernels of a step: 8 for each layer and 2 more, with the same arguments every time, so that they
-    // could be recorded once as a CUDA graph: each is so short that launching it takes as long as running it.
+    // The kernels of a step: 8 for each layer (geglu, solu: 9) and 2 more, with the same arguments every
+    // time, so that they could be recorded once as a CUDA graph: each is so short that launching it takes as
+    // long as running it.
     void launch_step() {
         const Config& c = model.config;
         const size_t C = c.n_embd, V = c.vocab_size, NH = c.n_head, E = c.n_expert, K = c.n_expert_active,
                      D = c.d_expert, W = c.dense_width(), bytes = C * sizeof(float);
         const cudaStream_t stream = model.gpu.stream;
-        const Activation act = c.relu() ? Activation::relu : Activation::gelu;
+        const Activation act = c.geglu() || c.solu() ? Activation::none
+                               : c.relu()            ? Activation::relu
+                                                     : Activation::gelu;
         const unsigned experts = unsigned(std::min(E, S * K)), places = unsigned(S);
         const int *tokens = gpu_inputs.data, *positions = tokens + S;
         const size_t heads = S * NH * piece_count(c.block_size);
@@ -643,6 +660,12 @@ struct Decoder {
                                                                            router.choice, router.weight, K);
             } else {
                 matrix_vectors(units, w.fc_weight, w.fc_bias, norm.data, S, W, C, act, stream);
+                if (c.geglu())
+                    matrix_vectors(units, w.gate_weight, w.gate_bias, norm.data, S, W, C, Activation::gate,
+                                   stream);
+                if (c.solu())
+                    solu_units_kernel<<<places, row_threads, W * sizeof(float), stream>>>(
+                        units, w.ln_mid_weight, w.ln_mid_bias, int(W));
                 matrix_vectors(proj.data, w.fc_proj_weight, w.fc_proj_bias, units, S, C, W, Activation::none,
                                stream);
                 add_and_route_kernel<<<places, row_threads, bytes, stream>>>(after, proj.data, Router{});

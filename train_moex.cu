@@ -1852,7 +1852,7 @@ void gather(floatX* out, const floatX* x, const int* token, size_t slots, size_t
 // such epilogue for a shape, these kernels do it. relu(h) = max(h, 0); gelu(h) = h/2 (1 + tanh u) with
 // u = sqrt(2/pi) (h + 0.044715 h^3).
 
-__device__ inline float gelu(float h) {
+__host__ __device__ inline float gelu(float h) {
     return 0.5f * h * (1 + tanhf(0.79788456f * (h + 0.044715f * h * h * h)));
 }
 // gelu' = (1 + tanh u)/2 + h/2 (1 - tanh^2 u) u'
@@ -1889,6 +1889,131 @@ void activation_backward(floatX* dh, const floatX* h, size_t count, bool relu, c
     activation_backward_kernel<<<blocks_for(count, 256 * pack), 256, 0, stream>>>(dh, h, count, relu);
     cuda_check(cudaGetLastError());
 }
+
+// ---------------------------------------------------------------------------------------------------------
+// Dense layers of two more kinds of units (dev/cpu/layers.h says whose they are), W of them:
+//   GEGLU   z = gelu(a) u, a and u two products of x     da = dz u gelu'(a)      du = dz gelu(a)
+//   SoLU    s = softmax of h over the W units            u = W h s               z = LayerNorm of u
+//           with q = sum_i du_i u_i:                     dh_i = s_i (W du_i (1 + h_i) - q)
+
+// z a u (count), a multiple of pack
+__global__ void geglu_forward_kernel(floatX* z, const floatX* a, const floatX* u, size_t count) {
+    const size_t i = (blockIdx.x * size_t(blockDim.x) + threadIdx.x) * pack;
+    if (i >= count) return;
+    const Pack gate = load_pack(a + i);
+    Pack v = load_pack(u + i);
+#pragma unroll
+    for (int k = 0; k < pack; k++) v[k] *= gelu(gate[k]);
+    store_pack(z + i, v);
+}
+void geglu_forward(floatX* z, const floatX* a, const floatX* u, size_t count, cudaStream_t stream) {
+    geglu_forward_kernel<<<blocks_for(count, 256 * pack), 256, 0, stream>>>(z, a, u, count);
+    cuda_check(cudaGetLastError());
+}
+
+// da du a u (count); du is dz on entry
+__global__ void geglu_backward_kernel(floatX* da, floatX* du, const floatX* a, const floatX* u,
+                                      size_t count) {
+    const size_t i = (blockIdx.x * size_t(blockDim.x) + threadIdx.x) * pack;
+    if (i >= count) return;
+    const Pack gate = load_pack(a + i), v = load_pack(u + i);
+    Pack d = load_pack(du + i), dgate;
+#pragma unroll
+    for (int k = 0; k < pack; k++) {
+        dgate[k] = d[k] * v[k] * gelu_slope(gate[k]);
+        d[k] *= gelu(gate[k]);
+    }
+    store_pack(da + i, dgate);
+    store_pack(du + i, d);
+}
+void geglu_backward(floatX* da, floatX* du, const floatX* a, const floatX* u, size_t count,
+                    cudaStream_t stream) {
+    geglu_backward_kernel<<<blocks_for(count, 256 * pack), 256, 0, stream>>>(da, du, a, u, count);
+    cuda_check(cudaGetLastError());
+}
+
+// A softmax is kept as the logarithm of its sum: s_i = exp(h_i - lse). A warp finds that of a row (W).
+template <class T> __device__ inline float log_sum_exp(const T* row, int W) {
+    const int first = threadIdx.x % warp_size * pack;
+    float most = -INFINITY, sum = 0;
+    for (int c = first; c < W; c += run_channels) {
+        const Pack v = load_pack(row + c);
+#pragma unroll
+        for (int i = 0; i < pack; i++) most = fmaxf(most, v[i]);
+    }
+    most = warp_max(most);
+    for (int c = first; c < W; c += run_channels) {
+        const Pack v = load_pack(row + c);
+#pragma unroll
+        for (int i = 0; i < pack; i++) sum += expf(v[i] - most);
+    }
+    return most + logf(warp_sum(sum));
+}
+// One warp per row of h (N,W); lse (N)
+__global__ void solu_lse_kernel(float* lse, const floatX* h, size_t N, int W) {
+    const size_t n = blockIdx.x * size_t(blockDim.x / warp_size) + threadIdx.x / warp_size;
+    if (n >= N) return;
+    const float of_row = log_sum_exp(h + n * W, W);
+    if (threadIdx.x % warp_size == 0) lse[n] = of_row;
+}
+
+__device__ inline float solu(float h, float lse, int W) { return W * h * expf(h - lse); }
+
+struct MakeSolu {     // rows of u
+    const floatX* h;  // (N,W)
+    const float* lse; // (N)
+    int W;
+    __device__ Pack operator()(size_t n, int c) const {
+        Pack v = load_pack(h + n * W + c);
+#pragma unroll
+        for (int i = 0; i < pack; i++) v[i] = solu(v[i], lse[n], W);
+        return v;
+    }
+};
+
+// u h (N,W), lse (N); z is what the norm gives
+void solu_forward(floatX* u, float* lse, const Norm& norm, const floatX* h, cudaStream_t stream) {
+    solu_lse_kernel<<<blocks_for(norm.N, 8), 8 * warp_size, 0, stream>>>(lse, h, norm.N, norm.C);
+    cuda_check(cudaGetLastError());
+    rows_layernorm(u, norm, MakeSolu{h, lse, norm.C}, stream);
+}
+
+// One warp per row.  dh du u h (N,W), lse (N)
+__global__ void solu_backward_kernel(floatX* dh, const floatX* du, const floatX* u, const floatX* h,
+                                     const float* lse, size_t N, int W) {
+    const size_t n = blockIdx.x * size_t(blockDim.x / warp_size) + threadIdx.x / warp_size;
+    if (n >= N) return;
+    const size_t row = n * W;
+    const int first = threadIdx.x % warp_size * pack;
+    float q = 0;
+    for (int c = first; c < W; c += run_channels) {
+        const Pack d = load_pack(du + row + c), v = load_pack(u + row + c);
+#pragma unroll
+        for (int i = 0; i < pack; i++) q += d[i] * v[i];
+    }
+    q = warp_sum(q);
+    for (int c = first; c < W; c += run_channels) {
+        const Pack v = load_pack(h + row + c);
+        Pack d = load_pack(du + row + c);
+#pragma unroll
+        for (int i = 0; i < pack; i++) d[i] = expf(v[i] - lse[n]) * (W * d[i] * (1 + v[i]) - q);
+        store_pack(dh + row + c, d);
+    }
+}
+constexpr size_t most_solu_units = layernorm_sums * most_channels / 2; // layernorm_backward has two sums here
+
+// dh is dz on entry. du: scratch (N,W); partial: scratch (layernorm_blocks,2,W)
+void solu_backward(floatX* dh, floatX* du, const Norm& norm, const floatX* u, const floatX* h,
+                   const float* lse, float* partial, cudaStream_t stream) {
+    cuda_check(cudaMemsetAsync(du, 0, norm.N * norm.C * sizeof(floatX), stream));
+    layernorm_backward(du, nullptr, norm, dh, u, partial, stream);
+    solu_backward_kernel<<<blocks_for(norm.N, 8), 8 * warp_size, 0, stream>>>(dh, du, u, h, lse, norm.N,
+                                                                              norm.C);
+    cuda_check(cudaGetLastError());
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// How many units fire
 
 // *active += how many of z are positive: the units that fired. With relu's mask, a bit for each unit, the
 // bits are counted instead: a sixteenth of the bytes. A thread takes 16 bytes of either at a time.
@@ -2191,6 +2316,7 @@ struct Product {
     size_t M, N, K;
     bool a_transposed = false, b_transposed = false; // stored (K,M), (N,K)
     bool accumulate = false;                         // then out is fp32 and is added to
+    bool adds = false;                               // out, of floatX, is added to
     cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
     const void* bias = nullptr; // (N), read; or the gradient of a bias, written
     void* aux = nullptr;        // what the activation's backward needs: relu a bit mask, gelu its input (M,N)
@@ -2365,7 +2491,7 @@ inline bool try_multiply(Gpu& gpu, const Product& p, size_t branch = 0) {
         const std::optional<cublasLtMatmulAlgo_t> algorithm = choose_algorithm(gpu, kind);
         if (!algorithm) continue;
         Description d(p);
-        const float alpha = 1, beta = p.accumulate ? 1 : 0;
+        const float alpha = 1, beta = p.accumulate || p.adds ? 1 : 0;
         const cublasStatus_t status =
             cublasLtMatmul(gpu.blas, &d.operation, &alpha, p.b, &d.b, p.a, &d.a, &beta, p.out, &d.out, p.out,
                            &d.out, &*algorithm, on.workspace, gpu.workspace_bytes, on.stream);
@@ -2431,10 +2557,17 @@ struct Experts {
     const int *begin, *host_begin; // (E+1): expert j's rows are [begin[j], begin[j+1])
     uint8_t* own;                  // (E) on the host: whose products went without the library's activation
     floatX *x, *y, *dx, *dy;       // (slots,C) inputs, outputs and their gradients
-    floatX *h, *z;                 // (slots,D) pre-activations (gelu) and units
+    floatX *h, *z;                 // (slots,D) pre-activations (but for relu) and units
     uint8_t* mask;                 // (slots, mask_stride bits), relu when fused
     floatX *dh, *db;               // (slots,D) (E,D) scratch of the backward pass
     float* partial;                // (bias_parts(slots,E), max(C,D)) likewise
+    // Of a dense layer, which then is never fused
+    bool geglu, solu;
+    Linear to_gate;       // geglu: from x to what goes through gelu
+    floatX *gate, *dgate; // (slots,D) its output; scratch
+    Norm norm;            // solu: of u, giving z
+    floatX *u, *du;       // (slots,D); scratch
+    float* lse;           // (slots)
 
     enum Own : uint8_t { own_forward = 1, own_backward = 2 };
     size_t slots() const { return host_begin[E]; }
@@ -2483,6 +2616,30 @@ struct Experts {
     }
 };
 
+// The units of an expert's rows, and the way back from dz to dh, where the library has not done it.
+inline void units_forward(Gpu& gpu, const Experts& e, size_t j, size_t first, size_t rows) {
+    const cudaStream_t stream = gpu.branch(j).stream;
+    floatX *z = e.z + first * e.D, *h = e.relu ? z : e.h + first * e.D;
+    if (e.geglu) {
+        linear_forward(gpu, e.gate, e.x, e.to_gate);
+        geglu_forward(z, e.gate, h, rows * e.D, stream);
+    } else if (e.solu) {
+        solu_forward(e.u, e.lse, e.norm, h, stream);
+    } else {
+        activation_forward(z, h, rows * e.D, e.relu, stream);
+    }
+}
+inline void units_backward(Gpu& gpu, const Experts& e, size_t j, size_t first, size_t rows) {
+    const cudaStream_t stream = gpu.branch(j).stream;
+    floatX *dh = e.dh + first * e.D, *h = (e.relu ? e.z : e.h) + first * e.D;
+    if (e.geglu)
+        geglu_backward(e.dgate, dh, e.gate, h, rows * e.D, stream);
+    else if (e.solu)
+        solu_backward(dh, e.du, e.norm, e.u, h, e.lse, e.partial, stream);
+    else
+        activation_backward(dh, h, rows * e.D, e.relu, stream);
+}
+
 // z from x; h or mask with it
 inline void experts_encode(Gpu& gpu, const Experts& e) {
     gpu.mark("experts_encode");
@@ -2491,8 +2648,7 @@ inline void experts_encode(Gpu& gpu, const Experts& e) {
     e.each([&](size_t j, size_t first, size_t rows) {
         if (e.fused && try_multiply(gpu, e.encode(j, first, rows, true), j)) return;
         multiply(gpu, e.encode(j, first, rows, false), j);
-        floatX* z = e.z + first * e.D;
-        activation_forward(z, e.relu ? z : e.h + first * e.D, rows * e.D, e.relu, gpu.branch(j).stream);
+        units_forward(gpu, e, j, first, rows);
         e.own[j] = Experts::own_forward;
     });
     join_branches(gpu);
@@ -2512,7 +2668,7 @@ inline void experts_decode(Gpu& gpu, const Experts& e) {
     join_branches(gpu);
 }
 
-// From dy: dz = dy W_dec^T,  dW_dec += z^T dy,  db_dec += sum dy,  dh = dz act'(h),
+// From dy: dz = dy W_dec^T,  dW_dec += z^T dy,  db_dec += sum dy,  dh from dz,
 //          dx = dh W_enc,   dW_enc += dh^T x,  db_enc += sum dh.
 // The library sums db_enc in fp32 over the rows of an expert, but hands the sum over in floatX: in bf16 it is
 // rounded once for every micro-batch.
@@ -2525,8 +2681,7 @@ inline void experts_backward(Gpu& gpu, const Experts& e) {
         const bool fused = !(e.own[j] & Experts::own_forward);
         if (fused && try_multiply(gpu, e.decode_backward(j, first, rows, true), j)) return;
         multiply(gpu, e.decode_backward(j, first, rows, false), j);
-        activation_backward(e.dh + first * D, (e.relu ? e.z : e.h) + first * D, rows * D, e.relu,
-                            gpu.branch(j).stream);
+        units_backward(gpu, e, j, first, rows);
         e.own[j] |= Experts::own_backward;
     });
     join_branches(gpu);
@@ -2539,12 +2694,15 @@ inline void experts_backward(Gpu& gpu, const Experts& e) {
     } else {
         bias_backward(e.db_enc, e.partial, e.dh, e.begin, e.slots(), e.E, D, gpu.stream);
     }
+    if (e.geglu) linear_backward(gpu, e.dx, e.dgate, e.x, e.to_gate, e.partial, e.begin);
 
     size_t branch = 0;
     fork_branches(gpu);
     gpu.mark("experts_backward dx");
     e.each([&](size_t j, size_t first, size_t rows) {
-        multiply(gpu, {e.dx + first * C, e.dh + first * D, e.w_enc + j * D * C, rows, C, D}, branch++);
+        Product dx{e.dx + first * C, e.dh + first * D, e.w_enc + j * D * C, rows, C, D};
+        dx.adds = e.geglu; // to what came by way of the gate
+        multiply(gpu, dx, branch++);
     });
     gpu.mark("experts_backward dW_dec");
     e.each([&](size_t j, size_t first, size_t rows) {
@@ -2569,6 +2727,7 @@ inline void experts_backward(Gpu& gpu, const Experts& e) {
 // Whether cuBLASLt has the fused epilogues for these experts, `rows` tokens each: of the forward and the
 // backward pass, since only it knows how its mask lies in memory.
 inline bool fused_epilogues(Gpu& gpu, Experts e, size_t rows) {
+    if (e.geglu || e.solu) return false;
     floatX* const anywhere = (floatX*)16; // pointers are not followed, but must be there
     e.x = e.dy = e.h = e.z = e.dh = e.db = anywhere;
     e.mask = (uint8_t*)anywhere;
@@ -2849,16 +3008,18 @@ struct StepSums {
 // ---------------------------------------------------------------------------------------------------------
 
 struct LayerActivations {
-    floatX* ln_1;                 // (N,C)
-    float *ln_1_mean, *ln_1_rstd; // (N) (N)
-    floatX *qkv, *att;            // (N,3C) (N,C)
-    float* lse;                   // (B,NH,T)
-    floatX* mid;                  // (N,C) residual stream after attention
-    floatX* ln_2;                 // (N,C)
-    float *ln_2_mean, *ln_2_rstd; // (N) (N)
-    floatX *h, *z;                // (slots,D) pre-activations, gelu only; units.  dense: (N,W)
-    uint8_t* mask;                // (slots, D bits) where z > 0; relu with fused epilogues only
-    floatX* out;                  // (N,C) residual stream after the feed-forward layer
+    floatX* ln_1;                   // (N,C)
+    float *ln_1_mean, *ln_1_rstd;   // (N) (N)
+    floatX *qkv, *att;              // (N,3C) (N,C)
+    float* lse;                     // (B,NH,T)
+    floatX* mid;                    // (N,C) residual stream after attention
+    floatX* ln_2;                   // (N,C)
+    float *ln_2_mean, *ln_2_rstd;   // (N) (N)
+    floatX *h, *z;                  // (slots,D) pre-activations, but for relu; units.  dense: (N,W)
+    floatX *gate, *u;               // geglu: (N,W); solu: (N,W)
+    float *lse_u, *u_mean, *u_rstd; // solu: (N) (N) (N)
+    uint8_t* mask;                  // (slots, D bits) where z > 0; relu with fused epilogues only
+    floatX* out;                    // (N,C) residual stream after the feed-forward layer
     // moe only
     Router router;       // with its sizes; N is the batch's, see Model::router()
     floatX *slots_x, *y; // (N*K,C) inputs, gathered, and outputs of the experts
@@ -2878,6 +3039,7 @@ struct Activations {
     floatX *dresidual, *dln, *datt, *dqkv; // (N,C) (N,C) (N,C) (N,3C)
     float* delta;                          // (B,NH,T)
     floatX *dh, *db, *dy, *dslots;         // (slots,D), (E,D), (N*K,C), (N*K,C)
+    floatX *dgate, *du;                    // geglu: (N,W); solu: (N,W)
     float *dmu, *dvar, *dweight;           // (N,E) (N,E) (N,K)
     float* sum_p;                          // (E)
     int* counts;                           // (E, N*K/256)
@@ -2910,6 +3072,7 @@ struct Shape {
 inline size_t Shape::partial() const {
     const size_t N = B * T, C = c.n_embd, E = experts(), K = c.moe() ? c.n_expert_active : 1, D = width();
     return std::max({layernorm_blocks * layernorm_sums * C,                      // layernorm_backward
+                     c.solu() ? layernorm_blocks * 2 * D : 0,                    // likewise, of units
                      bias_parts(N * K, E) * std::max(3 * C, D),                  // bias_backward
                      (N / places_per_chunk + std::min(N, c.vocab_size) + 1) * C, // embedding_backward
                      blocks_for(N, router_block) * 2 * E,                        // router forward, backward
@@ -2944,11 +3107,16 @@ template <class Visit> void for_each_activation(const Shape& s, Activations& a, 
             each(N * K * D, h.z);
             if (!c.relu()) each(N * K * D, h.h);
             if (c.relu() && s.fused) each(mask_bytes, h.mask);
+            if (c.geglu()) each(N * D, h.gate);
+            if (c.solu()) each(N * D, h.u);
         } else {
             h.z = first.z;
             h.h = first.h;
             h.mask = first.mask;
+            h.gate = first.gate;
+            h.u = first.u;
         }
+        if (c.solu()) each(N, h.lse_u, h.u_mean, h.u_rstd);
         if (!c.moe()) continue;
         Router& r = h.router;
         each(E * C, r.statistics.m, r.statistics.v);
@@ -2977,6 +3145,8 @@ template <class Visit> void for_each_activation(const Shape& s, Activations& a, 
     each(N * c.n_head, a.delta);
     each(N * K * D, a.dh);
     each(E * D, a.db);
+    if (c.geglu()) each(N * D, a.dgate);
+    if (c.solu()) each(N * D, a.du);
     if (!c.moe()) return;
     each(N * K * C, a.dy, a.dslots);
     each(N * E, a.dmu, a.dvar);
@@ -3016,6 +3186,9 @@ inline void check_gpu_config(const Config& c, const std::string& where) {
     multiple(c.moe() ? "d_expert" : "n_expert_active * d_expert", c.moe() ? c.d_expert : c.dense_width());
     if (c.n_embd > most_channels)
         fail("%s: n_embd is %zu, expected at most %zu on the GPU", where.c_str(), c.n_embd, most_channels);
+    if (c.solu() && c.dense_width() > most_solu_units)
+        fail("%s: a solu layer of %zu units, expected at most %zu on the GPU", where.c_str(), c.dense_width(),
+             most_solu_units);
     if (c.n_embd / c.n_head > 256)
         fail("%s: heads of %zu channels, expected at most 256 on the GPU", where.c_str(),
              c.n_embd / c.n_head);
@@ -3225,6 +3398,11 @@ struct Model {
         e.dh = a.dh;
         e.db = a.db;
         e.partial = a.partial;
+        e.geglu = config.geglu();
+        e.solu = config.solu();
+        e.to_gate = {p.gate_weight, p.gate_bias, d.gate_weight, d.gate_bias, B * T, e.C, e.D};
+        e.dgate = a.dgate;
+        e.du = a.du;
         if (a.h.empty()) return e;
         e.begin = moe ? a.h[l].router.begin : whole_batch;
         e.x = moe ? a.h[l].slots_x : a.h[l].ln_2;
@@ -3234,6 +3412,12 @@ struct Model {
         e.h = a.h[l].h;
         e.z = a.h[l].z;
         e.mask = a.h[l].mask;
+        e.gate = a.h[l].gate;
+        e.u = a.h[l].u;
+        e.lse = a.h[l].lse_u;
+        e.norm = {e.z,           a.h[l].u_mean,   a.h[l].u_rstd, p.ln_mid_weight,
+                  p.ln_mid_bias, d.ln_mid_weight, d.ln_mid_bias, B * T,
+                  int(e.D)};
         e.host_begin = host_begin + l * (e.E + 1);
         e.own = &own_activation[l * e.E];
         return e;
@@ -3386,7 +3570,7 @@ inline void forward(Model& model, float gradient_scale = 0, float share = 1) {
             residual_layernorm_forward(h.out, model.norm_after(l), h.mid, experts.y,
                                        gpu.marked("residual_layernorm_forward"));
         if (model.count_units && gradient_scale != 0)
-            count_active(&model.totals->active, experts.z,
+            count_active(&model.totals->active, experts.solu ? experts.u : experts.z,
                          experts.all_masked() ? (const uint4*)experts.mask : nullptr,
                          experts.slots() * experts.D, gpu.marked("count_active"));
         x = h.out;

@@ -41,6 +41,10 @@ decltype(linear_forward) linear_forward = cpu::linear_forward;
 decltype(linear_backward) linear_backward = cpu::linear_backward;
 decltype(activation_forward) activation_forward = cpu::activation_forward;
 decltype(activation_backward) activation_backward = cpu::activation_backward;
+decltype(geglu_forward) geglu_forward = cpu::geglu_forward;
+decltype(geglu_backward) geglu_backward = cpu::geglu_backward;
+decltype(solu_forward) solu_forward = cpu::solu_forward;
+decltype(solu_backward) solu_backward = cpu::solu_backward;
 decltype(classifier) classifier = cpu::classifier;
 decltype(attention_forward) attention_forward = cpu::attention_forward;
 decltype(attention_backward) attention_backward = cpu::attention_backward;
@@ -159,6 +163,7 @@ std::vector<LayerUnits> units(const Config& config, const std::vector<float>& we
     cpu::forward_logits(model, tokens.data(), B, T);
     std::vector<LayerUnits> layers;
     for (const cpu::LayerActivations& h : model.a.h) {
+        const double* z = config.solu() ? h.u : h.z; // what a model is judged by
         LayerUnits u;
         u.x.assign(h.ln_2, h.ln_2 + N * config.n_embd);
         u.mega.resize(N * E * D);
@@ -169,7 +174,7 @@ std::vector<LayerUnits> units(const Config& config, const std::vector<float>& we
                     const size_t expert = config.moe() ? h.choice[n * K + k] : 0;
                     const size_t slot = config.moe() ? h.slot[n * K + k] : n;
                     u.mega[(n * E + expert) * D + i] =
-                        (config.moe() ? h.weight[n * K + k] : 1) * h.z[slot * D + i];
+                        (config.moe() ? h.weight[n * K + k] : 1) * z[slot * D + i];
                 }
         layers.push_back(std::move(u));
     }

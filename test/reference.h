@@ -32,6 +32,12 @@ extern void (*const linear_backward)(double* dx, double* dweight, double* dbias,
 extern void (*const activation_forward)(double* out, const double* h, size_t count, bool relu);
 extern void (*const activation_backward)(double* dh, const double* dout, const double* h, size_t count,
                                          bool relu);
+extern void (*const geglu_forward)(double* z, const double* a, const double* u, size_t count);
+extern void (*const geglu_backward)(double* da, double* du, const double* dz, const double* a,
+                                    const double* u, size_t count);
+extern void (*const solu_forward)(double* u, double* s, const double* h, size_t N, size_t W);
+extern void (*const solu_backward)(double* dh, const double* du, const double* u, const double* s,
+                                   const double* h, size_t N, size_t W);
 extern void (*const classifier)(double* losses, double* logits, const int32_t* targets, size_t N, size_t V,
                                 double scale);
 

@@ -25,6 +25,8 @@ static const std::vector<Case> cases = {
     {"moe gelu sparsity", "moe", "gelu", "sparsity"},
     {"dense gelu", "dense", "gelu", "sparsity"},
     {"dense relu", "dense", "relu", "sparsity"},
+    {"dense geglu", "dense", "geglu", "sparsity"},
+    {"dense solu", "dense", "solu", "sparsity", 4, 2, 2, 64, 132},
     {"moe sparsity K = 1", "moe", "relu", "sparsity", 3, 1},
     {"moe sparsity K = E", "moe", "relu", "sparsity", 3, 3},
     {"moe topk K = 1", "moe", "gelu", "topk", 3, 1},

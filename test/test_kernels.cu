@@ -824,6 +824,77 @@ static void test_activation(Gpu& gpu) {
 }
 
 // ---------------------------------------------------------------------------------------------------------
+// Dense layers of two more kinds of units
+
+static void test_geglu(Gpu& gpu) {
+    for (const size_t count : {8, 256, 2056, 100000}) {
+        const std::string what = strf("geglu %zu", count);
+        const Array<floatX> a = normals<floatX>(count, 2), u = normals<floatX>(count), z(count), da(count),
+                            du = normals<floatX>(count);
+        const Numbers gate = a.before(), factor = u.before(), dz = du.before();
+        Numbers expected(count), da_expected(count), du_expected(count);
+        reference::geglu_forward(expected.data(), gate.data(), factor.data(), count);
+        reference::geglu_backward(da_expected.data(), du_expected.data(), dz.data(), gate.data(),
+                                  factor.data(), count);
+        run(
+            what, [&] { geglu_forward(z, a, u, count, gpu.stream); }, z);
+        compare(what, z, expected, rounded);
+        run(
+            what, [&] { geglu_backward(da, du, a, u, count, gpu.stream); }, da, du);
+        compare(what + " backward, of what goes through gelu", da, da_expected, rounded);
+        compare(what + " backward, of the other factor", du, du_expected, rounded);
+    }
+    const Array<floatX> nan(16), other = normals<floatX>(16), z = normals<floatX>(16); // NaN stays NaN
+    geglu_forward(z, nan, other, 16, gpu.stream);
+    check(all_nan(z.after()));
+    geglu_forward(z, other, nan, 16, gpu.stream);
+    check(all_nan(z.after()));
+}
+
+// h as it is at the start, small, where a softmax is flat, and so large that it picks one unit.
+static void test_solu(Gpu& gpu) {
+    for (const size_t W : {8, 264, 2048, 9216})
+        for (const size_t N : {1, 9})
+            for (const double size : {0.3, 3.0, 40.0}) {
+                const std::string what = strf("solu %zu x %zu, h of %g", N, W, size);
+                const Array<floatX> h = normals<floatX>(N * W, size), weight = normals<floatX>(W, 0.1, 1),
+                                    bias = normals<floatX>(W), u(N * W), z(N * W), du(N * W),
+                                    dh = normals<floatX>(N * W);
+                const Array<float> lse(N), mean(N), rstd(N),
+                    dweight = normals<float>(W), dbias = normals<float>(W), partial(layernorm_blocks * 2 * W);
+                const Norm norm = {z, mean, rstd, weight, bias, dweight, dbias, N, int(W)};
+                const Numbers before = h.before(), dz = dh.before(), w = weight.before(), b = bias.before();
+                Numbers u_expected(N * W), s(N * W), expected(N * W), m(N), r(N), du_expected(N * W),
+                    dh_expected(N * W), dw_expected = dweight.before(), db_expected = dbias.before();
+                reference::solu_forward(u_expected.data(), s.data(), before.data(), N, W);
+                run(
+                    what, [&] { solu_forward(u, lse, norm, h, gpu.stream); }, u, lse, z, mean, rstd);
+                compare(what, u, u_expected, rounded);
+                // From here on with u as it is stored: the LayerNorm magnifies how it was rounded.
+                const Numbers stored = u.after();
+                reference::layernorm_forward(expected.data(), m.data(), r.data(), stored.data(), w.data(),
+                                             b.data(), N, W);
+                compare(what + ", normalised", z, expected, rounded);
+                reference::layernorm_backward(du_expected.data(), dw_expected.data(), db_expected.data(),
+                                              dz.data(), stored.data(), m.data(), r.data(), w.data(), N, W);
+                run(
+                    what, [&] { solu_backward(dh, du, norm, u, h, lse, partial, gpu.stream); }, dh, du,
+                    dweight, dbias, partial);
+                compare(what + ", gradient of u", du, du_expected, rounded);
+                compare(what + ", gradient of the LayerNorm's weight", dweight, dw_expected, fp32_sum);
+                compare(what + ", of its bias", dbias, db_expected, fp32_sum);
+                const Numbers du_stored = du.after();
+                reference::solu_backward(dh_expected.data(), du_stored.data(), stored.data(), s.data(),
+                                         before.data(), N, W);
+                compare(what + ", gradient of h", dh, dh_expected, rounded);
+            }
+    const Array<floatX> h(16), weight = normals<floatX>(16), u(16), z = normals<floatX>(16); // NaN stays NaN
+    const Array<float> one(1);
+    solu_forward(u, one, {z, one, one, weight, weight, nullptr, nullptr, 1, 16}, h, gpu.stream);
+    check(all_nan(z.after()));
+}
+
+// ---------------------------------------------------------------------------------------------------------
 // Combine
 
 static void test_combine(Gpu& gpu) {
@@ -1407,6 +1478,8 @@ int main() {
         timed("dispatch", [&] { test_dispatch(gpu); });
         timed("gather", [&] { test_gather(gpu); });
         timed("activation", [&] { test_activation(gpu); });
+        timed("geglu", [&] { test_geglu(gpu); });
+        timed("solu", [&] { test_solu(gpu); });
         timed("combine", [&] { test_combine(gpu); });
         timed("classifier", [&] { test_classifier(gpu); });
         timed("sum_losses", [&] { test_sum_losses(gpu); });

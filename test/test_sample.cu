@@ -191,6 +191,8 @@ static vector<Variant> variants() {
             {"K = E, long context", make("moe", "relu", "sparsity", 1, 2, 64, 3, 3, 32, 150, 32)},
             {"one expert", make("moe", "relu", "sparsity", 1, 1, 8, 1, 1, 8, 24, 8)},
             {"dense relu", make("dense", "relu", "sparsity", 2, 2, 40, 1, 2, 40, 24, 32)},
+            {"dense geglu", make("dense", "geglu", "sparsity", 2, 2, 40, 1, 2, 40, 24, 32)},
+            {"dense solu", make("dense", "solu", "sparsity", 2, 2, 40, 1, 2, 136, 24, 32)},
             {"dense gelu", make("dense", "gelu", "sparsity", 1, 4, 64, 1, 1, 136, 24, 100)},
             {"wide", make("moe", "relu", "sparsity", 1, 4, 264, 4, 2, 64, 16, 32)}};
 }

@@ -100,6 +100,60 @@ static void test_units(const char* ffn, const char* act, const char* router) {
     check(ties <= (fp32 ? 0 : 8), "%s: %zu tokens with other experts", name.c_str(), ties);
 }
 
+// The other views of a layer, from its input, or from its first view.
+static void test_views() {
+    const size_t N = 20, W = 48, C = 32;
+    std::vector<int32_t> tokens;
+    for (size_t n = 0; n < N; n++) tokens.push_back(int32_t(random_u64(3, 1, n) % 32));
+    for (const char* act : {"geglu", "solu", "gelu"}) {
+        Config c;
+        c.n_layer = 2, c.n_head = 2, c.n_embd = C, c.block_size = N, c.vocab_size = 32;
+        c.ffn = "dense", c.act = act, c.n_expert_active = 2, c.d_expert = W / 2;
+        Reader reader = cuda_reader(c, 1, N);
+        untrained_weights(reader, 7);
+        std::map<std::string, const float*> weights;
+        for (const Tensor& t : reader.table) {
+            float* const w = reader.weights() + t.offset;
+            for (size_t i = 0; i < t.count; i++)
+                w[i] = float(floatX(w[i] + float(0.1 * random_normal(7, 99, t.offset + i))));
+            weights[t.name] = w;
+        }
+        reader.changed();
+        reader.read(tokens.data(), 1, N);
+        std::string names;
+        for (const UnitView& view : reader.views) names += view.name + " ";
+        check(names == (c.geglu()  ? "units gate "
+                        : c.solu() ? "pre post "
+                                   : "units "),
+              "%s: %s", act, names.c_str());
+        for (size_t l = 0; l < c.n_layer && reader.views.size() > 1; l++) {
+            const LayerUnits first = reader.views[0].layer(l);
+            const std::vector<double> x(first.x, first.x + N * C), z(first.z, first.z + N * W);
+            const auto of = [&](const char* name) { return weights.at(strf("h.%zu.mlp.%s", l, name)); };
+            std::vector<double> expected(N * W);
+            for (size_t n = 0; n < N; n++) {
+                double mean = 0, squares = 0;
+                for (size_t i = 0; i < W; i++) mean += z[n * W + i] / W;
+                for (size_t i = 0; i < W; i++) squares += (z[n * W + i] - mean) * (z[n * W + i] - mean) / W;
+                for (size_t i = 0; i < W; i++) {
+                    double& to = expected[n * W + i];
+                    if (c.solu()) {
+                        to = (z[n * W + i] - mean) / std::sqrt(squares + 1e-5) * of("ln_mid.weight")[i] +
+                             of("ln_mid.bias")[i];
+                        continue;
+                    }
+                    double a = of("c_gate.bias")[i];
+                    for (size_t k = 0; k < C; k++) a += x[n * C + k] * of("c_gate.weight")[i * C + k];
+                    to = a / 2 * (1 + std::tanh(std::sqrt(2 / M_PI) * (a + 0.044715 * a * a * a)));
+                }
+            }
+            const LayerUnits second = reader.views[1].layer(l);
+            check(second.D == W && difference(second.z, expected) <= tolerance, "%s: %s %g", act,
+                  reader.views[1].name.c_str(), difference(second.z, expected));
+        }
+    }
+}
+
 int main() {
     return run_main([] {
         test_units("moe", "relu", "sparsity");
@@ -107,6 +161,9 @@ int main() {
         test_units("moe", "gelu", "sparsity");
         test_units("dense", "relu", "sparsity");
         test_units("dense", "gelu", "sparsity");
+        test_units("dense", "geglu", "sparsity");
+        test_units("dense", "solu", "sparsity");
+        test_views();
         return finish();
     });
 }

@@ -1,5 +1,6 @@
 // A Reader (units.h) that runs the CUDA program's forward pass and copies what a layer did to the host, in
-// fp32. For .cu files that have included train_moex.cu as a library before.
+// fp32; the views are those of units_cpu.h. For .cu files that have included train_moex.cu as a library
+// before.
 #pragma once
 #include "units.h"
 #include <memory>
@@ -55,18 +56,29 @@ inline Reader cuda_reader(const Config& config, size_t B, size_t T) {
         gpu->copy(gpu->residual, gpu->model.a.h[l].out, gpu->model.B * gpu->model.T * config.n_embd);
         return gpu->residual.data();
     };
+    const auto dense_view = [=](floatX* LayerActivations::*z) {
+        return [=](size_t l) {
+            const size_t N = gpu->model.B * gpu->model.T;
+            gpu->copy(gpu->x, gpu->model.a.h[l].ln_2, N * config.n_embd);
+            gpu->copy(gpu->z, gpu->model.a.h[l].*z, N * config.dense_width());
+            LayerUnits units{};
+            units.E = units.K = 1;
+            units.D = config.dense_width();
+            units.x = gpu->x.data();
+            units.z = gpu->z.data();
+            return units;
+        };
+    };
     reader.layer = [=](size_t l) {
         const Config& c = config;
         const LayerActivations& h = gpu->model.a.h[l];
         const size_t N = gpu->model.B * gpu->model.T, E = c.n_expert, K = c.n_expert_active;
         gpu->copy(gpu->x, h.ln_2, N * c.n_embd);
+        if (!c.moe()) return dense_view(c.solu() ? &LayerActivations::u : &LayerActivations::z)(l);
         gpu->copy(gpu->z, h.z, N * c.dense_width());
         LayerUnits units{};
-        units.E = units.K = 1;
-        units.D = c.dense_width();
         units.x = gpu->x.data();
         units.z = gpu->z.data();
-        if (!c.moe()) return units;
         gpu->copy_plain(gpu->weight, h.router.weight, N * K);
         gpu->copy_plain(gpu->choice, h.router.choice, N * K);
         gpu->copy_plain(gpu->slot, h.router.slot, N * K);
@@ -86,6 +98,13 @@ inline Reader cuda_reader(const Config& config, size_t B, size_t T) {
         return units;
     };
     reader.n_units = config.moe() ? config.n_expert * config.d_expert : config.dense_width();
-    reader.views = {{"units", reader.n_units, reader.layer}};
+    reader.views = {{config.solu() ? "pre" : "units", reader.n_units, reader.layer}};
+    if (config.solu()) reader.views.push_back({"post", reader.n_units, dense_view(&LayerActivations::z)});
+    if (config.geglu())
+        reader.views.push_back({"gate", reader.n_units, [=](size_t l) {
+                                    const LayerUnits units = dense_view(&LayerActivations::gate)(l);
+                                    for (float& a : gpu->z) a = gelu(a);
+                                    return units;
+                                }});
     return reader;
 }

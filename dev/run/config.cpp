@@ -110,7 +110,6 @@ void check_config(const Config& c, const std::string& where) {
 
 std::string reference_only(const Config& c) {
     if (c.monet() || c.peer()) return "ffn " + c.ffn;
-    if (c.geglu() || c.solu()) return "act " + c.act;
     if (c.gate_all()) return "gate all";
     if (c.biased()) return "balance bias";
     if (c.scaled() || c.full()) return "router_sd " + c.router_sd;

@@ -59,7 +59,7 @@ void Flags::declare(Options& o) {
     o.add(0, "d-expert", "D", &d_expert, 0, 1 << 20,
           "hidden units per expert (a dense model has K*D, geglu 2/3 of them)", preset);
     o.add(0, "ffn", &ffn, ffn_words, "feed-forward layer: a mixture of experts, one MLP, Monet's, PEER's");
-    o.add(0, "act", &act, act_words, "activation; geglu and solu go with --ffn dense and are CPU only");
+    o.add(0, "act", &act, act_words, "activation; geglu and solu go with --ffn dense");
     o.add(0, "router", &router, router_words, "sparsity is MoE-X's, topk a learned linear one");
     o.add(0, "gate", &gate, gate_words,
           "gate weights: softmax over the chosen scores, or over all, which trains a topk router of K = 1 "
