@@ -66,15 +66,7 @@ __device__ inline float multiply_rows(float* sums, const floatX* weight, size_t 
                 for (int k = 0; k < pack; k++) sum[r][i] += w[r][k] * v[k];
         }
     }
-    float mine = 0;
-#pragma unroll
-    for (int r = 0; r < rows_at_once; r++)
-#pragma unroll
-        for (int i = 0; i < vectors_at_once; i++) {
-            if (i >= n) break;
-            const float whole = warp_sum(sum[r][i]);
-            if (lane == r * vectors_at_once + i) mine = whole;
-        }
+    float mine = sums_by_lane(sum);
     if (blockDim.x == warp_size) return mine;
     __syncthreads(); // the sums of the round before have been read
     sums[threadIdx.x] = mine;

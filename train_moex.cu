@@ -127,6 +127,23 @@ template <int lanes = warp_size> __device__ inline float warp_max(float x) {
         x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, offset));
     return x;
 }
+// The sums over a warp of 32 numbers that each lane has: number i arrives in lane i. Half of what is left is
+// handed over at a time, so that it takes 31 shuffles instead of the 160 of 32 calls of warp_sum(), whose
+// bits it has. rows * columns = 32; x is used up.
+template <int rows, int columns> __device__ inline float sums_by_lane(float (&x)[rows][columns]) {
+    static_assert(rows * columns == warp_size && columns >= 2);
+    const auto number = [&](int i) -> float& { return x[i / columns][i % columns]; };
+#pragma unroll
+    for (int half = warp_size / 2; half > 0; half /= 2) {
+        const bool upper = threadIdx.x & half;
+#pragma unroll
+        for (int i = 0; i < half; i++) {
+            const float low = number(i), high = number(i + half);
+            number(i) = (upper ? high : low) + __shfl_xor_sync(0xffffffff, upper ? low : high, half);
+        }
+    }
+    return x[0][0];
+}
 // The sum over a block of `threads`, a power of two, in thread 0.
 template <int threads, class T> __device__ inline T block_sum(T x) {
     __shared__ T sums[threads];
@@ -1533,17 +1550,8 @@ __global__ void router_forward_kernel(Router r, float* partial, const floatX* x)
                     for (int i = 0; i < pack; i++) variance[t][j] += w[i] * (v[t][i] * v[t][i]);
             }
         }
-        float mu = 0, var = 0; // of token lane / 8 and expert lane % 8
-#pragma unroll
-        for (int t = 0; t < router_tokens; t++)
-#pragma unroll
-            for (int j = 0; j < router_experts; j++) {
-                const float mean_tj = warp_sum(mean[t][j]);
-                const float variance_tj = r.topk ? 0 : warp_sum(variance[t][j]);
-                if (lane != t * router_experts + j) continue;
-                mu = mean_tj;
-                var = variance_tj;
-            }
+        float mu = sums_by_lane(mean); // of token lane / 8 and expert lane % 8
+        const float var = r.topk ? 0 : sums_by_lane(variance);
         const size_t n = first + lane / router_experts;
         const int j = j0 + lane % router_experts;
         if (n >= N || j >= E) continue;

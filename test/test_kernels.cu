@@ -137,6 +137,28 @@ static bool emulated() {
 const size_t token_counts[] = {1, 31, 63, 64, 65, 127, 1023}, channel_counts[] = {8, 64, 136, 256, 768};
 
 // ---------------------------------------------------------------------------------------------------------
+// Sums over a warp
+
+__global__ void warp_sums_kernel(float* one_by_one, float* by_lane, const float* x) {
+    float numbers[4][8];
+    for (int i = 0; i < warp_size; i++) numbers[i / 8][i % 8] = x[threadIdx.x * warp_size + i];
+    for (int i = 0; i < warp_size; i++) {
+        const float sum = warp_sum(numbers[i / 8][i % 8]);
+        if (int(threadIdx.x) == i) one_by_one[i] = sum;
+    }
+    by_lane[threadIdx.x] = sums_by_lane(numbers);
+}
+static void test_warp_sums(Gpu& gpu) {
+    const Array<float> x = normals<float>(warp_size * warp_size), one_by_one(warp_size), by_lane(warp_size);
+    warp_sums_kernel<<<1, warp_size, 0, gpu.stream>>>(one_by_one, by_lane, x);
+    const Numbers numbers = x.before();
+    Numbers expected(warp_size);
+    for (size_t i = 0; i < numbers.size(); i++) expected[i % warp_size] += numbers[i];
+    compare("sums over a warp", one_by_one, expected, fp32_sum);
+    check(by_lane.bits() == one_by_one.bits(), "sums over a warp by lane: other bits");
+}
+
+// ---------------------------------------------------------------------------------------------------------
 // Partial sums, launches
 
 static void test_sum_partials(Gpu& gpu) {
@@ -1467,6 +1489,7 @@ int main() {
             test();
             if (getenv("MOEX_TEST_VERBOSE")) printf("-- %s: %.1f s\n", what, now_seconds() - begin);
         };
+        timed("warp_sums", [&] { test_warp_sums(gpu); });
         timed("sum_partials", [&] { test_sum_partials(gpu); });
         timed("layernorm", [&] { test_layernorm(gpu); });
         timed("layernorm_backward", [&] { test_layernorm_backward(gpu); });
