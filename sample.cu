@@ -186,8 +186,7 @@ __global__ void __launch_bounds__(row_threads) add_and_route_kernel(Stream strea
         }
         const float mu = warp_sum(mean), var = warp_sum(variance);
         if (lane > 0) continue;
-        const Statistics& of = r.statistics;
-        scores[j] = r.topk ? mu : sparsity_score(mu + of.mb[j], router_sd(var, of.vb[j]));
+        scores[j] = r.topk ? mu : sparsity_score(mu + r.statistics.mb[j], router_sd(r, int(j), var));
     }
     __syncthreads();
     if (warp == 0) choose_experts(r.choice + s * r.K, r.weight + s * r.K, scores, int(r.E), int(r.K));

@@ -187,6 +187,16 @@ template <class T> struct Block {
     }
 };
 
+// What a micro-batch adds up on the GPU, and a step over its micro-batches; the host reads a step's, once.
+struct Totals {
+    double loss, aux;
+    unsigned long long active; // units that fired, over all layers
+    double norm;               // of the gradient: a step's
+    unsigned long long stop;   // the signal that asked to stop, 0 for none
+    // A step whose totals are not finite changes nothing; the host will say so.
+    __device__ bool finite() const { return std::isfinite(norm + loss + aux); }
+};
+
 // ---------------------------------------------------------------------------------------------------------
 // 2. Kernels
 // ---------------------------------------------------------------------------------------------------------
@@ -1450,9 +1460,10 @@ void router_weights_backward(float* drouter, Statistics ds, size_t E, size_t C, 
 // ---------------------------------------------------------------------------------------------------------
 // Router: how sparsely would expert j fire on x? Were the rows of W_enc[j] Gaussian, its pre-activations
 // would be Gaussian over the units, of mean and variance
-//   mu_j = m_j . x + mb_j        var_j = v_j . (x*x) + vb_j + 1e-12 = sd_j^2
+//   mu_j = m_j . x + mb_j        var_j = v_j . (x*x) + vb_j + 1e-12        sd_j = rho_j sqrt(var_j)
 // and a share Phi(mu/sd) of them positive. The score falls as that share rises:
 //   g_j = -erf(mu_j / (sqrt(2) sd_j)) = 1 - 2 Phi(mu_j / sd_j)          (topk: g_j = m_j . x)
+// rho is 1, or with router_sd scaled what the variances are found to be: see "Scaled deviations" below.
 // Choice: S = the K experts of highest score, a tie to the lower index;  w = softmax of g over S.
 // Load balance: aux = E sum_j f_j P_j, f_j = share of the N*K slots that went to expert j (a constant in the
 // backward pass), P_j = mean over tokens of p_nj, p_n = softmax of g_n over all E.
@@ -1472,9 +1483,13 @@ struct Router {
     int* choice;                        // (N,K) in falling order of score
     float* weight;                      // (N,K) gate weights
     int *slot, *token, *begin;          // (N,K) (N*K) (E+1) see dispatch()
+    float* rho = nullptr;               // (E) null: 1
 };
 
-__device__ inline float router_sd(float var, float vb) { return sqrtf(var + vb + 1e-12f); }
+__device__ inline float rho_of(const Router& r, int j) { return r.rho ? r.rho[j] : 1; }
+__device__ inline float router_sd(const Router& r, int j, float var) { // var: v_j . (x*x)
+    return rho_of(r, j) * sqrtf(var + r.statistics.vb[j] + 1e-12f);
+}
 __device__ inline float sparsity_score(float mu, float sd) { return -erff(0.70710678f * mu / sd); }
 
 // The place, after expert `last` of score `most` in falling order, of the best expert among those of a warp.
@@ -1559,7 +1574,7 @@ __global__ void router_forward_kernel(Router r, float* partial, const floatX* x)
             r.g[n * E + j] = mu;
         } else {
             mu += s.mb[j];
-            const float sd = router_sd(var, s.vb[j]);
+            const float sd = router_sd(r, j, var);
             r.mu[n * E + j] = mu;
             r.sd[n * E + j] = sd;
             r.g[n * E + j] = sparsity_score(mu, sd);
@@ -1609,15 +1624,22 @@ void balance_forward(double* aux, const Router& r, const float* sum_p, float sca
 
 // Load balance:  dp_nj = aux_scale E f_j / N                dg_nj  = p_nj (dp_nj - sum_i dp_ni p_ni)
 // Choice:        a constant, its weights a softmax          dg_ns += w_k (dw_k - sum_i dw_i w_i), s = s_k
-// Score, with phi = exp(-mu^2 / (2 sd^2)) sqrt(2/pi), from d erf(u)/du = 2/sqrt(pi) exp(-u^2):
-//   dg/dmu = -phi / sd      dg/dsd = phi mu / sd^2      dsd/dvar = 1 / (2 sd)            (topk: dmu = dg)
+// Expected share of units that fire, mean of (1 - g_ns) / 2 over the N*K choices:       dg_ns -= l0_scale /
+// (2NK) Score, with phi = exp(-mu^2 / (2 sd^2)) sqrt(2/pi), from d erf(u)/du = 2/sqrt(pi) exp(-u^2):
+//   dg/dmu = -phi / sd      dg/dsd = phi mu / sd^2      dsd/dvar = rho^2 / (2 sd)        (topk: dmu = dg)
 // Inputs:        dx_n = sum_j dmu_nj m_j + 2 x dvar_nj v_j + sum of dslots over its slots (gather's backward)
 //
+// The weights of a loss's terms beside the cross-entropy: load balance, and the expected share.
+struct LossWeights {
+    float aux, l0;
+    LossWeights(float aux, float l0 = 0) : aux(aux), l0(l0) {}
+};
+
 // dx (N,C); dmu dvar (N,E); partial (blocks,2,E): sums over the block's tokens of dmu and dvar;
 // dweight (N,K); dslots (N*K,C)
 __global__ void router_backward_kernel(floatX* dx, Router r, float* dmu, float* dvar, float* partial,
                                        const floatX* dslots, const float* dweight, const floatX* x,
-                                       float aux_scale) {
+                                       LossWeights scales) {
     const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
     const int E = int(r.E), K = int(r.K), C = int(r.C);
     const size_t N = r.N, first = blockIdx.x * router_block + warp * router_tokens;
@@ -1635,20 +1657,21 @@ __global__ void router_backward_kernel(floatX* dx, Router r, float* dmu, float* 
             mean += e * float(r.begin[j + 1] - r.begin[j]);
         }
         sum = warp_sum<router_experts>(sum);
-        const float per_slot = aux_scale * E / (N * K) / N; // dp_nj = per_slot * (slots of expert j)
+        const float per_slot = scales.aux * E / (N * K) / N; // dp_nj = per_slot * (slots of expert j)
         mean = per_slot * warp_sum<router_experts>(mean) / sum;
         for (int k = 0; k < K; k++) mean_weight += dweight[n * K + k] * r.weight[n * K + k];
         for (int j = j0; j < E && inside; j += router_experts) {
             float dg = expf(g[j] - most) / sum * (per_slot * float(r.begin[j + 1] - r.begin[j]) - mean);
             for (int k = 0; k < K; k++)
-                if (r.choice[n * K + k] == j) dg += r.weight[n * K + k] * (dweight[n * K + k] - mean_weight);
+                if (r.choice[n * K + k] == j)
+                    dg += r.weight[n * K + k] * (dweight[n * K + k] - mean_weight) - scales.l0 / (2 * N * K);
             if (r.topk) {
                 dmu[n * E + j] = dg;
             } else {
                 const float sd = r.sd[n * E + j], z = r.mu[n * E + j] / sd;
                 const float phi = 0.79788456f * expf(-0.5f * z * z);
                 dmu[n * E + j] = dg * -phi / sd;
-                dvar[n * E + j] = dg * phi * z / sd / (2 * sd);
+                dvar[n * E + j] = dg * phi * z / sd * rho_of(r, j) * rho_of(r, j) / (2 * sd);
             }
         }
     }
@@ -1741,12 +1764,12 @@ __global__ void __launch_bounds__(statistics_threads)
 // Adds to r.dstatistics. dmu dvar: scratch (N,E); partial: scratch, the larger of (N / 32 rounded up, 2, E)
 // and (token_parts(N),2,E,C)
 void router_backward(floatX* dx, const Router& r, float* dmu, float* dvar, float* partial,
-                     const floatX* dslots, const float* dweight, const floatX* x, float aux_scale,
+                     const floatX* dslots, const float* dweight, const floatX* x, const LossWeights& scales,
                      cudaStream_t stream) {
     const size_t E = r.E, C = r.C, parts = token_parts(r.N);
     const unsigned blocks = blocks_for(r.N, router_block);
     router_backward_kernel<<<blocks, router_warps * warp_size, 0, stream>>>(dx, r, dmu, dvar, partial, dslots,
-                                                                            dweight, x, aux_scale);
+                                                                            dweight, x, scales);
     cuda_check(cudaGetLastError());
     const Statistics& ds = r.dstatistics;
     if (!r.topk) sum_partials({ds.mb, ds.vb}, partial, 1, blocks, 2 * E, E, true, stream);
@@ -1851,6 +1874,73 @@ __global__ void gather_kernel(floatX* out, const floatX* x, const int* token, si
 void gather(floatX* out, const floatX* x, const int* token, size_t slots, size_t C, cudaStream_t stream) {
     gather_kernel<<<blocks_for(slots * C / pack, 256), 256, 0, stream>>>(out, x, token, slots, C);
     cuda_check(cudaGetLastError());
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Scaled deviations (router_sd scaled; dev/cpu/router_sd.h): v_j takes the coordinates of an expert's rows
+// for independent of each other. How far off that is, is found on the tokens that chose j, and after each
+// step
+//   rho_j^2 = 0.99 rho_j^2 + 0.01 sum of variances of h over the D units / sum of (sd / rho)^2
+
+struct Variances {
+    double truth, estimate; // sums over slots
+};
+
+// One warp per slot: variances (N*K), h (N*K,D)
+__global__ void slot_variances_kernel(float2* variances, Router r, const floatX* h, int D) {
+    const size_t s = blockIdx.x * size_t(blockDim.x / warp_size) + threadIdx.x / warp_size, K = r.K;
+    const int lane = threadIdx.x % warp_size;
+    if (s >= r.N * K) return;
+    float sum = 0, squares = 0;
+    for (int c = lane * pack; c < D; c += run_channels) {
+        const Pack v = load_pack(h + s * D + c);
+#pragma unroll
+        for (int i = 0; i < pack; i++) sum += v[i];
+    }
+    const float mean = warp_sum(sum) / D;
+    for (int c = lane * pack; c < D; c += run_channels) {
+        const Pack v = load_pack(h + s * D + c);
+#pragma unroll
+        for (int i = 0; i < pack; i++) squares += (v[i] - mean) * (v[i] - mean);
+    }
+    squares = warp_sum(squares);
+    if (lane > 0) return;
+    const size_t n = r.token[s];
+    int j = 0; // whose slot it is
+    for (size_t k = 0; k < K; k++)
+        if (size_t(r.slot[n * K + k]) == s) j = r.choice[n * K + k];
+    const float sd = r.sd[n * r.E + j] / r.rho[j];
+    variances[s] = {squares / D, sd * sd};
+}
+// sums (E) += over the slots of each expert, a block for each
+__global__ void __launch_bounds__(256)
+    sum_variances_kernel(Variances* sums, const float2* variances, const int* begin) {
+    double truth = 0, estimate = 0;
+    for (int s = begin[blockIdx.x] + int(threadIdx.x); s < begin[blockIdx.x + 1]; s += 256) {
+        truth += variances[s].x;
+        estimate += variances[s].y;
+    }
+    truth = block_sum<256>(truth);
+    __syncthreads(); // the sums have been read
+    estimate = block_sum<256>(estimate);
+    if (threadIdx.x > 0) return;
+    sums[blockIdx.x].truth += truth;
+    sums[blockIdx.x].estimate += estimate;
+}
+// partial: scratch (N*K,2)
+void add_variances(Variances* sums, const Router& r, const floatX* h, size_t D, float* partial,
+                   cudaStream_t stream) {
+    slot_variances_kernel<<<blocks_for(r.N * r.K, 8), 8 * warp_size, 0, stream>>>((float2*)partial, r, h,
+                                                                                  int(D));
+    sum_variances_kernel<<<unsigned(r.E), 256, 0, stream>>>(sums, (const float2*)partial, r.begin);
+    cuda_check(cudaGetLastError());
+}
+
+// rho sums (count)
+__global__ void move_rho_kernel(float* rho, const Variances* sums, const Totals* totals, size_t count) {
+    const size_t j = blockIdx.x * size_t(blockDim.x) + threadIdx.x;
+    if (j >= count || !totals->finite() || sums[j].estimate <= 0) return; // nobody chose it
+    rho[j] = float(sqrt(0.99 * double(rho[j]) * rho[j] + 0.01 * sums[j].truth / sums[j].estimate));
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -2168,14 +2258,6 @@ __global__ void __launch_bounds__(1024)
 // but taken now and then. The random bits depend on the seed, the step and the place alone, so a run that
 // resumes makes the same bf16 weights from the master weights again, and only these have to be saved.
 
-// What a micro-batch adds up on the GPU, and a step over its micro-batches; the host reads a step's, once.
-struct Totals {
-    double loss, aux;
-    unsigned long long active; // units that fired, over all layers
-    double norm;               // of the gradient: a step's
-    unsigned long long stop;   // the signal that asked to stop, 0 for none
-};
-
 // squares (segments): the sum of squares of every segment of the numbers, of which the last may be shorter.
 __global__ void __launch_bounds__(256)
     segment_squares_kernel(double* squares, const float* numbers, size_t count) {
@@ -2200,14 +2282,21 @@ void segment_squares(double* squares, const float* numbers, size_t count, cudaSt
 
 // Adds the totals of the micro-batches of a step, and the squares of the segments of its gradient: norm =
 // sqrt(sum of squares). In one block, each in its order, wherever in `parts` it lies: order
-// (segments + micro_batches).
+// (segments + micro_batches). Behind the totals of a micro-batch lie its variances; all go to variances
+// (experts).
 __global__ void __launch_bounds__(1024)
-    step_totals_kernel(Totals* totals, const double* parts, const int* order, size_t segments,
-                       size_t micro_batches) {
+    step_totals_kernel(Totals* totals, Variances* variances, const double* parts, const int* order,
+                       size_t segments, size_t micro_batches, size_t experts) {
     double sum = 0;
 #pragma unroll 4
     for (size_t s = threadIdx.x; s < segments; s += 1024) sum += parts[order[s]];
     sum = block_sum<1024>(sum);
+    for (size_t i = 0; i < micro_batches; i++)
+        for (size_t j = threadIdx.x; j < experts; j += 1024) {
+            const Variances& v = ((const Variances*)((const Totals*)(parts + order[segments + i]) + 1))[j];
+            variances[j].truth += v.truth;
+            variances[j].estimate += v.estimate;
+        }
     if (threadIdx.x > 0) return;
     totals->norm = sqrt(sum);
     for (size_t i = 0; i < micro_batches; i++) {
@@ -2218,9 +2307,10 @@ __global__ void __launch_bounds__(1024)
         if (micro.stop > totals->stop) totals->stop = micro.stop;
     }
 }
-void step_totals(Totals* totals, const double* parts, const int* order, size_t segments, size_t micro_batches,
-                 cudaStream_t stream) {
-    step_totals_kernel<<<1, 1024, 0, stream>>>(totals, parts, order, segments, micro_batches);
+void step_totals(Totals* totals, Variances* variances, const double* parts, const int* order, size_t segments,
+                 size_t micro_batches, size_t experts, cudaStream_t stream) {
+    step_totals_kernel<<<1, 1024, 0, stream>>>(totals, variances, parts, order, segments, micro_batches,
+                                               experts);
     cuda_check(cudaGetLastError());
 }
 
@@ -2285,13 +2375,12 @@ struct AdamW {
 };
 
 // weights master gradients m v (count), of the whole block those from `first` on, count a multiple of 32;
-// decays (count/32): whether the tensor that these 32 belong to decays. A step whose totals are not finite
-// changes nothing; the host will say so.
+// decays (count/32): whether the tensor that these 32 belong to decays.
 __global__ void update_kernel(floatX* weights, float* master, const float* gradients, float* m, float* v,
                               const uint8_t* decays, const Totals* totals, AdamW a, float fix_1, float fix_2,
                               uint64_t key, size_t first, size_t count) {
     const size_t i = (blockIdx.x * size_t(blockDim.x) + threadIdx.x) * pack;
-    if (i >= count || !std::isfinite(totals->norm + totals->loss + totals->aux)) return;
+    if (i >= count || !totals->finite()) return;
     const float norm = float(totals->norm), scale = a.clip > 0 && norm > a.clip ? a.clip / norm : 1;
     const float decay = decays[i / 32] ? a.weight_decay : 0;
     const Pack g = load_pack(gradients + i);
@@ -2569,7 +2658,8 @@ struct Experts {
     uint8_t* mask;                 // (slots, mask_stride bits), relu when fused
     floatX *dh, *db;               // (slots,D) (E,D) scratch of the backward pass
     float* partial;                // (bias_parts(slots,E), max(C,D)) likewise
-    // Of a dense layer, which then is never fused
+    bool keeps_h;                  // pre-activations are wanted of relu, too: then it is not fused
+    // Of a dense layer, which then is not fused either
     bool geglu, solu;
     Linear to_gate;       // geglu: from x to what goes through gelu
     floatX *gate, *dgate; // (slots,D) its output; scratch
@@ -2603,7 +2693,7 @@ struct Experts {
                                 : CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
         if (activated)
             set_aux(p, first);
-        else if (!relu)
+        else if (!relu || keeps_h)
             p.out = h + first * D;
         return p;
     }
@@ -2627,7 +2717,7 @@ struct Experts {
 // The units of an expert's rows, and the way back from dz to dh, where the library has not done it.
 inline void units_forward(Gpu& gpu, const Experts& e, size_t j, size_t first, size_t rows) {
     const cudaStream_t stream = gpu.branch(j).stream;
-    floatX *z = e.z + first * e.D, *h = e.relu ? z : e.h + first * e.D;
+    floatX *z = e.z + first * e.D, *h = e.relu && !e.keeps_h ? z : e.h + first * e.D;
     if (e.geglu) {
         linear_forward(gpu, e.gate, e.x, e.to_gate);
         geglu_forward(z, e.gate, h, rows * e.D, stream);
@@ -2735,7 +2825,7 @@ inline void experts_backward(Gpu& gpu, const Experts& e) {
 // Whether cuBLASLt has the fused epilogues for these experts, `rows` tokens each: of the forward and the
 // backward pass, since only it knows how its mask lies in memory.
 inline bool fused_epilogues(Gpu& gpu, Experts e, size_t rows) {
-    if (e.geglu || e.solu) return false;
+    if (e.geglu || e.solu || e.keeps_h) return false;
     floatX* const anywhere = (floatX*)16; // pointers are not followed, but must be there
     e.x = e.dy = e.h = e.z = e.dh = e.db = anywhere;
     e.mask = (uint8_t*)anywhere;
@@ -3008,6 +3098,7 @@ struct StepSums {
     explicit StepSums(const SumsLayout& l) : layout(l), parts(l.doubles()), order(l.order.size()) {
         order.upload(l.order.data(), l.order.size());
     }
+    // Of a micro-batch; its variances lie behind them.
     Totals* totals(size_t micro_batch) const { return (Totals*)(parts.data + layout.totals_of(micro_batch)); }
 };
 
@@ -3041,6 +3132,7 @@ struct Activations {
     floatX* logits;                  // (N,Vp), in the backward pass its gradient
     float* losses;                   // (N)
     Totals* totals;                  // of the step
+    Variances* variances;            // (L,E) of the step; router_sd scaled only
     float* hidden_nan;               // 0, or NaN where relu would hide one among the weights: find_nan()
     // scratch, used by one layer at a time
     floatX* proj;                          // (N,C)
@@ -3084,8 +3176,12 @@ inline size_t Shape::partial() const {
                      bias_parts(N * K, E) * std::max(3 * C, D),                  // bias_backward
                      (N / places_per_chunk + std::min(N, c.vocab_size) + 1) * C, // embedding_backward
                      blocks_for(N, router_block) * 2 * E,                        // router forward, backward
+                     c.scaled() ? N * K * 2 : 0,                                 // add_variances
                      token_parts(N) * 2 * E * C});                               // and its statistics
 }
+
+// Experts whose deviations are scaled.
+inline size_t scaled_experts(const Config& c) { return c.scaled() ? c.n_layer * c.n_expert : 0; }
 
 // Lists every activation with its number of elements. Arrays that a layer may compute again are shared by all
 // layers: visited once, for the first.
@@ -3097,6 +3193,7 @@ template <class Visit> void for_each_activation(const Shape& s, Activations& a, 
     auto each = [&](size_t count, auto*&... arrays) { (visit(arrays, count), ...); };
     a.h.resize(c.n_layer);
     each(1, a.totals);
+    each(scaled_experts(c), a.variances);
     each(1, a.hidden_nan);
     each(N * C, a.embedded);
     for (size_t l = 0; l < c.n_layer; l++) {
@@ -3113,7 +3210,7 @@ template <class Visit> void for_each_activation(const Shape& s, Activations& a, 
         each(N * c.n_head, h.lse);
         if (l == 0 || s.recompute < 1) {
             each(N * K * D, h.z);
-            if (!c.relu()) each(N * K * D, h.h);
+            if (!c.relu() || c.scaled()) each(N * K * D, h.h);
             if (c.relu() && s.fused) each(mask_bytes, h.mask);
             if (c.geglu()) each(N * D, h.gate);
             if (c.solu()) each(N * D, h.u);
@@ -3129,6 +3226,7 @@ template <class Visit> void for_each_activation(const Shape& s, Activations& a, 
         Router& r = h.router;
         each(E * C, r.statistics.m, r.statistics.v);
         each(E, r.statistics.mb, r.statistics.vb);
+        if (c.scaled()) each(E, r.rho);
         each(N * E, r.mu, r.sd, r.g);
         each(N * K, r.choice, r.slot, r.token);
         each(N * K, r.weight);
@@ -3222,6 +3320,7 @@ struct Model {
     Parameters<float> g{}; // all null where there is no backward pass
     Activations a{};
     Totals* totals = nullptr;                  // where forward() adds: to the step's, or its micro-batch's
+    Variances* variances = nullptr;            // likewise
     size_t B = 0, T = 0;                       // of the last batch
     int *tokens = nullptr, *targets = nullptr; // (B,T) (B,T) of `batch`
     int* whole_batch = nullptr;                // (2) 0 and N: the rows of a layer without experts
@@ -3257,7 +3356,7 @@ struct Model {
             const Sharing& sharing = exchange.sharing;
             pieces = pieces_of_table(config, table, sharing);
             exchange.received = Block<float>(largest_exchange(pieces, sharing));
-            sums = StepSums({config, table, sharing, sizeof(Totals) / sizeof(double)});
+            sums = StepSums({config, table, sharing, totals_bytes() / sizeof(double)});
             const size_t state = state_elements(pieces);
             if (!std::is_same_v<floatX, float>) master = Block<float>(state);
             gradients = Block<float>(count);
@@ -3284,6 +3383,7 @@ struct Model {
             place += round_up(elements * sizeof *pointer, 256);
         });
         totals = a.totals;
+        variances = a.variances;
         dstatistics = Block<float>(training ? config.n_layer * statistics_elements(config) : 0);
         float* d = dstatistics.data;
         for (LayerActivations& h : a.h) {
@@ -3337,6 +3437,8 @@ struct Model {
     float* master_weights(const Piece& piece) {
         return master.count ? master.data + piece.state : (float*)weights.data + piece.updated.begin;
     }
+    // Totals and variances of a micro-batch.
+    size_t totals_bytes() const { return sizeof(Totals) + scaled_experts(config) * sizeof(Variances); }
     // whole_batch, tokens, targets, order, token; chunk_begin and token_begin
     static size_t batch_ints(size_t N) { return 2 + 4 * N + 2 * (N + 1); }
 
@@ -3406,6 +3508,7 @@ struct Model {
         e.dh = a.dh;
         e.db = a.db;
         e.partial = a.partial;
+        e.keeps_h = config.scaled();
         e.geglu = config.geglu();
         e.solu = config.solu();
         e.to_gate = {p.gate_weight, p.gate_bias, d.gate_weight, d.gate_bias, B * T, e.C, e.D};
@@ -3505,8 +3608,10 @@ inline void find_hidden_nan(Model& model) {
 inline void refresh_statistics(Model& model, size_t l) {
     const Config& c = model.config;
     const LayerParameters<floatX>& w = model.w.h[l];
-    const Statistics& s = model.a.h[l].router.statistics;
+    const Router& r = model.a.h[l].router;
+    const Statistics& s = r.statistics;
     model.gpu.mark("expert_statistics_forward");
+    if (c.scaled()) to_fp32(r.rho, w.rho, c.n_expert, false, model.gpu.stream);
     if (c.topk())
         router_weights_forward(s, w.router, c.n_expert, c.n_embd, model.gpu.stream);
     else
@@ -3581,6 +3686,9 @@ inline void forward(Model& model, float gradient_scale = 0, float share = 1) {
             count_active(&model.totals->active, experts.solu ? experts.u : experts.z,
                          experts.all_masked() ? (const uint4*)experts.mask : nullptr,
                          experts.slots() * experts.D, gpu.marked("count_active"));
+        if (c.scaled() && gradient_scale != 0)
+            add_variances(model.variances + l * c.n_expert, model.router(l), experts.h, experts.D, a.partial,
+                          gpu.marked("add_variances"));
         x = h.out;
     }
     gpu.mark("head");
@@ -3597,13 +3705,14 @@ inline void forward(Model& model, float gradient_scale = 0, float share = 1) {
 
 // ---------------------------------------------------------------------------------------------------------
 // 7. Backward: after forward() with a gradient_scale, adds to model.gradients the gradient of gradient_scale
-// * (mean cross-entropy + aux_weight * sum over layers of aux), but for the part that goes through the expert
-// statistics, which finish_gradients() adds once per step.
+// * (mean cross-entropy + weights * sums over layers of aux and of the expected share), but for the part that
+// goes through the expert statistics, which finish_gradients() adds once per step.
 // ---------------------------------------------------------------------------------------------------------
 
-// aux_scale: gradient_scale * aux_weight. layer_done(1 + l), and at the end layer_done(0) for the embeddings:
+// scales: times gradient_scale. layer_done(1 + l), and at the end layer_done(0) for the embeddings:
 // nothing more is added to these gradients; what has to be done with them goes on beside the other layers.
-inline void backward(Model& model, float aux_scale, const std::function<void(size_t)>& layer_done = nullptr) {
+inline void backward(Model& model, const LossWeights& scales,
+                     const std::function<void(size_t)>& layer_done = nullptr) {
     const Config& c = model.config;
     const size_t B = model.B, T = model.T, N = B * T, C = c.n_embd, Vp = model.shape().padded_vocab();
     Activations& a = model.a;
@@ -3641,7 +3750,7 @@ inline void backward(Model& model, float aux_scale, const std::function<void(siz
         if (model.recompute >= 1) experts_encode(gpu, experts);
         experts_backward(gpu, experts);
         if (c.moe())
-            router_backward(a.dln, router, a.dmu, a.dvar, a.partial, experts.dx, a.dweight, h.ln_2, aux_scale,
+            router_backward(a.dln, router, a.dmu, a.dvar, a.partial, experts.dx, a.dweight, h.ln_2, scales,
                             gpu.marked("router_backward"));
         layernorm_backward(a.dresidual, g.h[l].c_proj_bias, model.norm_2(l), a.dln, h.mid, a.partial,
                            gpu.marked("layernorm_backward ln_2"));
@@ -3731,6 +3840,19 @@ inline void gather_weights(Model& model, size_t layer) {
     cuda_check(cudaEventRecord(exchange.gathered[layer].get(), stream));
 }
 
+// What this GPU updates of the factors of layer l; they have no gradient, and update_kernel leaves them.
+inline void move_rho(Model& model, size_t l) {
+    const size_t E = model.config.n_expert, first = size_t(model.w.h[l].rho - model.weights.data);
+    for (const Piece& p : model.pieces) {
+        const size_t begin = std::max(p.updated.begin, first), end = std::min(p.updated.end, first + E);
+        if (begin >= end) continue;
+        move_rho_kernel<<<blocks_for(end - begin, 256), 256, 0, model.gpu.stream>>>(
+            model.master_weights(p) + (begin - p.updated.begin), model.a.variances + l * E + (begin - first),
+            model.a.totals, end - begin);
+        cuda_check(cudaGetLastError());
+    }
+}
+
 // Step t = 1, 2, ... from the gradients, which finish_gradients() has left, to weights that are the same on
 // all GPUs.
 inline void update(Model& model, const AdamW& adam, uint64_t t, uint64_t seed) {
@@ -3741,12 +3863,13 @@ inline void update(Model& model, const AdamW& adam, uint64_t t, uint64_t seed) {
     model.gpu.mark("gradient_norm");
     exchange.join(stream);
     exchange.spread(sums.parts.data, sizeof(double), exchange.everyone(sums.layout.of_place), stream);
-    step_totals(totals, sums.parts.data, sums.order.data, sums.layout.segments, sums.layout.micro_batches,
-                stream);
+    step_totals(totals, model.a.variances, sums.parts.data, sums.order.data, sums.layout.segments,
+                sums.layout.micro_batches, scaled_experts(model.config), stream);
     const float fix_1 = float(1 / (1 - std::pow(double(adam.beta_1), double(t)))),
                 fix_2 = float(1 / (1 - std::pow(double(adam.beta_2), double(t))));
     model.gpu.mark("update");
     for (size_t layer = 0; layer <= model.config.n_layer; layer++) { // as the next forward pass needs them
+        if (layer > 0 && model.config.scaled()) move_rho(model, layer - 1);
         for (const Piece& p : model.pieces) {
             const size_t first = p.updated.begin, count = p.updated.count();
             if (p.layer != layer || count == 0) continue;
@@ -3799,7 +3922,7 @@ inline void load_state(Model& model, float* state, const SafeTensorsFile& file, 
         for (const Tensor& t : model.table) {
             const size_t begin = std::max(p.updated.begin, t.offset),
                          end = std::min(p.updated.end, t.offset + t.count);
-            if (begin >= end) continue;
+            if (begin >= end || !t.trained) continue;
             host.resize(end - begin);
             read_floats(*file.find(prefix + t.name), host.data(), begin - t.offset, host.size());
             cuda_check(cudaMemcpy(state + p.state + (begin - p.updated.begin), host.data(),
@@ -3901,6 +4024,8 @@ inline std::string measure_choices(Model& model, Flags& flags) {
 
 inline void zero_totals(Model& model) {
     cuda_check(cudaMemsetAsync(model.a.totals, 0, sizeof(Totals), model.gpu.stream));
+    if (const size_t experts = scaled_experts(model.config))
+        cuda_check(cudaMemsetAsync(model.a.variances, 0, experts * sizeof(Variances), model.gpu.stream));
 }
 // Waits for the GPU.
 inline Totals read_totals(Model& model) {
@@ -3929,11 +4054,13 @@ inline void compute_gradients(Model& model, Run& run, Ranks& ranks, std::vector<
             run.train->will_need(run.train->position + (micro + lanes.places()) * run.B, run.B);
             upload_batch(model, tokens.data(), targets.data(), run.B, run.T, true);
             model.totals = model.sums.totals(micro);
-            cuda_check(cudaMemsetAsync(model.totals, 0, sizeof(Totals), model.gpu.stream));
+            model.variances = (Variances*)(model.totals + 1);
+            cuda_check(cudaMemsetAsync(model.totals, 0, model.totals_bytes(), model.gpu.stream));
             ranks.at(t, Phase::forward);
             forward(model, share, share);
             ranks.at(t, Phase::backward);
-            backward(model, share * float(run.flags.aux_weight), [&](size_t layer) {
+            const LossWeights scales(share * float(run.flags.aux_weight), share * float(run.l0_weight));
+            backward(model, scales, [&](size_t layer) {
                 if (micro != micro_batches.back()) return;
                 finish_layer(model, layer);
                 if (order.size() == 1) reduce_layer(model, layer); // while the layers below it are computed
@@ -3946,6 +4073,7 @@ inline void compute_gradients(Model& model, Run& run, Ranks& ranks, std::vector<
     for (size_t layer = layers; order.size() > 1 && layer-- > 0;) reduce_layer(model, layer);
     run.train->position += run.accumulate * run.B;
     model.totals = model.a.totals;
+    model.variances = model.a.variances;
 }
 
 inline StepResult train_step(Model& model, Run& run, Ranks& ranks, std::vector<int32_t>& tokens,
@@ -3963,8 +4091,12 @@ inline StepResult train_step(Model& model, Run& run, Ranks& ranks, std::vector<i
     update(model, adam, t, uint64_t(run.flags.seed));
     const Totals totals = read_totals(model);
     const double slots = run.tokens_per_step() * double(run.config.n_layer);
-    return {totals.loss, totals.aux, totals.norm, model.count_units ? double(totals.active) / slots : NAN,
-            int(totals.stop)};
+    const StepResult result = {totals.loss, totals.aux, totals.norm,
+                               model.count_units ? double(totals.active) / slots : NAN, int(totals.stop)};
+    if (run.flags.l0_target > 0 && result.finite())
+        run.l0_weight =
+            next_l0_weight(run.l0_weight, result.l0, run.flags.l0_target, int64_t(t), run.schedule.warmup);
+    return result;
 }
 
 // Mean loss of a batch, without gradients.
@@ -4215,7 +4347,7 @@ inline int train(Model& model, Run& run, Ranks& ranks, Options& options, Flags& 
     // Units are counted in every step where rank 0 draws every line.
     const bool every_line = engine.add({ranks.rank == 0 && escapes_wanted(1) ? 1.0 : 0.0})[0] > 0;
     engine.step = [&](uint64_t t, double lr) {
-        model.count_units = every_line || step_line_stays(run, int64_t(t));
+        model.count_units = every_line || run.flags.l0_target > 0 || step_line_stays(run, int64_t(t));
         return train_step(model, run, ranks, tokens, targets, t, lr);
     };
     engine.loss = [&](const int32_t* x, const int32_t* y, size_t B) {

@@ -51,6 +51,7 @@ decltype(attention_backward) attention_backward = cpu::attention_backward;
 decltype(expert_statistics_forward) expert_statistics_forward = cpu::expert_statistics_forward;
 decltype(balance_forward) balance_forward = cpu::balance_forward;
 decltype(balance_backward) balance_backward = cpu::balance_backward;
+decltype(expected_share_backward) expected_share_backward = cpu::expected_share_backward;
 decltype(dispatch) dispatch = cpu::dispatch;
 decltype(gather) gather = cpu::gather;
 decltype(gather_backward) gather_backward = cpu::gather_backward;
@@ -73,14 +74,21 @@ void expert_statistics_backward(double* dw_enc, double* db_enc, const double* dm
 }
 void router_backward(double* dx, double* dm, double* dv, double* dmb, double* dvb, double* dmu, double* dvar,
                      double* scratch, const double* dg, const double* x, const double* mu, const double* sd,
-                     const double* m, const double* v, size_t N, size_t E, size_t C) {
-    cpu::router_backward(dx, {dm, dv, dmb, dvb, dmu, dvar}, dg, x, {m, v, nullptr, nullptr, mu, sd}, scratch,
-                         N, E, C);
+                     const double* m, const double* v, const double* rho, size_t N, size_t E, size_t C) {
+    cpu::router_backward(dx, {dm, dv, dmb, dvb, dmu, dvar}, dg, x, {m, v, nullptr, nullptr, mu, sd, rho},
+                         scratch, N, E, C);
 }
 
 void router_forward(double* g, double* mu, double* sd, const double* x, const double* m, const double* v,
-                    const double* mb, const double* vb, size_t N, size_t E, size_t C) {
-    cpu::router_forward(g, mu, sd, x, m, v, mb, vb, N, E, C);
+                    const double* mb, const double* vb, const double* rho, size_t N, size_t E, size_t C) {
+    cpu::router_forward(g, mu, sd, x, m, v, mb, vb, N, E, C, rho);
+}
+void add_variances(double* sums, const double* h, const double* sd, const double* rho, const int32_t* begin,
+                   const int32_t* token, size_t E, size_t D) {
+    cpu::add_variances((cpu::Variances*)sums, h, sd, rho, begin, token, E, D);
+}
+void move_rho(double* rho, const double* sums, size_t E) {
+    cpu::move_rho(rho, (const cpu::Variances*)sums, E);
 }
 void choice_forward(int32_t* choice, double* weight, const double* g, size_t N, size_t E, size_t K) {
     cpu::choice_forward(choice, weight, g, N, E, K);
@@ -118,7 +126,7 @@ void multiply(double* out, const double* a, const double* b, size_t M, size_t N,
 
 Results train(const Config& config, const std::vector<float>& weights, const std::vector<int32_t>& tokens,
               const std::vector<int32_t>& targets, size_t micros, size_t B, size_t T, size_t steps, double lr,
-              double aux_weight, double clip, double weight_decay) {
+              double aux_weight, double l0_weight, double clip, double weight_decay) {
     const size_t N = B * T, E = config.n_expert, K = config.n_expert_active;
     cpu::Model model(config, B, T);
     std::copy(weights.begin(), weights.end(), model.weights.data);
@@ -139,7 +147,7 @@ Results train(const Config& config, const std::vector<float>& weights, const std
             const cpu::Losses losses =
                 cpu::forward(model, &tokens[i * N], &targets[i * N], B, T, 1.0 / micros);
             mean.loss += losses.loss / micros, mean.aux += losses.aux / micros;
-            cpu::backward(model, aux_weight / micros);
+            cpu::backward(model, {aux_weight / micros, l0_weight / micros});
         }
         if (step == 0) {
             r.loss = mean.loss, r.aux = mean.aux;
@@ -148,6 +156,7 @@ Results train(const Config& config, const std::vector<float>& weights, const std
         r.losses.push_back(mean.loss);
         const double norm = cpu::gradient_norm(model);
         cpu::update(model, adam, step + 1, clip > 0 && norm > clip ? clip / norm : 1);
+        cpu::update_running(model, 0);
     }
     r.weights.assign(model.weights.data, model.weights.data + model.weights.count);
     return r;

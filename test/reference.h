@@ -56,11 +56,12 @@ void expert_statistics_backward(double* dw_enc, double* db_enc, const double* dm
                                 const double* dmb, const double* dvb, const double* w_enc,
                                 const double* b_enc, const double* m, const double* mb, size_t E, size_t D,
                                 size_t C);
+// rho (E) may be null
 void router_forward(double* g, double* mu, double* sd, const double* x, const double* m, const double* v,
-                    const double* mb, const double* vb, size_t N, size_t E, size_t C);
+                    const double* mb, const double* vb, const double* rho, size_t N, size_t E, size_t C);
 void router_backward(double* dx, double* dm, double* dv, double* dmb, double* dvb, double* dmu, double* dvar,
                      double* scratch, const double* dg, const double* x, const double* mu, const double* sd,
-                     const double* m, const double* v, size_t N, size_t E, size_t C);
+                     const double* m, const double* v, const double* rho, size_t N, size_t E, size_t C);
 void choice_forward(int32_t* choice, double* weight, const double* g, size_t N, size_t E, size_t K);
 void choice_backward(double* dg, const double* dweight, const double* weight, const int32_t* choice, size_t N,
                      size_t E, size_t K);
@@ -68,6 +69,8 @@ extern double (*const balance_forward)(double* p, double* mean, const double* g,
                                        size_t N, size_t E, size_t K);
 extern void (*const balance_backward)(double* dg, const double* p, const int32_t* begin, double scale,
                                       size_t N, size_t E, size_t K);
+extern void (*const expected_share_backward)(double* dg, const int32_t* choice, double scale, size_t N,
+                                             size_t E, size_t K); // penalty.h
 extern void (*const dispatch)(int32_t* begin, int32_t* slot, int32_t* token, const int32_t* choice, size_t N,
                               size_t E, size_t K);
 extern void (*const gather)(double* out, const double* x, const int32_t* token, size_t slots, size_t C);
@@ -78,6 +81,11 @@ extern void (*const combine_forward)(double* out, const double* x, const double*
 extern void (*const combine_backward)(double* dy, double* dweight, const double* dout, const double* y,
                                       const double* weight, const int32_t* slot, size_t N, size_t K,
                                       size_t C);
+
+// router_sd.h: what the slots of each expert add to sums (E,2), and the factors (E) after a step with them
+void add_variances(double* sums, const double* h, const double* sd, const double* rho, const int32_t* begin,
+                   const int32_t* token, size_t E, size_t D);
+void move_rho(double* rho, const double* sums, size_t E);
 
 struct Experts { // moe.h's, without scratch; no zeros are skipped
     size_t E, D, C;
@@ -105,7 +113,7 @@ struct Results {
 // weights as the tensor table lays them out; tokens targets (micros,B,T); lr constant; clip 0: none
 Results train(const Config& config, const std::vector<float>& weights, const std::vector<int32_t>& tokens,
               const std::vector<int32_t>& targets, size_t micros, size_t B, size_t T, size_t steps, double lr,
-              double aux_weight, double clip, double weight_decay);
+              double aux_weight, double l0_weight, double clip, double weight_decay);
 
 // What the feed-forward layers do with a batch: (L) of each.
 struct LayerUnits {

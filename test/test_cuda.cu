@@ -17,6 +17,8 @@ constexpr double relu_tolerance = fp32 ? 1e-4 : 0.15;
 struct Case {
     const char *name, *ffn, *act, *router;
     size_t E = 4, K = 2, NH = 2, C = 64, D = 128, T = 70, V = 61;
+    const char* router_sd = "diagonal";
+    double l0 = 0; // weight of the expected share of units that fire
 };
 static const std::vector<Case> cases = {
     {"moe relu sparsity", "moe", "relu", "sparsity"},
@@ -27,6 +29,8 @@ static const std::vector<Case> cases = {
     {"dense relu", "dense", "relu", "sparsity"},
     {"dense geglu", "dense", "geglu", "sparsity"},
     {"dense solu", "dense", "solu", "sparsity", 4, 2, 2, 64, 132},
+    {"moe scaled, expected share", "moe", "relu", "sparsity", 4, 2, 2, 64, 128, 70, 61, "scaled", 0.5},
+    {"moe gelu scaled", "moe", "gelu", "sparsity", 4, 2, 2, 64, 128, 70, 61, "scaled"},
     {"moe sparsity K = 1", "moe", "relu", "sparsity", 3, 1},
     {"moe sparsity K = E", "moe", "relu", "sparsity", 3, 3},
     {"moe topk K = 1", "moe", "gelu", "topk", 3, 1},
@@ -39,6 +43,7 @@ static Config config_of(const Case& v) {
     Config c;
     c.n_layer = 2, c.n_head = v.NH, c.n_embd = v.C, c.block_size = v.T, c.vocab_size = v.V, c.d_expert = v.D;
     c.ffn = v.ffn, c.act = v.act, c.router = v.router, c.n_expert = v.E, c.n_expert_active = v.K;
+    c.router_sd = v.router_sd;
     return c;
 }
 
@@ -56,6 +61,7 @@ template <class T> static double difference(const T* got, const double* expected
 struct Setting {
     Config c;
     size_t micros = 2, B = 2, T;
+    double l0 = 0;
     std::vector<float> weights; // as the build can represent them
     std::vector<int32_t> tokens, targets;
     reference::Results expected;
@@ -81,6 +87,7 @@ static Setting setting_of(const Case& v, uint64_t seed, size_t T, bool decided) 
     Setting s;
     s.c = config_of(v);
     s.T = T;
+    s.l0 = v.l0;
     const std::vector<Tensor> table = tensor_table(s.c);
     s.weights.resize(block_elements(table));
     init_parameters(s.c, table, s.weights.data(), seed);
@@ -106,7 +113,7 @@ static Setting setting_of(const Case& v, uint64_t seed, size_t T, bool decided) 
 }
 static void compute_expected(Setting& s, size_t n_steps) {
     s.expected = reference::train(s.c, s.weights, s.tokens, s.targets, s.micros, s.B, s.T, n_steps, rate,
-                                  aux_weight, clip, decay);
+                                  aux_weight, s.l0, clip, decay);
 }
 
 // Numbers laid out as the reference has them, on the GPU, where wte has rows behind the vocabulary.
@@ -140,6 +147,7 @@ static bool empty_behind_vocabulary(Model& model) {
 struct Step {
     Totals totals;
     std::vector<float> logits, gradients;
+    std::vector<double> variances; // of scaled routers
     std::vector<int> choice;
 };
 // One step's gradients; the logits and choices are those of the first micro-batch.
@@ -164,10 +172,14 @@ static Step one_step(Model& model, const Setting& s) {
     for (size_t micro = 0; micro < s.micros; micro++) {
         upload_batch(model, &s.tokens[micro * N], &s.targets[micro * N], s.B, s.T, true);
         forward(model, share, share);
-        backward(model, share * float(aux_weight));
+        backward(model, {share * float(aux_weight), share * float(s.l0)});
     }
     finish_gradients(model);
     run.totals = read_totals(model);
+    run.variances.resize(2 * scaled_experts(s.c));
+    if (!run.variances.empty())
+        cuda_check(cudaMemcpy(run.variances.data(), model.a.variances, run.variances.size() * sizeof(double),
+                              cudaMemcpyDeviceToHost));
     run.gradients.resize(model.gradients.count);
     model.gradients.download(run.gradients.data(), run.gradients.size());
     return run;
@@ -213,6 +225,18 @@ static void check_against_reference(const Setting& s, const char* name, double t
         update(model, adam, step + 1, 1);
     }
     check(empty_behind_vocabulary(model), "%s: the vocabulary's padding is not empty", name);
+    for (size_t i = 0; i < plain.size(); i++) { // what no gradient moves
+        const Tensor& t = model.table[i];
+        if (t.trained) continue;
+        std::vector<float> now(t.count);
+        cuda_check(cudaMemcpy(now.data(), model.master_weights(model.pieces[0]) + t.offset, t.count * 4,
+                              cudaMemcpyDeviceToHost));
+        const double* after = &expected.weights[plain[i].offset];
+        const double d = difference(now.data(), after, t.count);
+        const double moved = difference(&s.weights[plain[i].offset], after, t.count);
+        check(d <= (fp32 ? 1e-5 : 1e-2) && d < moved / 4, "%s: %s differs by %.2g, it moved by %.2g", name,
+              t.name.c_str(), d, moved);
+    }
     if (getenv("MOEX_TEST_VERBOSE"))
         printf("%-56s T %3zu  tie %.4f  logits %.1e  gradients %.1e\n", name, s.T, closest_tie(s), logits,
                worst);
@@ -236,7 +260,8 @@ static void check_against_itself(const Setting& s, const char* name) {
         check(runs.back().totals.loss == runs[0].totals.loss && runs.back().totals.aux == runs[0].totals.aux,
               "%s, recompute %d: another loss", name, recompute);
         check(memcmp(runs.back().gradients.data(), runs[0].gradients.data(), runs[0].gradients.size() * 4) ==
-                  0,
+                      0 &&
+                  runs.back().variances == runs[0].variances,
               "%s, recompute %d: other gradients", name, recompute);
     }
 }

@@ -147,7 +147,8 @@ static void check_sums(Exchange& exchange) {
             segment_squares(squares + p.squares, gradients.data + p.owned.begin, p.owned.count(), s.stream);
         }
         all.spread(step.parts.data, sizeof(double), all.everyone(step.layout.of_place), s.stream);
-        step_totals(totals.data, step.parts.data, step.order.data, step.layout.segments, A, s.stream);
+        step_totals(totals.data, nullptr, step.parts.data, step.order.data, step.layout.segments, A, 0,
+                    s.stream);
         result[alone] = downloaded(totals)[0];
     }
     check(memcmp(&result[0], &result[1], sizeof(Totals)) == 0 && result[0].norm > 0 && result[0].stop == 15,

@@ -540,17 +540,23 @@ static const std::vector<RouterCase> router_cases = {
 };
 
 // Statistics such that mu and sd are of the order of 1 for x of that order. Experts 2i and 2i + 1 have the
-// same bias: for x = 0 their scores tie.
+// same bias and factor: for x = 0 their scores tie.
+enum Kind { sparsity, scaled, topk };
+const char* const kind_names[] = {"sparsity", "scaled", "topk"};
+
 struct RouterStatistics {
-    Array<float> m, v, mb, vb;
-    bool topk;
-    RouterStatistics(size_t E, size_t C, bool topk)
+    Array<float> m, v, mb, vb, factors;
+    bool topk, scaled;
+    RouterStatistics(size_t E, size_t C, Kind kind)
         : m(normals<float>(E * C, 1 / std::sqrt(double(C)))), v(variances(E * C, 1.0 / C)),
-          mb(normals<float>(E, 0.5)), vb(variances(E, 0.5)), topk(topk) {
-        for (size_t j = 1; j < E; j += 2)
-            mb.initial[j] = mb.initial[j - 1], vb.initial[j] = vb.initial[j - 1];
-        mb.restore(), vb.restore();
+          mb(normals<float>(E, 0.5)), vb(variances(E, 0.5)), factors(normals<float>(E, 0.2, 1.5)),
+          topk(kind == Kind::topk), scaled(kind == Kind::scaled) {
+        for (Array<float>* a : {&mb, &vb, &factors}) {
+            for (size_t j = 1; j < E; j += 2) a->initial[j] = a->initial[j - 1];
+            a->restore();
+        }
     }
+    float* rho() const { return scaled ? (float*)factors : nullptr; }
     // A topk router has rows only.
     Statistics statistics() const {
         return topk ? Statistics{m, nullptr, nullptr, nullptr} : Statistics{m, v, mb, vb};
@@ -566,23 +572,23 @@ struct RouterScores {
             reference::linear_forward(g.data(), x.data(), s.m.before().data(), nullptr, N, C, E);
         else
             reference::router_forward(g.data(), mu.data(), sd.data(), x.data(), s.m.before().data(),
-                                      s.v.before().data(), s.mb.before().data(), s.vb.before().data(), N, E,
-                                      C);
+                                      s.v.before().data(), s.mb.before().data(), s.vb.before().data(),
+                                      s.scaled ? s.factors.before().data() : nullptr, N, E, C);
     }
 };
 
-static void test_router_forward(Gpu& gpu, const RouterCase& c, bool topk) {
+static void test_router_forward(Gpu& gpu, const RouterCase& c, Kind kind) {
     const size_t N = c.N, E = c.E, K = c.K, C = c.C;
-    const std::string what =
-        strf("router_forward %s N %zu E %zu K %zu C %zu", topk ? "topk" : "sparsity", N, E, K, C);
-    const RouterStatistics s(E, C, topk);
+    const std::string what = strf("router_forward %s N %zu E %zu K %zu C %zu", kind_names[kind], N, E, K, C);
+    const RouterStatistics s(E, C, kind);
+    const bool topk = s.topk;
     Array<floatX> x = normals<floatX>(N * C);
     if (N > 1) std::fill_n(x.initial.begin(), C, floatX(0.0f)), x.restore(); // a row of ties
     const Array<float> mu(N * E), sd(N * E), g(N * E), weight(N * K), sum_p(E);
     const Array<float> partial(blocks_for(N, router_block) * E);
     const Array<int> choice(N * K);
-    Router router = {N,  E, K,      C,      topk,    s.statistics(), {},     mu,
-                     sd, g, choice, weight, nullptr, nullptr,        nullptr};
+    Router router = {N,  E, K,      C,      topk,    s.statistics(), {},      mu,
+                     sd, g, choice, weight, nullptr, nullptr,        nullptr, s.rho()};
     run(
         what, [&] { router_forward(router, sum_p, partial, x, gpu.stream); }, mu, sd, g, choice, weight,
         sum_p, partial);
@@ -614,11 +620,11 @@ static void test_router_forward(Gpu& gpu, const RouterCase& c, bool topk) {
     compare(what + " aux", aux, {0.25 + 0.5 * raux}, fp32_sum);
 }
 
-static void test_router_backward(Gpu& gpu, const RouterCase& c, bool topk) {
+static void test_router_backward(Gpu& gpu, const RouterCase& c, Kind kind) {
     const size_t N = c.N, E = c.E, K = c.K, C = c.C;
-    const std::string what =
-        strf("router_backward %s N %zu E %zu K %zu C %zu", topk ? "topk" : "sparsity", N, E, K, C);
-    const RouterStatistics s(E, C, topk);
+    const std::string what = strf("router_backward %s N %zu E %zu K %zu C %zu", kind_names[kind], N, E, K, C);
+    const RouterStatistics s(E, C, kind);
+    const bool topk = s.topk;
     const Array<floatX> x = normals<floatX>(N * C),
                         dslots = normals<floatX>(N * K * C, 0.02); // not to drown the router's part
     const RouterScores scores(s, x.before(), N, E, C);
@@ -631,26 +637,29 @@ static void test_router_backward(Gpu& gpu, const RouterCase& c, bool topk) {
     reference::balance_forward(p.data(), mean_p.data(), g.before().data(), begins.data(), N, E, K);
     const Array<int> choice(choices), begin(begins), slot(slots);
     const Array<float> weight = to_gpu<float>(weights), dweight = normals<float>(N * K);
-    const float aux_scale = 2.0f * N; // so that the load balance weighs as much as the choice
+    // So that load balance and expected share weigh as much as the choice.
+    const LossWeights scales(2.0f * N, topk ? 0 : 2.0f * N * K);
 
     const Array<floatX> dx(N * C);
     const Array<float> dm = normals<float>(E * C), dv = normals<float>(E * C), dmb = normals<float>(E),
                        dvb = normals<float>(E), dmu(N * E), dvar(N * E);
     const Array<float> partial(
         std::max<size_t>(blocks_for(N, router_block) * 2 * E, token_parts(N) * 2 * E * C));
-    const Router router = {N, E,      K,      C,    topk,    s.statistics(), {dm, dv, dmb, dvb}, mu, sd,
-                           g, choice, weight, slot, nullptr, begin};
+    const Router router = {N,     E,      K, C,      topk,   s.statistics(), {dm, dv, dmb, dvb},
+                           mu,    sd,     g, choice, weight, slot,           nullptr,
+                           begin, s.rho()};
     run(
         what,
-        [&] { router_backward(dx, router, dmu, dvar, partial, dslots, dweight, x, aux_scale, gpu.stream); },
-        dx, dm, dv, dmb, dvb, dmu, dvar, partial);
+        [&] { router_backward(dx, router, dmu, dvar, partial, dslots, dweight, x, scales, gpu.stream); }, dx,
+        dm, dv, dmb, dvb, dmu, dvar, partial);
 
     Numbers rdx(N * C), rdg(N * E), rdm = dm.before(), rdv = dv.before(), rdmb = dmb.before(),
                                     rdvb = dvb.before(), rdmu(N * E), rdvar(N * E), scratch(N * C);
     reference::gather_backward(rdx.data(), dslots.before().data(), slots.data(), N, K, C);
-    reference::balance_backward(rdg.data(), p.data(), begins.data(), aux_scale, N, E, K);
+    reference::balance_backward(rdg.data(), p.data(), begins.data(), scales.aux, N, E, K);
     reference::choice_backward(rdg.data(), dweight.before().data(), weight.before().data(), choices.data(), N,
                                E, K);
+    reference::expected_share_backward(rdg.data(), choices.data(), scales.l0, N, E, K);
     if (topk) {
         reference::linear_backward(scratch.data(), rdm.data(), nullptr, rdg.data(), x.before().data(),
                                    s.m.before().data(), N, C, E);
@@ -660,7 +669,8 @@ static void test_router_backward(Gpu& gpu, const RouterCase& c, bool topk) {
         reference::router_backward(rdx.data(), rdm.data(), rdv.data(), rdmb.data(), rdvb.data(), rdmu.data(),
                                    rdvar.data(), scratch.data(), rdg.data(), x.before().data(),
                                    mu.before().data(), sd.before().data(), s.m.before().data(),
-                                   s.v.before().data(), N, E, C);
+                                   s.v.before().data(), s.scaled ? s.factors.before().data() : nullptr, N, E,
+                                   C);
         compare(what + " dvar", dvar, rdvar, fp32_sum);
     }
     compare(what + " dx", dx, rdx, rounded);
@@ -677,7 +687,7 @@ static void test_router_nan(Gpu& gpu, bool topk, size_t E, size_t K) {
     const std::string what = strf("router_forward, NaN, %s E %zu K %zu", topk ? "topk" : "sparsity", E, K);
     Array<floatX> x = normals<floatX>(N * C);
     for (const bool whole_row : {true, false}) { // or the score of one expert only
-        RouterStatistics statistics(E, C, topk);
+        RouterStatistics statistics(E, C, topk ? Kind::topk : Kind::sparsity);
         if (whole_row)
             x.initial[bad * C + 3] = floatX(NAN);
         else
@@ -723,14 +733,56 @@ static void test_router_nan(Gpu& gpu, bool topk, size_t E, size_t K) {
 }
 
 static void test_router(Gpu& gpu) {
-    for (const bool topk : {false, true}) {
+    for (const Kind kind : {sparsity, scaled, topk})
         for (const RouterCase& c : router_cases) {
-            test_router_forward(gpu, c, topk);
-            test_router_backward(gpu, c, topk);
+            test_router_forward(gpu, c, kind);
+            test_router_backward(gpu, c, kind);
         }
+    for (const bool topk : {false, true}) {
         test_router_nan(gpu, topk, 3, 2);
         test_router_nan(gpu, topk, 40, 40);
     }
+}
+
+// The variances of an expert's pre-activations, and the factors that follow from them.
+static void test_scaled(Gpu& gpu) {
+    for (const RouterCase& c : router_cases)
+        for (const size_t D : {8, 264}) {
+            const size_t N = c.N, E = c.E + 1, K = c.K; // the last expert has no slots
+            const std::string what = strf("add_variances N %zu E %zu K %zu D %zu", N, E, K, D);
+            std::vector<int> choices(N * K), begins(E + 1), slots(N * K), tokens(N * K);
+            for (size_t i = 0; i < N * K; i++) choices[i] = int((i / K * 7 + i % K) % c.E);
+            reference::dispatch(begins.data(), slots.data(), tokens.data(), choices.data(), N, E, K);
+            const Array<int> choice(choices), begin(begins), slot(slots), token(tokens);
+            const Array<floatX> h = normals<floatX>(N * K * D, 1, 0.5);
+            const Array<float> sd = variances(N * E, 1), rho = normals<float>(E, 0.2, 1.5),
+                               partial(N * K * 2);
+            Array<double> sums(std::vector<double>(2 * E, 0.125));
+            Router r{};
+            r.N = N, r.E = E, r.K = K, r.sd = sd, r.choice = choice, r.slot = slot, r.token = token,
+            r.begin = begin, r.rho = rho;
+            Variances* const to = (Variances*)(double*)sums;
+            run(
+                what, [&] { add_variances(to, r, h, D, partial, gpu.stream); }, sums, partial);
+            Numbers expected(2 * E, 0.125), factors = rho.before();
+            reference::add_variances(expected.data(), h.before().data(), sd.before().data(),
+                                     rho.before().data(), begins.data(), tokens.data(), E, D);
+            compare(what, sums, expected, fp32_sum);
+            sums.initial = sums.result();
+            sums.initial[2 * E - 1] = 0; // nobody's
+            for (const double loss : {1.0, double(NAN)}) {
+                const Array<Totals> totals(std::vector<Totals>{{loss, 0, 0, 1, 0}});
+                sums.restore();
+                run(
+                    what + ", rho",
+                    [&] { move_rho_kernel<<<blocks_for(E, 256), 256, 0, gpu.stream>>>(rho, to, totals, E); },
+                    rho);
+                if (loss == 1) reference::move_rho(factors.data(), sums.before().data(), E);
+                compare(what + ", rho", rho, loss == 1 ? factors : rho.before(), 1e-6);
+            }
+            check(rho.result()[E - 1] == rho.initial[E - 1], "%s: the factor of an expert without slots",
+                  what.c_str());
+        }
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -1056,7 +1108,7 @@ static void test_gradient_norm(Gpu& gpu) {
         double* const squares = (double*)parts + micros * words;
         auto launch = [&] {
             segment_squares(squares, gradients, count, gpu.stream);
-            step_totals(totals, parts, order, segments, micros, gpu.stream);
+            step_totals(totals, nullptr, parts, order, segments, micros, 0, gpu.stream);
         };
         run("gradient_norm", launch, totals, parts);
         const Numbers g = gradients.before();
@@ -1498,6 +1550,7 @@ int main() {
         timed("attention", [&] { test_attentions(gpu); });
         timed("expert_statistics", [&] { test_expert_statistics(gpu); });
         timed("router", [&] { test_router(gpu); });
+        timed("scaled", [&] { test_scaled(gpu); });
         timed("dispatch", [&] { test_dispatch(gpu); });
         timed("gather", [&] { test_gather(gpu); });
         timed("activation", [&] { test_activation(gpu); });

@@ -174,7 +174,8 @@ static void test_config() {
     const std::pair<std::function<void(Config&)>, const char*> names[] = {
         {[](Config& c) { c.gate = "all"; }, "gate all"},
         {[](Config& c) { c.balance = "bias"; }, "balance bias"},
-        {[](Config& c) { c.router_sd = "scaled"; }, "router_sd scaled"},
+        {[](Config& c) { c.router_sd = "full"; }, "router_sd full"},
+        {[](Config& c) { c.router_sd = "scaled"; }, ""}, // the GPU knows it, too
         {[](Config& c) { c.unit_top = 2; }, "unit_top"}};
     for (const auto& [set, name] : names) {
         Config c = config_of(variants[0]);

@@ -183,7 +183,12 @@ static vector<Variant> variants() {
         c.block_size = T, c.vocab_size = V, c.ffn = ffn, c.act = act, c.router = router;
         return c;
     };
+    auto scaled = [](Config c) {
+        c.router_sd = "scaled";
+        return c;
+    };
     return {{"moe relu sparsity", make("moe", "relu", "sparsity", 2, 3, 48, 5, 2, 40, 40, 37)},
+            {"moe scaled", scaled(make("moe", "relu", "sparsity", 1, 2, 40, 5, 2, 24, 24, 32))},
             {"moe gelu sparsity", make("moe", "gelu", "sparsity", 1, 1, 32, 4, 2, 24, 24, 257)},
             {"moe relu topk, heads of 3", make("moe", "relu", "topk", 2, 8, 24, 9, 3, 16, 24, 32)},
             {"moe gelu topk, heads of 20", make("moe", "gelu", "topk", 1, 2, 40, 4, 1, 24, 24, 33)},

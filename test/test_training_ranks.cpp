@@ -144,6 +144,7 @@ static void test_same_bits() {
     };
     for (const Variant& v : vector<Variant>{{"--router topk --recompute 2", program},
                                             {"--ffn dense --act gelu", program},
+                                            {"--router-sd scaled --l0-target 9 --warmup 1", program},
                                             {"--act gelu", fp32()}}) {
         const string a = fresh_dir(), b = fresh_dir();
         run(alone(flags_of(a, 3, v.flags), v.name));

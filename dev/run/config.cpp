@@ -112,7 +112,7 @@ std::string reference_only(const Config& c) {
     if (c.monet() || c.peer()) return "ffn " + c.ffn;
     if (c.gate_all()) return "gate all";
     if (c.biased()) return "balance bias";
-    if (c.scaled() || c.full()) return "router_sd " + c.router_sd;
+    if (c.full()) return "router_sd full";
     if (c.unit_top) return "unit_top";
     return "";
 }

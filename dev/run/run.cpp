@@ -68,7 +68,7 @@ void Flags::declare(Options& o) {
           "what evens the experts' loads: a loss, or a bias on the choice that moves after each step (CPU "
           "only)");
     o.add(0, "balance-rate", "STEP", &balance_rate, 0, 1, "by how much that bias moves");
-    o.section("What sets the sparsity (CPU only, but for --bias-init)");
+    o.section("What sets the sparsity (--unit-top, --l1-weight and --router-sd full: CPU only)");
     o.add(
         0, "router-sd", &router_sd, router_sd_words,
         "the sparsity router's deviation: coordinates independent, that times a factor per expert, or exact");
@@ -362,8 +362,6 @@ std::vector<std::pair<std::string, std::string>> agreement(const Run& run, const
 }
 
 std::string reference_only(const Flags& f) {
-    if (f.l0_weight > 0) return "--l0-weight";
-    if (f.l0_target > 0) return "--l0-target";
     if (f.l1_weight > 0) return "--l1-weight";
     return "";
 }
