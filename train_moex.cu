@@ -2413,11 +2413,11 @@ struct Product {
     size_t M, N, K;
     bool a_transposed = false, b_transposed = false; // stored (K,M), (N,K)
     bool accumulate = false;                         // then out is fp32 and is added to
-    bool adds = false;                               // out, of floatX, is added to
     cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_DEFAULT;
     const void* bias = nullptr; // (N), read; or the gradient of a bias, written
     void* aux = nullptr;        // what the activation's backward needs: relu a bit mask, gelu its input (M,N)
     size_t aux_stride = 0;      // from row to row: bits of the mask, or numbers
+    bool adds = false;          // out, of floatX, is added to
 
     // How many tokens it is about: the size that changes from batch to batch and from expert to expert. The
     // other two are the model's.
@@ -2658,14 +2658,14 @@ struct Experts {
     uint8_t* mask;                 // (slots, mask_stride bits), relu when fused
     floatX *dh, *db;               // (slots,D) (E,D) scratch of the backward pass
     float* partial;                // (bias_parts(slots,E), max(C,D)) likewise
-    bool keeps_h;                  // pre-activations are wanted of relu, too: then it is not fused
+    bool keeps_h = false;          // pre-activations are wanted of relu, too: then it is not fused
     // Of a dense layer, which then is not fused either
-    bool geglu, solu;
-    Linear to_gate;       // geglu: from x to what goes through gelu
-    floatX *gate, *dgate; // (slots,D) its output; scratch
-    Norm norm;            // solu: of u, giving z
-    floatX *u, *du;       // (slots,D); scratch
-    float* lse;           // (slots)
+    bool geglu = false, solu = false;
+    Linear to_gate = {};                      // geglu: from x to what goes through gelu
+    floatX *gate = nullptr, *dgate = nullptr; // (slots,D) its output; scratch
+    Norm norm = {};                           // solu: of u, giving z
+    floatX *u = nullptr, *du = nullptr;       // (slots,D); scratch
+    float* lse = nullptr;                     // (slots)
 
     enum Own : uint8_t { own_forward = 1, own_backward = 2 };
     size_t slots() const { return host_begin[E]; }
@@ -3651,8 +3651,7 @@ inline void forward(Model& model, float gradient_scale = 0, float share = 1) {
     const bool stale = std::exchange(model.statistics_stale, false);
     if (stale) find_hidden_nan(model);
 
-    model.exchange.wait_for_weights(0, gpu.stream);
-    model.exchange.wait_for_weights(1, gpu.stream);
+    model.exchange.wait_for_weights(1, gpu.stream); // the embeddings came before
     embedding_layernorm_forward(a.embedded, model.norm_1(0), model.tokens, model.w.wte, model.w.wpe,
                                 a.hidden_nan, T, gpu.marked("embedding_layernorm_forward"));
     const floatX* x = a.embedded;

@@ -4,7 +4,7 @@
 // micro-batch per step.
 //   bench_gpu [--preset chess|small|medium|demo] [--batch N] [--json FILE]
 //   bench_gpu --count        bytes and FLOPs of every launcher on an H100's data sheet; needs no GPU
-//   bench_gpu --count --gpus 8 --nodes 4    what a step should take on so many GPUs of each machine
+//   bench_gpu --count --gpus 8 --nodes 4 [--rows N]   what a step should take on so many GPUs of each machine
 //   bench_gpu --tiny         models of a few hundred tokens, to see that it runs (under dev/emu, too)
 //
 // What is timed is the trainer's own step: it calls gpu.before_launch before each launcher, and here that
@@ -19,7 +19,7 @@ constexpr float aux_weight = 1e-3f;
 
 struct Settings {
     std::string preset = "both", json;
-    int64_t batch = 0, steps = 20, gpus = 1, nodes = 1;
+    int64_t batch = 0, steps = 20, gpus = 1, nodes = 1, rows = 0;
     bool count = false, tiny = false;
 };
 
@@ -565,8 +565,9 @@ static void print_scaling(const Preset& p, const Settings& settings, size_t memo
     printf("\n%s, %s, on %zu x %zu GPUs, as expected (roofline.h): nothing of this has been measured\n",
            p.name, precision_name, M, G);
     printf("  %12s %5s %7s %6s %9s %9s %11s %9s %9s %9s\n", "rows, a step", "B", "rounds", "busy", "reduce",
-           "gather", "step, ms", "hidden", "tok/s", "of ideal");
-    for (const size_t rows : {p.rows, 5 * P * alone}) {
+           "gather", "step, ms", "exposed", "tok/s", "of ideal");
+    const size_t asked = size_t(settings.rows);
+    for (const size_t rows : asked ? std::vector{asked} : std::vector{p.rows, 5 * P * alone}) {
         const size_t B = settings.batch > 0 ? size_t(settings.batch)
                                             : largest_batch(p.config, T, 0, rows, memory, sharing);
         const size_t A = rows / B;
@@ -577,7 +578,7 @@ static void print_scaling(const Preset& p, const Settings& settings, size_t memo
         const ScaledStep s = scaled_step(p.config, B, T, A, sizeof(floatX), card, sharing.lanes, {});
         printf("  %12zu %5zu %7zu %5.0f%% %9.2f %9.2f %11.2f %9.2f %9s %8.0f%%\n", rows, B,
                sharing.lanes.rounds(A), 100 * sharing.lanes.busy(A), s.reduce * 1e3, s.gather * 1e3,
-               s.step * 1e3, s.step_hidden * 1e3, human_count(double(rows * T) / s.step).c_str(),
+               s.step * 1e3, s.step_exposed * 1e3, human_count(double(rows * T) / s.step).c_str(),
                100 * s.alone / (double(P) * s.step));
     }
 }
@@ -609,6 +610,7 @@ int main(int argc, char** argv) {
         options.add(0, "count", &settings.count, "only count bytes and FLOPs, for an H100; needs no GPU");
         options.add(0, "gpus", "G", &settings.gpus, 1, 1024, "with --count: GPUs of each machine");
         options.add(0, "nodes", "M", &settings.nodes, 1, 1024, "with --count: machines");
+        options.add(0, "rows", "N", &settings.rows, 0, 100000000, "with --gpus: of a step (0: the preset's)");
         options.add(0, "tiny", &settings.tiny, "models of a few hundred tokens, to see that it runs");
         if (!options.parse(argc, argv)) return 0;
         std::vector<Preset> chosen;

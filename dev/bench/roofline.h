@@ -265,11 +265,10 @@ inline double expected_seconds(const Work& w, const Card& card) {
 // ceil(A/P) rounds; then 4 bytes a parameter are summed and x are sent on:
 //   reduce = 4n (G-1)/G / within + 4n/G (M-1)/M / among       gather = the same of x bytes
 //   step   = r a + z + u/P + exposed + 0.1 ms
-//   exposed = max(reduce e/n, reduce - 0.8 (2/3) a) + gather
+//   exposed = max(reduce e/n, reduce - 0.8 (2/3) a) + max(0, gather - 0.8 a/3)
 // a, z, u: seconds of a micro-batch, of clearing the gradients, and of norm and update on one GPU; n
 // parameters, of which e are the embeddings, whose gradients are the last to be ready. The sums go on beside
-// the backward pass of the last micro-batch, two thirds of a. Were the gather hidden behind the next forward
-// pass, of it max(0, gather - 0.8 a/3) would be left.
+// the backward pass of the last micro-batch, two thirds of a, the gather beside the next forward pass.
 
 // Bytes per second of each GPU: 80% of the 370 GB/s that NVIDIA states for NCCL on the NVSwitch of H100s
 // (nccl-tests, issue 212), and of a port of 400 Gb/s for each GPU between machines: to be measured.
@@ -277,9 +276,8 @@ struct Links {
     double within = 300e9, among = 40e9;
 };
 
-struct ScaledStep {
-    double alone, reduce, gather, step,
-        step_hidden; // seconds: of one GPU; of all, the gather exposed, hidden
+struct ScaledStep { // seconds; alone: on one GPU; step_exposed: were the gather not hidden
+    double alone, reduce, gather, step, step_exposed;
 };
 inline ScaledStep scaled_step(const Config& c, size_t B, size_t T, size_t A, double x, const Card& card,
                               const Lanes& lanes, const Links& links) {
@@ -298,7 +296,7 @@ inline ScaledStep scaled_step(const Config& c, size_t B, size_t T, size_t A, dou
     ScaledStep s{double(A) * a + z + u, sent(4), sent(x), 0, 0};
     const double rounds = double(lanes.rounds(A)) * a + z + u / P + 0.1e-3;
     const double sums = std::max(s.reduce * e / n, s.reduce - 0.8 * (2.0 / 3) * a);
-    s.step = rounds + sums + s.gather;
-    s.step_hidden = rounds + sums + std::max(0.0, s.gather - 0.8 * a / 3);
+    s.step = rounds + sums + std::max(0.0, s.gather - 0.8 * a / 3);
+    s.step_exposed = rounds + sums + s.gather;
     return s;
 }
