@@ -1,7 +1,8 @@
 // The trainer on several GPUs, as a user runs it: the same checkpoints byte for byte on any number of GPUs
 // and machines, stopped, killed and resumed with another number; and one line where something is wrong.
-//   test_training_ranks FOLDER [PROGRAM]   PROGRAM: train_moex_emu, whose fp32 build and the one without NCCL
-//                                          are beside it, or train_moex on a machine with GPUs
+//   test_training_ranks FOLDER [PROGRAM [SECTION..]]
+//       PROGRAM: train_moex_emu, whose fp32 build and the one without NCCL are beside it, or train_moex on a
+//       machine with GPUs; SECTION: "same bits" (R1), "kills" (R8) .. as they are listed at the end; all
 #include "../data/shard.h"
 #include "../dev/lib/json.h"
 #include "../dev/run/checkpoint.h"
@@ -380,7 +381,10 @@ int main(int argc, char** argv) {
         write_rows("data/train.bin", 300, 1);
         write_rows("data/val.bin", 5, 2);
         write_rows("data/other.bin", 300, 3);
-        const auto timed = [](const char* name, void (*test)()) {
+        const auto timed = [&](const char* name, void (*test)()) {
+            if (argc > 3 &&
+                std::none_of(argv + 3, argv + argc, [&](const char* s) { return s == string(name); }))
+                return;
             const double begin = seconds();
             test();
             printf("%-14s %.1f s\n", name, seconds() - begin);
