@@ -286,7 +286,8 @@ static bool same_choice(const Decoder& decoder, const Reference& r, size_t t, si
 static void test_decoder(const Variant& v) {
     const Config& c = v.config;
     const size_t T = c.block_size, V = c.vocab_size;
-    const double tolerance = fp32 ? 1e-4 : 3e-2;
+    // Where the trainer's pass rounds what solu takes exp() of, it is off by more.
+    const double tolerance = fp32 ? 1e-4 : c.solu() ? 6e-2 : 3e-2;
     Loaded loaded(c);
     const vector<int32_t> text = random_text(c, T);
     const Reference r = reference(loaded.model, text);
