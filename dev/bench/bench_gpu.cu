@@ -526,7 +526,7 @@ static void print_counts(const Preset& p, size_t batch) {
                precision_name, batch, T);
         printf("  %-31s %5s %7s %9s %9s %7s %11s %11s %10s\n", "", "calls", "kernels", "MB", "GFLOP", "bound",
                "at least us", "expected us", "step, ms");
-        double least = 0, expected = 0, update = 0;
+        double least = 0, expected = 0, once = 0;
         size_t kernels = 0;
         for (const Work& w : work_of_step(c, batch, T, sizeof(floatX), {})) {
             const double all = double(w.times) * expected_seconds(w, card);
@@ -536,13 +536,13 @@ static void print_counts(const Preset& p, size_t batch) {
             least += double(w.times) * floor_seconds(w, card);
             kernels += w.times * w.kernels;
             expected += all;
-            if (strcmp(w.part, "update") == 0) update += all;
+            if (once_a_step(w)) once += all;
         }
         const double flops = flops_per_token(c, T) * N;
         printf("  %-31s %5s %7zu %9s %9.0f %7s %11.0f %11.0f %10.3f\n", "a step of one micro-batch", "",
                kernels, "", flops / 1e9, "", least * 1e6, expected * 1e6, expected * 1e3);
         for (const double n : {1.0, micros}) {
-            const double seconds = n * (expected - update) + update;
+            const double seconds = n * (expected - once) + once;
             printf(
                 "  expected of a step of %.0f micro-batch%s: %.2f ms, %s tok/s, %.0f%% of the matrix rate\n",
                 n, n == 1 ? "" : "es", seconds * 1e3, human_count(n * N / seconds).c_str(),

@@ -224,6 +224,11 @@ inline const char* bound_of(const Work& w, const Card& card) {
     return !w.tensor ? "fp32" : w.products.empty() ? "mma" : "matrix";
 }
 
+// Done once a step, however many micro-batches it has: update, and what goes through the expert statistics.
+inline bool once_a_step(const Work& w) {
+    return strcmp(w.part, "update") == 0 || strncmp(w.name, "expert_statistics", 17) == 0;
+}
+
 // Tiles of 128 x 256 that products of this kind have in all: those that a card can work on at a time.
 inline double tiles_of(const MatrixProduct& p) {
     return p.count * std::ceil(p.M / 128) * std::ceil(p.N / 256);
@@ -266,9 +271,10 @@ inline double expected_seconds(const Work& w, const Card& card) {
 //   reduce = 4n (G-1)/G / within + 4n/G (M-1)/M / among       gather = the same of x bytes
 //   step   = r a + z + u/P + exposed + 0.1 ms
 //   exposed = max(reduce e/n, reduce - 0.8 (2/3) a) + max(0, gather - 0.8 a/3)
-// a, z, u: seconds of a micro-batch, of clearing the gradients, and of norm and update on one GPU; n
-// parameters, of which e are the embeddings, whose gradients are the last to be ready. The sums go on beside
-// the backward pass of the last micro-batch, two thirds of a, the gather beside the next forward pass.
+// a, z, u: seconds of a micro-batch, of clearing the gradients and the expert statistics, and of norm and
+// update on one GPU; n parameters, of which e are the embeddings, whose gradients are the last to be ready.
+// The sums go on beside the backward pass of the last micro-batch, two thirds of a, the gather beside the
+// next forward pass.
 
 // Bytes per second of each GPU: 80% of the 370 GB/s that NVIDIA states for NCCL on the NVSwitch of H100s
 // (nccl-tests, issue 212), and of a port of 400 Gb/s for each GPU between machines: to be measured.
@@ -284,8 +290,8 @@ inline ScaledStep scaled_step(const Config& c, size_t B, size_t T, size_t A, dou
     double a = 0, z = 0, u = 0;
     for (const Work& w : work_of_step(c, B, T, x, {})) {
         const double seconds = double(w.times) * expected_seconds(w, card);
-        const bool update = strcmp(w.part, "update") == 0 || strcmp(w.phase, "update") == 0;
-        (strcmp(w.name, "zero_gradients") == 0 ? z : update ? u : a) += seconds;
+        const bool shared = strcmp(w.name, "gradient_norm") == 0 || strcmp(w.name, "update") == 0;
+        (!once_a_step(w) ? a : shared ? u : z) += seconds;
     }
     const std::vector<Tensor> table = tensor_table(c, 64);
     const double n = double(block_elements(table)), e = double(table[2].offset);
