@@ -213,7 +213,8 @@ $(B)/emu/train_moex_without_nccl.o: $(B)/emu/train_moex.cpp Makefile $(B)/emu.fl
 
 EMU_BINARIES = $(addprefix $(B)/,$(EMULATED) $(foreach t,$(CUDA_TESTS),$(t)_emu $(t)_fp32_emu) \
                test_emu test_nccl test_exchange_emu bench_gpu_emu train_moex_without_nccl_emu)
-EMU_PROGRAMS = $(filter-out $(B)/test_emu $(B)/test_nccl $(B)/train_moex_without_nccl_emu,$(EMU_BINARIES))
+EMU_PROGRAMS = $(filter-out $(B)/test_emu $(B)/test_nccl $(B)/train_moex_without_nccl_emu,$(EMU_BINARIES)) \
+               $(B)/bench_gpu_fp32_emu# for dev/bench/gpu.sh --rehearse
 $(B)/test_emu: $(B)/emu/test_emu.o $(B)/emu/test_library.o
 $(B)/test_nccl: $(B)/emu/test_nccl.o
 $(B)/train_moex_without_nccl_emu: $(B)/emu/train_moex_without_nccl.o
@@ -223,7 +224,7 @@ $(B)/test_sample_fp32_emu: $(B)/emu/sample_fp32.o
 $(filter-out %_fp32_emu,$(EMU_PROGRAMS)): $(B)/emu/train_moex.o
 $(filter %_fp32_emu,$(EMU_PROGRAMS)): $(B)/emu/train_moex_fp32.o
 $(foreach t,$(CUDA_TESTS),$(B)/$(t)_emu $(B)/$(t)_fp32_emu): $(B)/double/test/reference.o
-$(EMU_BINARIES): $(CUDA_LAYERS)
+$(EMU_BINARIES) $(EMU_PROGRAMS): $(CUDA_LAYERS)
 	$(LINK)
 .SECONDARY:
 -include $(wildcard $(B)/emu/*.d)

@@ -5,8 +5,8 @@
 //
 //   1. Numbers, checks, and what a thread, a warp and a launch are made of
 //   2. Kernels, each forward beside its backward, in the order a token meets them:
-//        embedding . LayerNorm . bias . attention . expert statistics . router . load balance . dispatch .
-//        experts . combine . classifier . update
+//        LayerNorm . embedding . bias . attention . expert statistics . router . load balance . dispatch .
+//        scaled deviations . experts . GEGLU, SoLU . combine . classifier . update
 //   3. Matrix products (cuBLASLt)
 //   4. Several GPUs
 //   5. The model's memory
@@ -1878,8 +1878,7 @@ void gather(floatX* out, const floatX* x, const int* token, size_t slots, size_t
 
 // ---------------------------------------------------------------------------------------------------------
 // Scaled deviations (router_sd scaled; dev/cpu/router_sd.h): v_j takes the coordinates of an expert's rows
-// for independent of each other. How far off that is, is found on the tokens that chose j, and after each
-// step
+// for independent of each other. How far off that is, is found on the tokens that chose j; after each step
 //   rho_j^2 = 0.99 rho_j^2 + 0.01 sum of variances of h over the D units / sum of (sd / rho)^2
 
 struct Variances {

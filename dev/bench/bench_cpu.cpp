@@ -3,9 +3,13 @@
 // it is compared with, the matrix products behind them, and what skipping relu's zeros buys, each beside the
 // machine's own measured peak.
 //   bench_cpu [--steps N] [--what table|moe|dense]     moe, dense: one line of JSON for peers.sh
+//   bench_cpu --zero-tiles CKPT --data GLOB            what a kernel could skip in a trained MoE-X
+#include "../../data/loader.h"
 #include "../cpu/model.h"
 #include "../lib/options.h"
 #include "../lib/terminal.h"
+#include "../run/checkpoint.h"
+#include <numeric>
 
 static double median(std::vector<double> x) {
     std::sort(x.begin(), x.end());
@@ -156,15 +160,103 @@ static void table(int64_t steps) {
                row.gflops(), 100 * row.gflops() / peak, mean_l0(row.model), row.speed_beside(rows[0]));
 }
 
+// ---------------------------------------------------------------------------------------------------------
+// Tiles of zeros: a kernel of the experts' second products (y = z W_dec and its gradients) could leave out a
+// tile of units that are zero for all its rows. Rows are an expert's slots one after the other, as the GPU
+// program sorts them, the last tile of an expert shorter; units lie in W_dec as they are, or sorted by how
+// often they fire, which is counted on other rows of the data than the tiles.
+
+constexpr size_t tile_rows[] = {16, 64}, tile_units[] = {8, 16, 32, 64};
+
+struct TileCounts {
+    size_t zero = 0, tiles = 0;
+};
+
+// z (slots,D) of one expert; order (D): which unit lies where.
+static void count_tiles(TileCounts counts[2][4], const real* z, size_t slots, size_t D,
+                        const std::vector<size_t>& order) {
+    for (size_t r = 0; r < 2; r++)
+        for (size_t from = 0; from < slots; from += tile_rows[r]) {
+            std::vector<char> fires(D);
+            for (size_t s = from; s < std::min(slots, from + tile_rows[r]); s++)
+                for (size_t i = 0; i < D; i++) fires[i] |= z[s * D + order[i]] != 0;
+            for (size_t u = 0; u < 4; u++)
+                for (size_t i = 0; i < D; i += tile_units[u]) {
+                    const auto end = fires.begin() + std::min(D, i + tile_units[u]);
+                    counts[r][u].tiles++;
+                    counts[r][u].zero += std::find(fires.begin() + i, end, 1) == end;
+                }
+        }
+}
+
+static void zero_tiles(const std::string& ckpt, const std::string& data) {
+    constexpr size_t B = 16, batches = 16; // of each half
+    const SafeTensorsFile file(find_checkpoint(ckpt));
+    const Config c = read_config(file);
+    if (!c.moe() || !c.relu()) fail("%s: expected experts of relu units", file.path.c_str());
+    const size_t row = open_shards(data)[0].header.row,
+                 T = row ? std::min(row - 1, c.block_size) : c.block_size, E = c.n_expert, D = c.d_expert;
+    const Loader loader(data, T, c.vocab_size, true, 1);
+    if (loader.samples < 2 * B * batches)
+        fail("%s: %zu samples, expected %zu", data.c_str(), loader.samples, 2 * B * batches);
+    Model model(c, B, T, false);
+    read_block(file, model.table, "", model.weights.data);
+    std::vector<int32_t> tokens(B * T), targets(B * T);
+    std::vector<size_t> fired(c.n_layer * E * D), slots(c.n_layer * E);
+    TileCounts counts[2][2][4]; // as they are, sorted
+    auto pass = [&](size_t first, auto each_expert) {
+        for (size_t i = first; i < first + batches; i++) {
+            loader.read(i * B, B, tokens.data(), targets.data());
+            forward_layers(model, tokens.data(), B, T);
+            for (size_t l = 0; l < c.n_layer; l++)
+                for (size_t j = 0; j < E; j++) {
+                    const LayerActivations& h = model.a.h[l];
+                    each_expert(l * E + j, h.z + h.begin[j] * D, size_t(h.begin[j + 1] - h.begin[j]));
+                }
+        }
+    };
+    pass(0, [&](size_t expert, const real* z, size_t n) {
+        slots[expert] += n;
+        for (size_t k = 0; k < n * D; k++) fired[expert * D + k % D] += z[k] != 0;
+    });
+    pass(batches, [&](size_t expert, const real* z, size_t n) {
+        std::vector<size_t> order(D);
+        std::iota(order.begin(), order.end(), 0);
+        count_tiles(counts[0], z, n, D, order);
+        std::stable_sort(order.begin(), order.end(),
+                         [&](size_t a, size_t b) { return fired[expert * D + a] > fired[expert * D + b]; });
+        count_tiles(counts[1], z, n, D, order);
+    });
+    const double all = double(std::accumulate(slots.begin(), slots.end(), size_t(0)) * D);
+    printf("%s, step %s: %.1f%% of the units fire; tiles that are zero for all their rows\n",
+           file.path.c_str(), metadata_entry(file, "step").c_str(),
+           100 * double(std::accumulate(fired.begin(), fired.end(), size_t(0))) / all);
+    printf("  %-26s", "rows x units");
+    for (const size_t units : tile_units) printf(" %6zu", units);
+    for (size_t sorted = 0; sorted < 2; sorted++)
+        for (size_t r = 0; r < 2; r++) {
+            printf("\n  %2zu, %-22s", tile_rows[r], sorted ? "units sorted by rate" : "units as they are");
+            for (size_t u = 0; u < 4; u++) {
+                const TileCounts& t = counts[sorted][r][u];
+                printf(" %5.1f%%", 100 * double(t.zero) / double(t.tiles));
+            }
+        }
+    printf("\n");
+}
+
 int main(int argc, char** argv) {
     return run_main([&] {
         int64_t steps = 60;
-        std::string what = "table";
+        std::string what = "table", ckpt, data;
         Options options("bench_cpu", "Measures the reference on this machine.");
         options.add(0, "steps", "N", &steps, 1, 100000, "steps of each model to take the median of");
         options.add(0, "what", &what, {"table", "moe", "dense"},
                     "all for people, or one model as a line of JSON");
+        options.add(0, "zero-tiles", "FILE|DIR", &ckpt,
+                    "instead: the share of tiles of units that are zero in this checkpoint");
+        options.add(0, "data", "GLOB", &data, "token shards for it");
         if (!options.parse(argc, argv)) return 0;
+        if (!ckpt.empty()) return zero_tiles(ckpt, data), 0;
         if (what == "table") return table(steps), 0;
         Row row("", what.c_str(), what == "moe" ? "relu" : "gelu", 0);
         for (int64_t i = 0; i < steps; i++) row.step();
