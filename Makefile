@@ -285,9 +285,8 @@ CUDA_TEST_RUNS = "$(B)/test_training_ranks $(B)" "$(B)/test_emu" "$(B)/test_nccl
     "EMU_ORDER=random:1 $(B)/test_kernels_emu" \
     "test/test_bench_gpu.sh $(B)/bench_gpu_emu" "test/test_gpu_scripts.sh $(B)" \
     "$(B)/test_programs $(B) train_moex_emu sample_emu inputs variants" \
-    "$(B)/test_programs $(B) train_moex_fp32_emu sample_fp32_emu inputs variants" \
+    "$(B)/test_programs $(B) train_moex_fp32_emu sample_fp32_emu inputs variants exchange sampling board trace" \
     "$(B)/test_programs $(B) train_moex_emu sample_emu inputs help usage printed log checkpoints not_finite bad_models exchange gpu board" \
-    "$(B)/test_programs $(B) train_moex_fp32_emu sample_fp32_emu inputs exchange sampling board trace" \
     "$(B)/test_interp $(B) bsp_gpu_fp32_emu" "test/test_ptxas.sh $(addsuffix .ptxas,$(COMPILED))"
 endif
 

@@ -385,7 +385,7 @@ static void test_variants() {
         const char* when;  // what is printed before the first stop
         bool reference_only = false;
     } variants[] = {
-        {"moex", "", "--train few.bin", 2, "step 0/60"}, // accumulation; 8 of 18 rows a step
+        {"moex", "", "--train few.bin", 2, "step 0/60"}, // accumulation; 8 or 4 of 18 rows a step
         {"switch", "--act gelu --router topk", "--train few.bin", 3, "step  1/60"},
         {"gelu", "--act gelu", "--train few.bin", 1, "step 24/60"},
         {"relu_topk", "--router topk", "--train 'text/train*.bin'", 1, "checkpoint"}, // a stream
@@ -402,7 +402,7 @@ static void test_variants() {
         {"peer", "--ffn peer --top 4", "--train few.bin", 1, "step 24/60", true},
     };
     const int steps = 60;
-    const size_t T = train == cpu_train ? 32 : 16; // under dev/emu every token takes its time
+    const size_t B = train == cpu_train ? 4 : 2; // under dev/emu every row takes its time
     for (const auto& v : variants) {
         if (v.reference_only && train != cpu_train) {
             refuses(tiny_run("refused", 3, v.flags), 1, "is known to train_moex_cpu and sample_cpu, not to");
@@ -411,11 +411,11 @@ static void test_variants() {
         const string name = v.name, whole = name + "/whole", parts = name + "/it's in parts";
         const bool text = strstr(v.data, "text/");
         const string data = string(v.data) + " --val " + (text ? "'text/val*.bin'" : "'chess/val*.bin'") +
-                            " -m 2 " + strf("--seq %zu ", T);
+                            " -m 2 " + strf("--batch %zu ", B);
         const string command = train + tiny + v.flags + " " + data +
-                               strf("--total-tokens %zu ", 4 * T * v.micro_batches) +
-                               "--val-every 10 --lr 3e-3" + " --sample-every 25 --steps " +
-                               std::to_string(steps) + " --checkpoint-every 25 ";
+                               strf("--total-tokens %zu ", B * 32 * v.micro_batches) +
+                               "--val-every 10 --lr 3e-3 --sample-every 25 --steps " + std::to_string(steps) +
+                               " --checkpoint-every 25 ";
         works(command + "--out '" + whole + "'");
         check(last_in_log(whole, "loss") < last_in_log(whole, "loss", 1) - 0.3, "%s learns", v.name);
 
@@ -441,7 +441,7 @@ static void test_variants() {
         // The model samples, and is where another run may start from.
         const string sampled = works(sampler + " --ckpt '" + whole + "' -n 20 --seed 3").out;
         check(sampled.size() > 1, "%s samples", v.name);
-        works(train + " --batch 4 " + data + "--out " + name + "/on --init " + model_file(whole, steps) +
+        works(train + " --seq 32 " + data + "--out " + name + "/on --init " + model_file(whole, steps) +
               " --steps 1 --sample-every 0");
         check_near(last_in_log(name + "/on", "val_loss", 0), last_in_log(whole, "val_loss"),
                    in_bf16() ? 5e-3 : 1e-6); // weights rounded at random, then to the nearest
