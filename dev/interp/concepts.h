@@ -1,0 +1,60 @@
+// Concepts for probes and experts: yes-or-no questions about the tokens of documents, whose answers are known
+// exactly. A document is a game, or a row of a text; documents are dealt out to three parts, so that what is
+// chosen on one and picked on the second is measured on the third.
+//
+//   chess   the board at the dots before White's moves (boards.h; of questions about squares those answered
+//           yes most nearly half of the time), which has the rules of what the text says aloud as rivals
+//           (rules.h); and of every character what it is and of what move
+//   text    words, numbers, quotes, line starts; the ten text concepts of arXiv 2604.02178; classes of bytes;
+//           brackets: how deep, of which kind, which one is closed. Made on bytes and carried to tokens: a
+//           token is positive if any of its bytes is.
+#pragma once
+#include "rows.h"
+#include "rules.h"
+#include "text_labels.h"
+
+enum Part { TRAIN, VALIDATION, TEST, n_parts };
+inline constexpr const char* part_names[] = {"train", "validation", "test"};
+
+struct Concept {
+    std::string group, name;
+    bool at_dots = false; // asked at the dots alone
+};
+
+struct Concepts {
+    TokenRows rows;                    // a document each
+    std::vector<uint8_t> part;         // (documents)
+    std::vector<uint32_t> block;       // (documents) what counts as one witness, in rising order
+    std::vector<uint8_t> dot;          // (tokens) 1: one of the dots that board concepts are asked at
+    std::vector<Concept> list;         // (concepts)
+    Labels labels;                     // (concepts, tokens)
+    std::vector<std::string> rule;     // (concepts) the rival from the text in words, "" for none
+    Labels rule_says;                  // (concepts, tokens) its answers
+    std::vector<std::string> left_out; // asked too seldom, in words
+
+    size_t documents() const { return rows.rows; }
+    size_t document_of(size_t token) const { return token / rows.T; }
+    bool asked(size_t c, size_t token) const { return !list[c].at_dots || dot[token]; }
+};
+
+// What is asked only if it is answered yes, and no, at so many tokens of every part, in so many documents.
+struct EnoughWitnesses {
+    size_t tokens = 200, documents = 50;
+};
+
+// Half of the blocks train, a quarter each validates and tests.  block (documents) in rising order
+std::vector<uint8_t> deal_blocks(const std::vector<uint32_t>& block);
+// A text goes on from row to row: the parts are three stretches with a gap of rows between, which are in no
+// part (n_parts).
+std::vector<uint8_t> deal_stretches(size_t rows);
+
+// data: games or token shards for the model of config c; T 0: as long as model and data have them.
+Concepts read_concepts(const std::string& data, const Config& c, size_t T, size_t most,
+                       const std::string& gpt2_file, const EnoughWitnesses& enough, const std::string& model);
+
+// The concepts of games, and of a text with a vocabulary of bytes by token, all that there are.
+void label_chess_concepts(Concepts& out, const GameSet& games);
+void label_text_concepts(Concepts& out, const std::vector<std::string>& vocabulary);
+
+// Leaves out what is answered too seldom, and what equals a concept before it.
+void keep_answerable(Concepts& concepts, const EnoughWitnesses& enough);
