@@ -69,7 +69,7 @@ LogisticFit fit_logistic(const std::vector<double>& x, const std::vector<uint8_t
         for (const double part : v) most = std::max(most, std::fabs(part));
         return most;
     };
-    const double enough = 1e-9 * double(n);
+    constexpr double enough = 1e-8, rounding = 1e-12;
     for (size_t steps = 0; steps < most_steps && largest(gradient) > enough; steps++) {
         std::fill(H.begin(), H.end(), 0);
         for (size_t i = 0; i < n; i++) {
@@ -93,7 +93,7 @@ LogisticFit fit_logistic(const std::vector<double>& x, const std::vector<uint8_t
         for (; halvings < most_halvings; halvings++, length /= 2) {
             for (size_t j = 0; j < k; j++) w[j] = fit.w[j] - length * step[j];
             const double next = logistic_objective(x, y, k, w, fit.b - length * step[k], next_gradient);
-            if (next < f || (next <= f && largest(next_gradient) < largest(gradient))) {
+            if (next < f || (next <= f * (1 + rounding) && largest(next_gradient) < largest(gradient))) {
                 f = next;
                 break;
             }
