@@ -40,7 +40,7 @@ static void make_inputs() {
 }
 
 static void test_help() {
-    for (const char* name : {"bsp", "sparsity", "router", "features", "probe"}) {
+    for (const char* name : {"bsp", "sparsity", "router", "features", "probe", "experts"}) {
         const string help = works(program(name) + " --help").out;
         for (const char* flag : {"usage: ", "--ckpt", "--json", "-h, --help"})
             check(help.find(flag) != string::npos, "%s --help names %s", name, flag);
