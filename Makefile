@@ -224,7 +224,7 @@ $(B)/test_sample_fp32_emu: $(B)/emu/sample_fp32.o
 $(filter-out %_fp32_emu,$(EMU_PROGRAMS)): $(B)/emu/train_moex.o
 $(filter %_fp32_emu,$(EMU_PROGRAMS)): $(B)/emu/train_moex_fp32.o
 $(foreach t,$(CUDA_TESTS),$(B)/$(t)_emu $(B)/$(t)_fp32_emu): $(B)/double/test/reference.o
-$(EMU_BINARIES) $(EMU_PROGRAMS): $(CUDA_LAYERS)
+$(sort $(EMU_BINARIES) $(EMU_PROGRAMS)): $(CUDA_LAYERS)
 	$(LINK)
 .SECONDARY:
 -include $(wildcard $(B)/emu/*.d)
