@@ -1624,8 +1624,8 @@ void balance_forward(double* aux, const Router& r, const float* sum_p, float sca
 
 // Load balance:  dp_nj = aux_scale E f_j / N                dg_nj  = p_nj (dp_nj - sum_i dp_ni p_ni)
 // Choice:        a constant, its weights a softmax          dg_ns += w_k (dw_k - sum_i dw_i w_i), s = s_k
-// Expected share of units that fire, mean of (1 - g_ns) / 2 over the N*K choices:       dg_ns -= l0_scale /
-// (2NK) Score, with phi = exp(-mu^2 / (2 sd^2)) sqrt(2/pi), from d erf(u)/du = 2/sqrt(pi) exp(-u^2):
+// Expected share: the mean of (1 - g_ns) / 2 over the N*K slots      dg_ns -= l0_scale / (2 N K)
+// Score, with phi = exp(-mu^2 / (2 sd^2)) sqrt(2/pi), from d erf(u)/du = 2/sqrt(pi) exp(-u^2):
 //   dg/dmu = -phi / sd      dg/dsd = phi mu / sd^2      dsd/dvar = rho^2 / (2 sd)        (topk: dmu = dg)
 // Inputs:        dx_n = sum_j dmu_nj m_j + 2 x dvar_nj v_j + sum of dslots over its slots (gather's backward)
 //

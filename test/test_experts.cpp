@@ -1,7 +1,7 @@
 // Tests of information.h, locality.h and experts.h: planted routings whose answers are known, slow versions,
 // and the tool on a small model.
 #include "../dev/interp/experts.h"
-#include "../dev/interp/units_cpu.h"
+#include "byte_model.h"
 #include "check.h"
 #include <filesystem>
 
@@ -221,33 +221,12 @@ static void test_locality() {
 // The tool
 
 static void test_tool(const string& folder) {
-    ShardWriter shard(folder + "/text.bin", TOKENIZER_BYTES, 0);
-    for (size_t i = 0; i < 300 * 32 + 1; i++) {
-        const uint16_t id =
-            (unsigned char)"The (cat) saw 12 [big] dogs. "[dice(3, 20, i / 7) ? i % 29 : dice(29, 21, i)];
-        shard.write(&id, 1);
-    }
-    shard.commit();
-    const auto model = [&](const char* ffn) {
-        Config c;
-        c.n_layer = 2;
-        c.n_head = 2;
-        c.n_embd = 16;
-        c.block_size = 32;
-        c.vocab_size = 257;
-        c.n_expert = 4;
-        c.d_expert = 16;
-        c.ffn = ffn;
-        c.tokenizer = "bytes";
-        Reader reader = cpu_reader(c, 1, 8);
-        untrained_weights(reader, 1);
-        const string path = folder + "/" + ffn + ".safetensors";
-        save_model(path, c, reader.table, reader.weights(), 7);
-        return path;
-    };
+    string text;
+    for (size_t i = 0; i < 300 * 32 + 1; i++)
+        text += "The (cat) saw 12 [big] dogs. "[dice(3, 20, i / 7) ? i % 29 : dice(29, 21, i)];
     ExpertsOptions o;
-    o.ckpt = model("moe");
-    o.data = folder + "/text.bin";
+    o.ckpt = save_byte_model(folder + "/moe.safetensors", "moe", 1);
+    o.data = save_byte_shard(folder + "/text.bin", text);
     o.rows = 300;
     o.least = 60;
     o.least_documents = 15;
@@ -258,16 +237,14 @@ static void test_tool(const string& folder) {
         check(layer.token.value > 0.1 && layer.token.value < 1.01);
         check(layer.windows.size() == 2); // of 4 and 16: a row has 32
     }
-    const auto without_times = [](string text) {
-        const size_t at = text.find("\"seconds\":"), end = text.find(',', at);
-        return text.erase(at, end - at);
-    };
+    const size_t threads = thread_count();
     set_thread_count(3);
     check(without_times(experts_json(measure_experts(o, cpu_reader))) == without_times(experts_json(r)));
+    set_thread_count(threads);
     const Json json = parse_json(experts_json(r), "experts.json");
     check(json.find("weights")->text == weights_hash(r.checkpoint) && json.find("layers")->items.size() == 2);
     ExpertsOptions bad = o;
-    bad.ckpt = model("dense");
+    bad.ckpt = save_byte_model(folder + "/dense.safetensors", "dense", 1);
     check_error(measure_experts(bad, cpu_reader), "dense", "mixture");
     bad = o;
     bad.data = "";

@@ -2,7 +2,7 @@
 // units whose figures are known, and the tool on small models.
 #include "../dev/interp/logistic.h"
 #include "../dev/interp/probe.h"
-#include "../dev/interp/units_cpu.h"
+#include "byte_model.h"
 #include "check.h"
 #include <filesystem>
 
@@ -76,6 +76,13 @@ static size_t named(const Concepts& c, const string& name) {
     fail("no concept %s", name.c_str());
 }
 
+// Where the tokens of the first document have a label: 1, elsewhere a dot.
+static string marks_of(const Concepts& c, const char* name) {
+    string out;
+    for (size_t n = 0; n < c.rows.T; n++) out += c.labels.at(named(c, name), n) ? '1' : '.';
+    return out;
+}
+
 static void test_text_concepts() {
     Language language(3);
     while (language.text.size() < 5000) language.phrase("", language.random.below(2));
@@ -99,11 +106,7 @@ static void test_text_concepts() {
 
     const string text = "Ab cd  12 USA\n\"q\" )\xC3";
     const Concepts d = concepts_of(text, text.size());
-    const auto marks = [&](const char* name) {
-        string out;
-        for (size_t n = 0; n < text.size(); n++) out += d.labels.at(named(d, name), n) ? '1' : '.';
-        return out;
-    };
+    const auto marks = [&](const char* name) { return marks_of(d, name); };
     check(marks("a word with a capital first") == "11........111.......");
     check(marks("a word with a small letter first") == "...11..........1....");
     check(marks("a word of digits alone") == ".......11...........");
@@ -127,11 +130,7 @@ static void test_chess_concepts() {
     c.rows = game_rows(games);
     c.part = {TRAIN};
     label_chess_concepts(c, games);
-    const auto marks = [&](const char* name) {
-        string out;
-        for (size_t n = 0; n < text.size(); n++) out += c.labels.at(named(c, name), n) ? '1' : '.';
-        return out;
-    };
+    const auto marks = [&](const char* name) { return marks_of(c, name); };
     // clang-format off
     //                                   ;1.e4 d5 2.exd5 Qxd5 3.Nc3 Qe5+ 4.Be2 O
     check(marks("a piece letter") ==       "................1......1...1......1....");
@@ -402,36 +401,13 @@ static void test_logistic() {
 // ---------------------------------------------------------------------------------------------------------
 // The tool
 
-static string untrained_model(const string& path, const char* ffn, uint64_t seed) {
-    Config c;
-    c.n_layer = 2;
-    c.n_head = 2;
-    c.n_embd = 16;
-    c.block_size = 32;
-    c.vocab_size = 257;
-    c.n_expert = 4;
-    c.d_expert = 16;
-    c.ffn = ffn;
-    c.tokenizer = "bytes";
-    Reader reader = cpu_reader(c, 1, 8);
-    untrained_weights(reader, seed);
-    save_model(path, c, reader.table, reader.weights(), 7);
-    return path;
-}
-
 static void test_tool(const string& folder) {
     Language language(4);
     while (language.text.size() < 400 * 32 + 1) language.phrase("", language.random.below(2));
-    ShardWriter shard(folder + "/text.bin", TOKENIZER_BYTES, 0);
-    for (const char c : language.text) {
-        const uint16_t id = (unsigned char)c;
-        shard.write(&id, 1);
-    }
-    shard.commit();
     ProbeOptions o;
-    o.ckpt = untrained_model(folder + "/moe.safetensors", "moe", 1);
-    o.twin = untrained_model(folder + "/dense.safetensors", "dense", 2);
-    o.data = folder + "/text.bin";
+    o.ckpt = save_byte_model(folder + "/moe.safetensors", "moe", 1);
+    o.twin = save_byte_model(folder + "/dense.safetensors", "dense", 2);
+    o.data = save_byte_shard(folder + "/text.bin", language.text);
     o.rows = 400;
     o.k = "1,4";
     o.most = 300;
@@ -447,10 +423,6 @@ static void test_tool(const string& folder) {
     }
     const string said = r.sentence();
     if (r.counted > 0) check(said.find(strf("%zu of %zu", r.counted, r.concepts.size())) != string::npos);
-    const auto without_times = [](string text) {
-        const size_t at = text.find("\"seconds\":"), end = text.find(',', at);
-        return text.erase(at, end - at);
-    };
     const size_t threads = thread_count();
     set_thread_count(3);
     check(without_times(probe_json(measure_probe(o, cpu_reader))) == without_times(probe_json(r)));

@@ -88,7 +88,7 @@ LayerRouting layer_routing(const std::vector<Deal>& deals, size_t layer, const C
 
 ExpertsReport measure_experts(const ExpertsOptions& o, const MakeReader& make_reader) {
     const double begin = now_seconds();
-    if (o.data.empty()) fail_usage("--data is missing: token shards, or a file of games");
+    need_data(o.data);
     const SafeTensorsFile file(find_checkpoint(o.ckpt));
     ExpertsReport r;
     r.checkpoint = file.path;

@@ -272,7 +272,7 @@ void add_differences(ProbeReport& r, const Probing& p) {
 
 ProbeReport measure_probe(const ProbeOptions& o, const MakeReader& make_reader) {
     const double begin = now_seconds();
-    if (o.data.empty()) fail_usage("--data is missing: token shards, or a file of games");
+    need_data(o.data);
     whole_numbers(o.k);
     const SafeTensorsFile file(find_checkpoint(o.ckpt));
     ProbeReport r;

@@ -171,7 +171,7 @@ static void add_history(RouterReport& report, Reader& reader, const TokenRows& r
 
 RouterReport measure_router(const RouterOptions& options, const MakeReader& make_reader) {
     const double begin = now_seconds();
-    if (options.data.empty()) fail_usage("--data is missing: token shards, or a file of games");
+    need_data(options.data);
     const SafeTensorsFile file(find_checkpoint(options.ckpt));
     RouterReport report;
     report.checkpoint = file.path;

@@ -47,6 +47,10 @@ void group_tokens(TokenRows& rows, Tokenizer kind, const std::string& gpt2_file)
     }
 }
 
+void need_data(const std::string& data) {
+    if (data.empty()) fail_usage("--data is missing: token shards, or a file of games");
+}
+
 bool is_games_file(const std::string& path) {
     struct stat st;
     if (stat(path.c_str(), &st) != 0 || !S_ISREG(st.st_mode)) return false;

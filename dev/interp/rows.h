@@ -1,4 +1,4 @@
-// The rows of tokens that sparsity and router run a model on: samples of token shards of any tokenizer, or
+// The rows of tokens that sparsity, router, probe and experts run a model on: samples of token shards of any tokenizer, or
 // the games of a PGN or game-text file. Every token belongs to a group, so that what a model does can be told
 // apart by where it does it: in chess by the phase of the game, in text by the class of the byte.
 #pragma once
@@ -38,6 +38,9 @@ void group_tokens(TokenRows& rows, Tokenizer kind, const std::string& gpt2_file)
 
 // ---------------------------------------------------------------------------------------------------------
 // Reading
+
+// Refuses a --data that was not given.
+void need_data(const std::string& data);
 
 // Does the path name one file that is no token shard?
 bool is_games_file(const std::string& path);

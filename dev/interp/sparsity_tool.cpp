@@ -140,7 +140,7 @@ std::vector<LayerSparsity> measure_layers_sparsity(Reader& reader, const TokenRo
 
 Sparsity measure_sparsity(const SparsityOptions& options, const MakeReader& make_reader) {
     const double begin = now_seconds();
-    if (options.data.empty()) fail_usage("--data is missing: token shards, or a file of games");
+    need_data(options.data);
     const SafeTensorsFile file(find_checkpoint(options.ckpt));
     Sparsity s;
     s.checkpoint = file.path;
