@@ -25,7 +25,7 @@ endif
 # SAN=1 builds and tests under AddressSanitizer and UndefinedBehaviorSanitizer, in a folder of its own.
 ifeq ($(SAN),1)
 B        := build/san
-CXXFLAGS := -O1 -g -march=native -Wno-maybe-uninitialized -fsanitize=address,undefined -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS
+CXXFLAGS := -O1 -g1 -march=native -Wno-maybe-uninitialized -fsanitize=address,undefined -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS
 else
 B        := build
 endif
@@ -161,6 +161,9 @@ $(B)/double/%.o: %.cpp Makefile $(B)/cxx.flags
 	$(COMPILE) -DMOEX_DOUBLE -c $< -o $@
 # Tests are compiled at -O1, in half the time: what takes time in them is what they test, in the archives above.
 $(foreach t,$(TESTS) test_training_ranks,$(B)/obj/test/$(t).o): private CXXFLAGS := $(subst -O3,-O1,$(CXXFLAGS))
+ifeq ($(SAN),1) # the model's arithmetic is most of what runs there
+$(CPU_CPP:%.cpp=$(B)/obj/%.o): private CXXFLAGS := $(subst -O1,-O3,$(CXXFLAGS))
+endif
 -include $(shell find $(B)/obj $(B)/double -name '*.d' 2>/dev/null)
 
 # ---------------------------------------------------------------------------------------------------------
