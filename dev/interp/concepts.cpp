@@ -140,8 +140,9 @@ Concepts read_concepts(const std::string& data, const Config& c, size_t T, size_
         out.rule_says = empty_labels(out.list.size(), out.rows.size());
     }
     if (out.list.empty())
-        fail("%s: no concept has %zu tokens of either answer in %zu documents of every part, expected more "
-             "than these %zu documents of %zu tokens",
-             data.c_str(), enough.tokens, enough.documents, out.documents(), out.rows.T);
+        fail("%s: %zu documents of %zu tokens, expected more: no concept has %zu tokens of either answer, "
+             "from %zu "
+             "documents, in each of train, validation and test (--least, --least-documents)",
+             data.c_str(), out.documents(), out.rows.T, enough.tokens, enough.documents);
     return out;
 }
