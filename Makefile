@@ -181,7 +181,7 @@ NVCC_COMPILE = @mkdir -p $(@D); echo "$(NVCC) -> $@"; $(NVCC) $(NVCC_FLAGS) -MMD
 
 vpath %.cu . dev/interp dev/bench test
 CUDA_PROGRAMS = train_moex sample bsp_gpu bench_gpu
-$(addprefix $(B)/,train_moex train_moex_fp32 gpu/test_exchange): private NVCC_FLAGS += $(if $(filter yes,$(NCCL)),-DMOEX_NCCL -lnccl)
+$(addprefix $(B)/,train_moex train_moex_fp32 bench_gpu bench_gpu_fp32 gpu/test_exchange): private NVCC_FLAGS += $(if $(filter yes,$(NCCL)),-DMOEX_NCCL -lnccl)
 $(addprefix $(B)/,$(CUDA_PROGRAMS)): $(B)/%: %.cu $(CUDA_LAYERS) Makefile $(B)/nvcc.flags
 	$(NVCC_COMPILE)
 $(addprefix $(B)/,$(addsuffix _fp32,$(CUDA_PROGRAMS))): private NVCC_FLAGS += -DPRECISION_FP32

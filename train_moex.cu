@@ -3068,6 +3068,14 @@ struct Exchange {
         return sums;
     }
 
+    // The largest of the numbers that the GPUs have here. They must all call.
+    double largest(double number) const {
+        std::vector<double> all(places());
+        all[sharing.place] = number;
+        all = add(all, nullptr);
+        return *std::max_element(all.begin(), all.end());
+    }
+
     // A piece of which each GPU has what it owns at `ours`, into memory of the host of rank 0.
     void collect(float* host, const float* ours, Span piece, cudaStream_t computing) const {
         join(computing);
@@ -4243,6 +4251,16 @@ inline UsedGpu use_gpu(const Ranks& ranks) {
     return gpu;
 }
 
+// Opens the network to the GPUs of exchange.sharing, which must all call. Returns the most memory that NCCL
+// took of one of them.
+inline double open_network(Exchange& exchange, const std::string& id, size_t layers) {
+    const size_t before = free_memory(), place = exchange.sharing.place;
+    exchange.network.join(id, place, exchange.places());
+    exchange.make_stream(layers);
+    exchange.add(std::vector<double>(1 << 17), nullptr); // NCCL takes its memory with the first messages
+    return exchange.largest(double(before) - double(free_memory()));
+}
+
 // Meets the other ranks, and opens the network to them: until then nobody has begun. Returns the exchange
 // with them, and in *network the most memory that NCCL took of one of them.
 inline Exchange meet(Ranks& ranks, Run& run, const Options& options, const UsedGpu& gpu, double* network) {
@@ -4273,15 +4291,8 @@ inline Exchange meet(Ranks& ranks, Run& run, const Options& options, const UsedG
                           ranks.machines, ranks.machines == 1 ? "" : "s", sharing.lanes.per_machine,
                           sharing.lanes.per_machine == 1 ? "" : "s", sharing.lanes.lanes,
                           sharing.lanes.busy_text(run.B, run.accumulate).c_str());
-    const size_t before = free_memory();
-    exchange.network.join(id, sharing.place, places);
-    exchange.make_stream(run.config.n_layer);
+    *network = open_network(exchange, id, run.config.n_layer);
     ranks.watch([network = exchange.network] { return network.error(); });
-    exchange.add(std::vector<double>(1 << 17), nullptr); // NCCL takes its memory with the first messages
-    std::vector<double> taken(places);
-    taken[sharing.place] = double(before) - double(free_memory());
-    taken = exchange.add(taken, nullptr);
-    *network = *std::max_element(taken.begin(), taken.end());
     return exchange;
 }
 

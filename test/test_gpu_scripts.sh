@@ -110,7 +110,7 @@ rehearse() {
 }
 expect "a rehearsal" 0 'Every stage that could run passed' rehearse QUICK=0
 expect "its probe" 0 'nvcc release 13.0, sm_90; cuBLASLt 130000; compute-sanitizer; torch 2\.$' cat "$dir/pretended/rehearsal.md"
-expect "a stage that fails" 1 'FAILED: Launchers and steps, bf16;$' rehearse BENCH=3 LINKS=no
+expect "a stage that fails" 1 'FAILED: Launchers and steps, bf16; What 2 GPUs exchange;$' rehearse BENCH=3 LINKS=no
 expect "a library that is not there" 0 'cublasLt does not link: ld: cannot find' cat "$dir/pretended/rehearsal.md"
 expect "its rows, and those after it" 0 '^Sampling, preset chess: [0-9]+ s' cat "$dir/pretended/rehearsal.md"
 expect "its rows" 0 '"row": "ratio"' cat "$dir/pretended/rehearsal.jsonl"

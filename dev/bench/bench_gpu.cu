@@ -5,6 +5,9 @@
 //   bench_gpu [--preset chess|small|medium|demo] [--batch N] [--json FILE]
 //   bench_gpu --count        bytes and FLOPs of every launcher on an H100's data sheet; needs no GPU
 //   bench_gpu --count --gpus 8 --nodes 4 [--rows N]   what a step should take on so many GPUs of each machine
+//   bench_gpu --gpus 8       on 8 GPUs: summing gradients, sending weights, NCCL's memory at 8, 16, 32
+//   channels
+//                            (or started by torchrun, mpirun, srun, as the trainer is)
 //   bench_gpu --tiny         models of a few hundred tokens, to see that it runs (under dev/emu, too)
 //
 // What is timed is the trainer's own step: it calls gpu.before_launch before each launcher, and here that
@@ -12,6 +15,8 @@
 #define MOEX_LIBRARY
 #include "../../train_moex.cu"
 #include "roofline.h"
+#include <sys/prctl.h>
+#include <sys/wait.h>
 
 constexpr bool fp32 = sizeof(floatX) == 4;
 
@@ -19,7 +24,7 @@ constexpr float aux_weight = 1e-3f;
 
 struct Settings {
     std::string preset = "both", json;
-    int64_t batch = 0, steps = 20, gpus = 1, nodes = 1, rows = 0;
+    int64_t batch = 0, steps = 20, nodes = 1, rows = 0, channels = 0;
     bool count = false, tiny = false;
 };
 
@@ -38,8 +43,8 @@ static double median(std::vector<double> x) {
 struct JsonLines {
     FILE* file = nullptr;
 
-    void open(const std::string& path) {
-        file = fopen(path.c_str(), "w");
+    void open(const std::string& path, const char* mode = "w") {
+        file = fopen(path.c_str(), mode);
         if (!file) fail("%s cannot be written: %s", path.c_str(), strerror(errno));
     }
     void row(const std::string& fields) {
@@ -556,9 +561,9 @@ static void print_counts(const Preset& p, size_t batch) {
 
 // What several GPUs should make of a preset: of its steps, and of steps so large that each GPU has five
 // micro-batches of the size that one would take.
-static void print_scaling(const Preset& p, const Settings& settings, size_t memory) {
+static void print_scaling(const Preset& p, const Settings& settings, size_t gpus, size_t memory) {
     const Card card = h100_datasheet(fp32);
-    const size_t T = p.config.block_size, G = size_t(settings.gpus), M = size_t(settings.nodes), P = G * M;
+    const size_t T = p.config.block_size, G = gpus, M = size_t(settings.nodes), P = G * M;
     Sharing sharing;
     sharing.lanes = {P, M, G};
     const size_t alone = largest_batch(p.config, T, 0, p.rows, memory);
@@ -597,6 +602,118 @@ static void bench(const Preset& p, size_t batch, const Card& card, Clock& clock,
     print_parts(all, json);
 }
 
+// ---------------------------------------------------------------------------------------------------------
+// Several GPUs, each a process: what the trainer sends in a step, piece by piece and nothing beside it.
+
+// What of NCCL decides about its memory and, with fast connections, about its speed; read when it is opened.
+constexpr const char* channels_variable = "NCCL_MAX_P2P_NCHANNELS";
+
+// Time of the slowest GPU for one step's reduce or gather of a model.
+static void print_exchange(const char* what, const Preset& p, const Exchange& exchange, double numbers,
+                           double bytes, Clock& clock, const Settings& settings, JsonLines& json,
+                           const std::function<void()>& run) {
+    const Lanes& lanes = exchange.sharing.lanes;
+    exchange.add({0}, nullptr); // all begin together
+    const cudaStream_t stream = exchange.stream.get();
+    const double seconds =
+        exchange.largest(clock.time(stream, size_t(settings.steps), [&](size_t) { run(); }));
+    const double sent = exchange_seconds(numbers, bytes, lanes, {1, 1});
+    const double expected = exchange_seconds(numbers, bytes, lanes, {});
+    printf("  %-9s %-7s %10s %10.3f %9.2f %13.3f\n", p.name, what, human_bytes(sent).c_str(), seconds * 1e3,
+           sent / seconds * 1e-9, expected * 1e3);
+    json.row(strf("\"exchange\":\"%s\",\"preset\":\"%s\",\"machines\":%zu,\"gpus\":%zu,\"channels\":%lld,"
+                  "\"bytes\":%.0f,\"seconds\":%.6e,\"expected\":%.6e",
+                  what, p.name, lanes.machines, lanes.per_machine, (long long)settings.channels, sent,
+                  seconds, expected));
+}
+
+static void bench_exchange(const Preset& p, Exchange& exchange, Clock& clock, const Settings& settings,
+                           JsonLines& json) {
+    const std::vector<Tensor> table = gpu_tensor_table(p.config);
+    const std::vector<Piece> pieces = pieces_of_table(p.config, table, exchange.sharing);
+    const size_t count = block_elements(table);
+    const Block<float> gradients(count);
+    const Block<floatX> weights(count);
+    gradients.zero();
+    weights.zero();
+    exchange.received = Block<float>(largest_exchange(pieces, exchange.sharing));
+    const cudaStream_t stream = exchange.stream.get();
+    print_exchange("reduce", p, exchange, double(count), sizeof(float), clock, settings, json, [&] {
+        for (auto piece = pieces.rbegin(); piece != pieces.rend(); ++piece)
+            exchange.reduce(gradients.data, piece->all, stream);
+    });
+    print_exchange("gather", p, exchange, double(count), sizeof(floatX), clock, settings, json, [&] {
+        for (const Piece& piece : pieces) exchange.gather(weights.data, sizeof(floatX), piece.all, stream);
+    });
+}
+
+// A rank of a run on several GPUs.
+static int bench_ranks(Ranks& ranks, const std::vector<Preset>& chosen, const Settings& settings) {
+    if (settings.channels > 0)
+        setenv(channels_variable, strf("%lld", (long long)settings.channels).c_str(), 1);
+    const std::string version = Network::version(); // or an error, before anything is taken
+    const UsedGpu gpu = use_gpu(ranks);
+    Hello hello;
+    hello.gpu = gpu.bus;
+    hello.kind = gpu.name;
+    hello.agree = {{"--preset", settings.preset},
+                   {"--steps", strf("%lld", (long long)settings.steps)},
+                   {"--channels", strf("%lld", (long long)settings.channels)},
+                   {"the program", strf("bench_gpu %s, %s", precision_name, version.c_str())}};
+    if (ranks.rank == 0) hello.id = Network::new_id();
+    const std::string id = ranks.meet(hello);
+    Exchange exchange;
+    exchange.sharing.lanes = {size_t(ranks.size), size_t(ranks.machines),
+                              size_t(ranks.size / ranks.machines)};
+    exchange.sharing.place = size_t(ranks.place);
+    const double network = open_network(exchange, id, 0);
+    ranks.watch([network = exchange.network] { return network.error(); });
+    const char* const most = getenv(channels_variable);
+    printf("\n%s\n%d x %zu GPUs (%s), %s, %s=%s: it takes %s of each GPU\n", gpu.text.c_str(), ranks.machines,
+           exchange.sharing.lanes.per_machine, ranks.launcher.c_str(), version.c_str(), channels_variable,
+           most ? most : "", human_bytes(network).c_str());
+    JsonLines json;
+    if (ranks.rank == 0 && !settings.json.empty()) json.open(settings.json, "a");
+    json.row(strf("\"network\":\"%s\",\"channels\":%lld,\"bytes\":%.0f", version.c_str(),
+                  (long long)settings.channels, network));
+    printf("  %-9s %-7s %10s %10s %9s %13s\n", "preset", "", "each sends", "ms", "GB/s", "expected, ms");
+    Clock clock(settings.tiny ? 1 << 10 : size_t(1) << 28);
+    for (const Preset& p : chosen) bench_exchange(p, exchange, clock, settings, json);
+    ranks.watch(nullptr);
+    ranks.finish(0);
+    return 0;
+}
+
+// Starts the ranks, once for each number of channels. NCCL asks for it once in the life of a process, and one
+// that has started ranks is set up for them: each time is a process of its own.
+static int start_ranks(const RankFlags& flags, const std::vector<Preset>& chosen, const Settings& settings,
+                       bool starts, char** argv) {
+    const auto run = [&](char** arguments) {
+        return run_ranks(flags, arguments, &stop_signal,
+                         [&](Ranks& ranks) { return bench_ranks(ranks, chosen, settings); });
+    };
+    if (starts && !settings.json.empty()) JsonLines().open(settings.json); // the ranks add to it
+    if (!starts || settings.channels > 0) return run(argv);
+    for (const char* channels : {"8", "16", "32"}) {
+        std::vector<char*> arguments;
+        for (char** a = argv; *a; a++) arguments.push_back(*a);
+        for (const char* a : {"--channels", channels}) arguments.push_back(const_cast<char*>(a));
+        arguments.push_back(nullptr);
+        fflush(nullptr);
+        const pid_t pid = fork();
+        if (pid < 0) fail("a process cannot be started: %s", strerror(errno));
+        if (pid == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGTERM); // it ends its ranks
+            exit(run_main([&] { return run(arguments.data()); }));
+        }
+        int status = 0;
+        while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+        }
+        if (status != 0) return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    }
+    return 0;
+}
+
 int main(int argc, char** argv) {
     return run_main([&] {
         Settings settings;
@@ -608,10 +725,14 @@ int main(int argc, char** argv) {
         options.add(0, "steps", "N", &settings.steps, 1, 100000, "steps of each model");
         options.add(0, "json", "FILE", &settings.json, "write every row as a line of JSON, too");
         options.add(0, "count", &settings.count, "only count bytes and FLOPs, for an H100; needs no GPU");
-        options.add(0, "gpus", "G", &settings.gpus, 1, 1024, "with --count: GPUs of each machine");
-        options.add(0, "nodes", "M", &settings.nodes, 1, 1024, "with --count: machines");
-        options.add(0, "rows", "N", &settings.rows, 0, 100000000, "with --gpus: of a step (0: the preset's)");
         options.add(0, "tiny", &settings.tiny, "models of a few hundred tokens, to see that it runs");
+        RankFlags rank_flags;
+        rank_flags.declare(options);
+        options.add(0, "channels", "N", &settings.channels, 0, 32,
+                    "of NCCL between two GPUs (0: with --gpus 8, 16 and 32 in turn, else the trainer's)");
+        options.add(0, "nodes", "M", &settings.nodes, 1, 1024, "with --count: machines of --gpus each");
+        options.add(0, "rows", "N", &settings.rows, 0, 100000000,
+                    "with --count: of a step (0: the preset's)");
         if (!options.parse(argc, argv)) return 0;
         std::vector<Preset> chosen;
         if (settings.tiny)
@@ -629,12 +750,13 @@ int main(int argc, char** argv) {
             if (large <= p.batch) return std::vector<size_t>{p.batch};
             return std::vector<size_t>{large, p.batch};
         };
-        if (settings.gpus * settings.nodes > 1) {
-            if (!settings.count)
-                fail_usage("several GPUs are not measured yet: --count --gpus %lld --nodes %lld says what is "
-                           "expected of them",
-                           (long long)settings.gpus, (long long)settings.nodes);
-            for (const Preset& p : chosen) print_scaling(p, settings, memory);
+        const size_t gpus = size_t(std::max<int64_t>(1, rank_flags.gpus));
+        if (!settings.count && settings.nodes > 1)
+            fail_usage("--nodes is of --count; several machines are measured by --gpus with --node I/%lld "
+                       "--master HOST:PORT on each, or by torchrun, mpirun, srun",
+                       (long long)settings.nodes);
+        if (settings.count && gpus * size_t(settings.nodes) > 1) {
+            for (const Preset& p : chosen) print_scaling(p, settings, gpus, memory);
             return 0;
         }
         if (settings.count) {
@@ -643,6 +765,9 @@ int main(int argc, char** argv) {
                 for (const size_t batch : batches(p)) print_counts(p, batch);
             return 0;
         }
+        const RankIdentity id = rank_identity(rank_flags, [](const char* name) { return getenv(name); });
+        if (id.size > 1 || id.starts > 1)
+            return start_ranks(rank_flags, chosen, settings, id.starts > 0, argv);
         JsonLines json;
         if (!settings.json.empty()) json.open(settings.json);
         const UsedGpu gpu = use_gpu(Ranks());

@@ -3,8 +3,8 @@
 # minutes: what is missing here, build, tests, every launcher beside the card's own limits, training steps and
 # their dense twins, sampling, the PyTorch peer, compute-sanitizer. Needs no network.
 #   dev/bench/gpu.sh                 QUICK=1 dev/bench/gpu.sh: four minutes, no fp32, peer or sanitizer
-#   dev/bench/gpu.sh test bench      these stages only: build test bench bench32 sample peer sanitize, and what is
-#                                    not among the nine minutes: peer_chess programs
+#   dev/bench/gpu.sh test bench      these stages only: build test bench ranks bench32 sample peer sanitize, and what
+#                                    is not among the nine minutes: peer_chess programs
 #   dev/bench/gpu.sh --rehearse      all of it on the CPU with the emulated programs, so that no typing error is
 #                                    left for the card (--rehearse=short: what takes seconds, nothing is built)
 # What it prints is in RESULTS/<card>.md line by line, and every row of the tables in <card>.jsonl beside it when
@@ -138,7 +138,7 @@ if [[ -n $rehearse ]]; then
     cat > "$scratch/bin/nvidia-smi" << 'END'
 #!/usr/bin/env bash
 case "$*" in
-*query-gpu=name*) echo "Rehearsal" ;;
+*query-gpu=name*) printf 'Rehearsal\nRehearsal\n' ;;
 *compute_cap*) echo 9.0 ;;
 *) echo "0.0, 0 MiB, 0 MHz, 0 MHz, 0 W" ;;
 esac
@@ -162,6 +162,7 @@ echo "========= ERROR SUMMARY: 0 errors"
 exit $status
 END
     chmod +x "$scratch"/bin/*
+    export EMU_DEVICES=2
     if [[ $rehearse == =short ]]; then export MOEX_TESTS=test_units; fi
 fi
 results=${results:-dev/bench/results}
@@ -170,7 +171,7 @@ export b jobs scratch rehearse model_sizes sample_tokens
 # ---------------------------------------------------------------------------------------------------------
 # The probe: what is here, in five seconds. Everything below goes on without what is not.
 
-card=$(nvidia-smi --query-gpu=name --format=csv,noheader 2> /dev/null | head -n 1)
+names=$(nvidia-smi --query-gpu=name --format=csv,noheader 2> /dev/null) card=${names%%$'\n'*} cards=$(grep -c . <<< "$names")
 if [[ -z $card ]]; then
     report=$scratch/report.md arch=90
 else
@@ -239,7 +240,7 @@ found() { have "$1" && echo "$1" || echo "no $1"; }
 say "$(nproc) CPU cores; $(found make), $(found "${CXX:-g++}"), nvcc ${release:-not found}, sm_$arch; $link; $(found compute-sanitizer); $([[ -n $python ]] && "$python" -c 'import torch; print("torch", torch.__version__)' 2> /dev/null || echo 'no torch that sees the GPU')."
 
 # ---------------------------------------------------------------------------------------------------------
-# The stages, each with its limit in seconds: of those that run without being asked for, 520 in all.
+# The stages, each with its limit in seconds: of those that run without being asked for, 535 in all.
 
 built=1
 if [[ $can_build == 0 ]]; then
@@ -258,7 +259,12 @@ elif [[ -z $card ]]; then
 else
     [[ $quick == 0 ]] && repeats=(--steps 12) || repeats=(--steps 8)
     wanted test && stage "Tests on the GPU" 100 test/on_gpu.sh "$b"
-    wanted bench && stage "Launchers and steps, bf16" 90 "$b/bench_gpu" "${bench_sizes[@]}" "${repeats[@]}" --json "$rows"
+    wanted bench && stage "Launchers and steps, bf16" 80 "$b/bench_gpu" "${bench_sizes[@]}" "${repeats[@]}" --json "$rows"
+    if wanted ranks && ((cards > 1)); then
+        stage "What $cards GPUs exchange" 25 "$b/bench_gpu" --gpus "$cards" "${bench_sizes[@]}" "${repeats[@]}" --json "$rows"
+    elif wanted ranks; then
+        skip "What several GPUs exchange" "one GPU is here"
+    fi
     if [[ $quick == 0 || ${#stages[@]} -gt 0 ]]; then
         wanted bench32 && [[ $rehearse != =short ]] && stage "Launchers and steps, fp32, preset chess" 25 \
             "$b/bench_gpu_fp32" --preset chess "${bench_sizes[@]}" --steps 4 --json "$rows"

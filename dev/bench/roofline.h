@@ -282,6 +282,12 @@ struct Links {
     double within = 300e9, among = 40e9;
 };
 
+// Seconds in which each GPU sends its share of n numbers of `bytes` each: to reduce them, or to gather them.
+inline double exchange_seconds(double n, double bytes, const Lanes& lanes, const Links& links) {
+    const double G = double(lanes.per_machine), M = double(lanes.machines);
+    return bytes * n * (G - 1) / G / links.within + bytes * n / G * (M - 1) / M / links.among;
+}
+
 struct ScaledStep { // seconds; alone: on one GPU; step_exposed: were the gather not hidden
     double alone, reduce, gather, step, step_exposed;
 };
@@ -295,11 +301,9 @@ inline ScaledStep scaled_step(const Config& c, size_t B, size_t T, size_t A, dou
     }
     const std::vector<Tensor> table = tensor_table(c, 64);
     const double n = double(block_elements(table)), e = double(table[2].offset);
-    const double P = double(lanes.places()), G = double(lanes.per_machine), M = double(lanes.machines);
-    const auto sent = [&](double bytes) {
-        return bytes * n * (G - 1) / G / links.within + bytes * n / G * (M - 1) / M / links.among;
-    };
-    ScaledStep s{double(A) * a + z + u, sent(4), sent(x), 0, 0};
+    const double P = double(lanes.places());
+    ScaledStep s{double(A) * a + z + u, exchange_seconds(n, 4, lanes, links),
+                 exchange_seconds(n, x, lanes, links), 0, 0};
     const double rounds = double(lanes.rounds(A)) * a + z + u / P + 0.1e-3;
     const double sums = std::max(s.reduce * e / n, s.reduce - 0.8 * (2.0 / 3) * a);
     s.step = rounds + sums + std::max(0.0, s.gather - 0.8 * a / 3);
