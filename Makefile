@@ -52,7 +52,7 @@ GPU_PROGRAMS = $(if $(NVCC),$(addsuffix $(SUFFIX),train_moex sample bsp_gpu))
 EMULATED  = train_moex_emu train_moex_fp32_emu sample_emu sample_fp32_emu bsp_gpu_emu bsp_gpu_fp32_emu
 LINUX    := $(filter Linux,$(shell uname -s))# several processes that train together are started and watched in its ways
 TESTS     = test_chess test_make_chess test_data test_safetensors test_log test_lib test_threads test_model test_gradients test_programs \
-            $(if $(LINUX),test_ranks) test_lanes test_games test_boards test_rules test_bsp test_sparsity test_features test_probe test_experts test_report test_interp \
+            $(if $(LINUX),test_ranks) test_lanes test_games test_boards test_rules test_bsp test_sparsity test_features test_probe test_experts test_text test_report test_interp \
             $(if $(filter 1,$(SAN)),,test_sae) test_sae_gradients test_paper # (the sanitizers would take ten minutes to learn a dictionary)
 BENCHES   = bench_cpu bench_bsp perft
 
@@ -306,10 +306,11 @@ sanitize-gpu: $(addprefix $(B)/,make_chess $(call BOTH,train_moex sample))
 	@test/test_sanitizer.sh $(B)
 
 PYTHON ?= $(shell for p in python3 /usr/bin/python3; do $$p -c 'import torch, numpy' 2>/dev/null && echo $$p && break; done)
-test-torch: $(addprefix $(B)/,dump_reference test_safetensors bsp make_chess)
+test-torch: $(addprefix $(B)/,dump_reference test_safetensors bsp make_chess train_moex_cpu evaluate)
 	@test -n "$(PYTHON)" || { echo "moex: no python3 with torch and numpy (Debian: apt-get install python3-torch)" >&2; exit 1; }
 	@rm -rf $(B)/dump && $(B)/dump_reference $(B)/dump
-	@test/run.sh "$(PYTHON) dev/torch/test_torch.py $(B)/dump" "$(PYTHON) test/test_safetensors_interop.py $(B)/test_safetensors $(B)/interop" "$(PYTHON) test/test_bsp_numpy.py $(B)"
+	@test/run.sh "$(PYTHON) dev/torch/test_torch.py $(B)/dump" "$(PYTHON) test/test_safetensors_interop.py $(B)/test_safetensors $(B)/interop" "$(PYTHON) test/test_bsp_numpy.py $(B)" \
+	    "$(PYTHON) dev/torch/test_gpt2.py $(B)" "$(PYTHON) test/test_text_eval.py $(B)"
 
 bench: $(addprefix $(B)/,$(BENCHES))
 	@$(B)/perft

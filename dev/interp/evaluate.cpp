@@ -1,12 +1,14 @@
 // evaluate: what a checkpoint is worth on held-out data. Loss against what needs no model (uniform, unigram),
 // active units and expert loads per layer, and for chess the share of positions whose most probable next move
-// is legal. With --sae, too, what sparse autoencoders make of the activations, and of the loss.
+// is legal. With --sae, too, what sparse autoencoders make of the activations, and of the loss. With --text,
+// instead, perplexities of documents (perplexity.h).
 #include "../../data/chess.h"
 #include "../../data/loader.h"
 #include "../cpu/decode.h"
 #include "../lib/options.h"
 #include "../lib/terminal.h"
 #include "../run/checkpoint.h"
+#include "perplexity.h"
 #include "sae/evaluate_sae.h"
 #include <mutex>
 #include <numeric>
@@ -171,8 +173,8 @@ static std::string evaluation_json(const SafeTensorsFile& file, const Config& c,
 
 static int run(int argc, char** argv) {
     const double begin = now_seconds();
-    std::string ckpt, val, sae, json;
-    int64_t rows = 512, games = 100, seq = 0;
+    std::string ckpt, val, text, sae, json;
+    int64_t rows = 512, games = 100, seq = 0, stride = 0;
     Options options("evaluate", "Measures a checkpoint on held-out token shards, on the CPU.");
     options.add(0, "ckpt", "FILE|DIR", &ckpt, "a checkpoint, or the folder of a run for its newest one");
     options.add('j', "val", "GLOB", &val, "held-out token shards");
@@ -184,11 +186,22 @@ static int run(int argc, char** argv) {
                 "positions per sequence (0: as many as model and data have)");
     options.add(0, "sae", "FILE|DIR", &sae,
                 "also what sparse autoencoders of train_sae make of its activations");
+    options.add(
+        0, "text", "FILE", &text,
+        "instead of all that: perplexities of the documents of a NAME.spans.jsonl of data/text_eval.py");
+    options.add(0, "stride", "TOKENS", &stride, 0, 1 << 24,
+                "--text: by so many tokens windows move on (0: by all that they hold)");
     options.add(0, "json", "FILE", &json, "write the numbers there, too");
     if (!options.parse(argc, argv)) return 0;
-    if (val.empty()) fail_usage("--val is missing: a glob of token shards");
+    if (val.empty() && text.empty()) fail_usage("--val is missing: a glob of token shards");
     const SafeTensorsFile file(find_checkpoint(ckpt));
     const Config c = read_config(file);
+    if (!text.empty()) {
+        const TextScores scores = evaluate_text(file, c, {text, size_t(seq), size_t(stride)});
+        print_text_scores(scores, file.path, text);
+        if (!json.empty()) write_json(json, text_scores_json(scores, file, c, text, now_seconds() - begin));
+        return 0;
+    }
     std::vector<SaeFile> saes;
     if (!sae.empty()) {
         saes = read_saes(sae);

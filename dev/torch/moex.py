@@ -641,10 +641,15 @@ def load(path, dtype: torch.dtype = torch.float32, device="cpu") -> MoeX:
     return model
 
 
+def metadata_of(config: Config, step: int) -> Dict[str, str]:
+    """What a checkpoint says of itself."""
+    metadata = {"format": "pt", "model": "moex", "step": str(step)}
+    metadata.update({f.name: str(getattr(config, f.name)) for f in dataclasses.fields(Config)
+                     if f.name not in LATER or getattr(config, f.name) != f.default})
+    return metadata
+
+
 def save(model: MoeX, path, dtype: Optional[torch.dtype] = None) -> None:
     """Writes a checkpoint that load() and the moex programs read; dtype None keeps the model's own."""
-    metadata = {"format": "pt", "model": "moex", "step": str(model.step)}
-    metadata.update({f.name: str(getattr(model.config, f.name)) for f in dataclasses.fields(Config)
-                     if f.name not in LATER or getattr(model.config, f.name) != f.default})
     tensors = {name: t.to(dtype or t.dtype) for name, t in model.state_dict().items()}
-    write_safetensors(path, tensors, metadata)
+    write_safetensors(path, tensors, metadata_of(model.config, model.step))
