@@ -1,5 +1,6 @@
 // What probe found, as a table and as JSON (probe.h).
 #include "probe.h"
+#include <functional>
 
 namespace {
 // Mean over the concepts of a group ("" for all) of what value(concept) gives, where it gives anything.
@@ -13,28 +14,49 @@ template <class F> double mean_over(const ProbeReport& r, const std::string& gro
 
 std::string cell_of_table(double x) { return std::isfinite(x) ? strf("%7.3f", x) : "      -"; }
 
-void print_group(const ProbeReport& r, const std::string& group, size_t k, size_t variant) {
-    size_t count = 0;
-    for (const ConceptProbe& c : r.concepts) count += group.empty() || c.about.group == group;
-    printf("%-18s %4zu", group.empty() ? "all" : group.c_str(), count);
-    const auto show = [&](auto value) {
-        const double x = mean_over(r, group, [&](const ConceptProbe& c) {
-            const ConceptProbe::Variant& v = c.variant[variant];
-            return v.asked ? double(value(c, v)) : undefined;
-        });
-        printf(" %s", cell_of_table(x).c_str());
-    };
+// A column of the table: its title and what it takes the mean of.
+struct Column {
+    const char* title;
+    std::function<double(const ConceptProbe::Variant&)> value;
+};
+
+// What was measured with some negatives at the k of this place in the list: E, F and J need a twin, and are
+// probed with negatives of the same document alone.
+std::vector<Column> columns_of(const ProbeReport& r, size_t k, size_t negatives) {
     using V = ConceptProbe::Variant;
-    for (const auto figure :
-         {&Figures::A, &Figures::B, &Figures::C, &Figures::auroc, &Figures::D, &Figures::coverage})
-        show([&](const ConceptProbe&, const V& v) { return v.model[k].*figure; });
-    for (const auto list : {&V::E, &V::F, &V::J})
-        show([&](const ConceptProbe&, const V& v) { return (v.*list).empty() ? undefined : (v.*list)[k]; });
-    show([&](const ConceptProbe&, const V& v) { return v.dense.empty() ? undefined : v.dense[k].D; });
-    show([&](const ConceptProbe&, const V& v) { return v.model[k].always_most; });
-    show([&](const ConceptProbe&, const V& v) { return v.rival.token[1]; });
-    show([&](const ConceptProbe&, const V& v) { return v.rival.position[1]; });
-    show([&](const ConceptProbe&, const V& v) { return v.rival.rule[1]; });
+    const auto model = [k](double Figures::*figure) {
+        return [=](const V& v) { return v.model[k].*figure; };
+    };
+    const auto control = [k](std::vector<double> V::*list) {
+        return [=](const V& v) { return (v.*list)[k]; };
+    };
+    std::vector<Column> columns = {{"A", model(&Figures::A)}, {"B", model(&Figures::B)},
+                                   {"C", model(&Figures::C)}, {"auroc", model(&Figures::auroc)},
+                                   {"D", model(&Figures::D)}, {"covers", model(&Figures::coverage)}};
+    if (!r.twin.empty() && negatives == SAME_DOCUMENT)
+        for (const Column& c : {Column{"E", control(&V::E)}, {"F", control(&V::F)}, {"J", control(&V::J)}})
+            columns.push_back(c);
+    if (!r.twin.empty()) columns.push_back({"D dense", [k](const V& v) { return v.dense[k].D; }});
+    for (const Column& c : {Column{"H most", model(&Figures::always_most)},
+                            {"I token", [](const V& v) { return v.rival.token[1]; }},
+                            {"I pos", [](const V& v) { return v.rival.position[1]; }},
+                            {"I rule", [](const V& v) { return v.rival.rule[1]; }}})
+        columns.push_back(c);
+    return columns;
+}
+
+// Of a group of concepts ("" for all).
+void print_group(const ProbeReport& r, const std::string& group, const std::vector<Column>& columns,
+                 size_t negatives) {
+    size_t count = 0;
+    for (const ConceptProbe& c : r.concepts)
+        count += (group.empty() || c.about.group == group) && c.variant[negatives].asked;
+    printf("%-18s %4zu", group.empty() ? "all" : group.c_str(), count);
+    for (const Column& column : columns)
+        printf(" %s", cell_of_table(mean_over(r, group, [&](const ConceptProbe& c) {
+                          const ConceptProbe::Variant& v = c.variant[negatives];
+                          return v.asked ? column.value(v) : undefined;
+                      })).c_str());
     printf("\n");
 }
 
@@ -93,12 +115,15 @@ void print_probe(const ProbeReport& r) {
             groups.push_back(c.about.group);
     for (size_t v = 0; v < n_negatives; v++)
         for (const size_t k : {size_t(0), r.ks.size() - 1}) {
-            printf("\nk = %zu, negatives of %s\n", r.ks[k], negatives_names[v]);
-            printf(
-                "concepts                  A       B       C   auroc       D  covers       E       F       J"
-                " D dense  H most I token   I pos  I rule\n");
-            for (const std::string& group : groups) print_group(r, group, k, v);
-            print_group(r, "", k, v);
+            const std::vector<Column> columns = columns_of(r, k, v);
+            printf("\nk = %zu, negatives of %s%s\nconcepts               ", r.ks[k], negatives_names[v],
+                   r.twin.empty()       ? " (E, F, J and the dense D need --twin)"
+                   : v == SAME_DOCUMENT ? ""
+                                        : " (E, F, J are probed with those of the same document alone)");
+            for (const Column& column : columns) printf(" %7s", column.title);
+            printf("\n");
+            for (const std::string& group : groups) print_group(r, group, columns, v);
+            print_group(r, "", columns, v);
             if (r.ks.size() == 1) break;
         }
     const auto over_all = [&](auto value) {
