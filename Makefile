@@ -306,11 +306,11 @@ sanitize-gpu: $(addprefix $(B)/,make_chess $(call BOTH,train_moex sample))
 	@test/test_sanitizer.sh $(B)
 
 PYTHON ?= $(shell for p in python3 /usr/bin/python3; do $$p -c 'import torch, numpy' 2>/dev/null && echo $$p && break; done)
-test-torch: $(addprefix $(B)/,dump_reference test_safetensors bsp make_chess train_moex_cpu evaluate)
+test-torch: $(addprefix $(B)/,dump_reference test_safetensors bsp make_chess train_moex_cpu evaluate experts)
 	@test -n "$(PYTHON)" || { echo "moex: no python3 with torch and numpy (Debian: apt-get install python3-torch)" >&2; exit 1; }
 	@rm -rf $(B)/dump && $(B)/dump_reference $(B)/dump
 	@test/run.sh "$(PYTHON) dev/torch/test_torch.py $(B)/dump" "$(PYTHON) test/test_safetensors_interop.py $(B)/test_safetensors $(B)/interop" "$(PYTHON) test/test_bsp_numpy.py $(B)" \
-	    "$(PYTHON) dev/torch/test_gpt2.py $(B)" "$(PYTHON) test/test_text_eval.py $(B)"
+	    "$(PYTHON) dev/torch/test_gpt2.py $(B)" "$(PYTHON) test/test_text_eval.py $(B)" "$(PYTHON) test/test_ask.py $(B)"
 
 bench: $(addprefix $(B)/,$(BENCHES))
 	@$(B)/perft

@@ -116,6 +116,7 @@ Concepts read_concepts(const std::string& data, const Config& c, size_t T, size_
         group_tokens(out.rows, TOKENIZER_CHESS, "");
         out.block = games.block;
         out.part = deal_blocks(out.block);
+        for (int id = 0; id < chess_vocab; id++) out.vocabulary.push_back(std::string(1, chess_char(id)));
         label_chess_concepts(out, games);
         keep_answerable(out, enough);
         add_rules(out, games);
@@ -123,18 +124,17 @@ Concepts read_concepts(const std::string& data, const Config& c, size_t T, size_
         const Tokenizer kind = open_shards(data)[0].header.tokenizer;
         out.rows = token_rows(data, c, T, most, gpt2_file, model);
         const TextTokenizer tokenizer = TextTokenizer::load(kind, gpt2_file);
-        std::vector<std::string> vocabulary;
         for (size_t id = 0; id < tokenizer.vocab_size(); id++)
-            vocabulary.push_back(tokenizer.decode(int32_t(id)));
+            out.vocabulary.push_back(tokenizer.decode(int32_t(id)));
         for (const int32_t token : out.rows.tokens)
-            if (size_t(token) >= vocabulary.size())
+            if (size_t(token) >= out.vocabulary.size())
                 fail("%s: token %d, expected less than the %zu of the tokenizer", data.c_str(), token,
-                     vocabulary.size());
+                     out.vocabulary.size());
         out.part = deal_stretches(out.rows.rows);
         out.block.resize(out.rows.rows);
         std::iota(out.block.begin(), out.block.end(), 0u);
         out.dot.assign(out.rows.size(), 0);
-        label_text_concepts(out, vocabulary);
+        label_text_concepts(out, out.vocabulary);
         keep_answerable(out, enough);
         out.rule.assign(out.list.size(), "");
         out.rule_says = empty_labels(out.list.size(), out.rows.size());

@@ -22,15 +22,16 @@ struct Concept {
 };
 
 struct Concepts {
-    TokenRows rows;                    // a document each
-    std::vector<uint8_t> part;         // (documents)
-    std::vector<uint32_t> block;       // (documents) what counts as one witness, in rising order
-    std::vector<uint8_t> dot;          // (tokens) 1: one of the dots that board concepts are asked at
-    std::vector<Concept> list;         // (concepts)
-    Labels labels;                     // (concepts, tokens)
-    std::vector<std::string> rule;     // (concepts) the rival from the text in words, "" for none
-    Labels rule_says;                  // (concepts, tokens) its answers
-    std::vector<std::string> left_out; // asked too seldom, in words
+    TokenRows rows;                      // a document each
+    std::vector<uint8_t> part;           // (documents)
+    std::vector<uint32_t> block;         // (documents) what counts as one witness, in rising order
+    std::vector<uint8_t> dot;            // (tokens) 1: one of the dots that board concepts are asked at
+    std::vector<Concept> list;           // (concepts)
+    Labels labels;                       // (concepts, tokens)
+    std::vector<std::string> rule;       // (concepts) the rival from the text in words, "" for none
+    Labels rule_says;                    // (concepts, tokens) its answers
+    std::vector<std::string> left_out;   // asked too seldom, in words
+    std::vector<std::string> vocabulary; // (V) the bytes of every token
 
     size_t documents() const { return rows.rows; }
     size_t document_of(size_t token) const { return token / rows.T; }

@@ -1,28 +1,95 @@
 // What experts found, as a table and as JSON (experts.h).
 #include "experts.h"
+#include <functional>
 
 static std::string share(const Estimate& e) {
     return std::isfinite(e.value) ? strf("%6.3f (%6.3f to %6.3f)", e.value, e.interval.low, e.interval.high)
                                   : strf("%27s", "-");
 }
 
+static std::string two(double x) { return std::isfinite(x) ? strf("%5.2f", x) : "    -"; }
+
+static void print_labels(const ExpertsReport& r) {
+    size_t named = 0, scored = 0;
+    printf("\nwhat experts take, told by windows of test documents: balanced accuracy of a label of concepts "
+           "and "
+           "tokens, of the tokens alone, of the other experts' labels, and where routing is random\n");
+    printf("layer expert  load %%  label  error   token  other random\n");
+    for (size_t l = 0; l < r.labels.size(); l++)
+        for (size_t e = 0; e < r.labels[l].size(); e++) {
+            const ExpertLabel& x = r.labels[l][e];
+            printf("%-5zu %6zu %7.1f  %s  %s   %s  %s  %s   %s%s\n", l, e, 100 * x.load,
+                   two(x.own.balanced).c_str(), two(x.own.error).c_str(), two(x.token.balanced).c_str(),
+                   two(x.other.balanced).c_str(), two(x.random.balanced).c_str(), x.named ? "* " : "",
+                   x.words.c_str());
+            named += x.named;
+            scored += std::isfinite(x.own.balanced);
+        }
+    printf(
+        "%zu of %zu experts take what is more than their tokens, beyond all three by %g standard errors%s\n",
+        named, scored, sure, named ? ":" : "");
+    for (size_t l = 0; l < r.labels.size(); l++)
+        for (size_t e = 0; e < r.labels[l].size(); e++)
+            if (r.labels[l][e].named) printf("  %s\n", r.labels[l][e].sentence(l, e).c_str());
+}
+
+// The mean over experts and its 95% interval.
+static Estimate over_experts(const ExpertsReport& r, const std::function<double(const LanguageScore&)>& of) {
+    std::vector<double> values;
+    for (const auto& layer : r.language)
+        for (const LanguageScore& s : layer)
+            if (s.answered && std::isfinite(of(s))) values.push_back(of(s));
+    std::vector<uint32_t> group(values.size());
+    std::iota(group.begin(), group.end(), 0u);
+    return mean_by_group(values, group, r.seed);
+}
+
+static void print_language(const ExpertsReport& r) {
+    printf("\nwhat a language model says, on the same windows; control: another expert's hypothesis\n");
+    printf("layer expert  label  error  control  over token  unread\n");
+    size_t answered = 0, named = 0;
+    for (size_t l = 0; l < r.language.size(); l++)
+        for (size_t e = 0; e < r.language[l].size(); e++) {
+            const LanguageScore& s = r.language[l][e];
+            if (!s.answered) continue;
+            answered++;
+            named += s.named;
+            printf("%-5zu %6zu  %s  %s    %s       %s   %4.0f%%   %s%s\n", l, e, two(s.own.balanced).c_str(),
+                   two(s.own.error).c_str(), two(s.control.balanced).c_str(), two(s.gain[0]).c_str(),
+                   100 * s.unread, s.named ? "* " : "", printable(s.hypothesis).c_str());
+        }
+    printf("%zu of %zu hypotheses tell more than the tokens and the control by %g standard errors\n", named,
+           answered, sure);
+    printf("mean over experts: own %s, control %s (always the same answer 0.500), windows of others refused "
+           "%s\n",
+           share(over_experts(r, [](const LanguageScore& s) { return s.own.balanced; })).c_str(),
+           share(over_experts(r, [](const LanguageScore& s) { return s.control.balanced; })).c_str(),
+           share(over_experts(r, [](const LanguageScore& s) { return s.own.specificity; })).c_str());
+    printf("own windows found, by quarters of rising importance:");
+    for (size_t q = 0; q < n_quarters; q++)
+        printf(" %s",
+               share(over_experts(r, [q](const LanguageScore& s) { return s.own.by_quarter[q]; })).c_str());
+    printf("\n");
+}
+
 void print_experts(const ExpertsReport& r) {
     printf("%s, step %lld: %zu experts, %zu to a token, on %zu documents of %zu tokens of %s\n",
            r.checkpoint.c_str(), (long long)r.step, r.config.n_expert, r.config.n_expert_active, r.rows, r.T,
            r.source.c_str());
-    printf(
-        "\nwhat tells the first expert: share of its entropy, with 95%% intervals; all but the first beyond "
-        "the token\n");
-    printf(
-        "layer    bits  token                       position                    token before                "
-        "layer below                 group\n");
-    for (size_t l = 0; l < r.layers.size(); l++) {
-        const LayerRouting& layer = r.layers[l];
-        printf("%-5zu %7.2f", l, layer.entropy);
-        for (const Estimate* e : {&layer.token, &layer.position, &layer.before, &layer.below, &layer.group})
-            printf(" %s", share(*e).c_str());
-        printf("\n");
-    }
+    printf("\nwhat tells the first expert, the second ..: share of its entropy, with 95%% intervals; all but "
+           "the "
+           "first column beyond the token\n");
+    printf("layer expert   bits  token                       position                    token before        "
+           "    "
+           "    layer below                 group\n");
+    for (size_t l = 0; l < r.layers.size(); l++)
+        for (size_t k = 0; k < r.layers[l].slots.size(); k++) {
+            const LayerRouting::Slot& slot = r.layers[l].slots[k];
+            printf("%-5zu %6zu %6.2f", l, k + 1, slot.entropy);
+            for (const Estimate* e : {&slot.token, &slot.position, &slot.before, &slot.below, &slot.group})
+                printf(" %s", share(*e).c_str());
+            printf("\n");
+        }
     if (r.top) printf("\nconcepts that tell most beyond the token, and what their labels moved tell\n");
     for (size_t l = 0; l < r.layers.size(); l++) {
         std::vector<size_t> order(r.concepts.size());
@@ -47,11 +114,49 @@ void print_experts(const ExpertsReport& r) {
             printf("%-5zu %6zu %s    %6.3f  %6.3f  %6.3f   %6.3f  %6.3f  %6.3f\n", l, w.m,
                    share(w.own.srp).c_str(), w.shuffled.srp.value, w.own.size, w.hits, w.hits_shuffled,
                    w.recent, w.frequent);
+    print_labels(r);
+    if (!r.language.empty()) print_language(r);
+    if (r.layers.empty() || r.layers[0].clustered.empty()) return;
+    printf("\ndivergence of an expert's tokens from the layer's, by clusters of wte, less that of draws, of "
+           "the most "
+           "that is possible; mean and 95%% interval over experts\nlayer");
+    for (const LayerRouting::Clustered& c : r.layers[0].clustered)
+        printf("  %-26s", strf("%zu clusters", c.clusters).c_str());
+    printf("\n");
+    for (size_t l = 0; l < r.layers.size(); l++) {
+        printf("%-5zu", l);
+        for (const LayerRouting::Clustered& c : r.layers[l].clustered)
+            printf(" %s", share(c.divergence).c_str());
+        printf("\n");
+    }
 }
 
 static void estimate_json(JsonWriter& out, const char* name, const Estimate& e) {
     out.key(name).open('{').member("value", e.value).member("low", e.interval.low);
     out.member("high", e.interval.high).close();
+}
+
+static void detection_json(JsonWriter& out, const char* name, const Detection& d) {
+    out.key(name).open('{').member("balanced", d.balanced).member("error", d.error).member("f1", d.f1);
+    out.member("sensitivity", d.sensitivity).member("specificity", d.specificity);
+    out.key("by_quarter").values(d.by_quarter).close();
+}
+
+static void label_json(JsonWriter& out, const ExpertLabel& x) {
+    out.member("load", x.load).member("label", x.words).member("train", x.formula.train);
+    out.member("validation", x.formula.validation).member("named", x.named);
+    detection_json(out, "own", x.own);
+    detection_json(out, "token", x.token);
+    detection_json(out, "other", x.other);
+    detection_json(out, "random", x.random);
+    out.key("gain").values(x.gain).key("gain_error").values(x.error);
+}
+
+static void language_json(JsonWriter& out, const LanguageScore& s) {
+    out.key("language").open('{').member("hypothesis", s.hypothesis).member("named", s.named);
+    detection_json(out, "own", s.own);
+    detection_json(out, "control", s.control);
+    out.member("unread", s.unread).key("gain").values(s.gain).key("gain_error").values(s.error).close();
 }
 
 std::string experts_json(const ExpertsReport& r) {
@@ -60,13 +165,17 @@ std::string experts_json(const ExpertsReport& r) {
     out.member("cache", r.cache).key("layers").open('[');
     for (size_t l = 0; l < r.layers.size(); l++) {
         const LayerRouting& layer = r.layers[l];
-        out.open('{').member("layer", l).member("entropy", layer.entropy);
-        estimate_json(out, "token", layer.token);
-        estimate_json(out, "position", layer.position);
-        estimate_json(out, "before", layer.before);
-        estimate_json(out, "below", layer.below);
-        estimate_json(out, "group", layer.group);
-        out.key("concepts").open('[');
+        out.open('{').member("layer", l).key("slots").open('[');
+        for (const LayerRouting::Slot& slot : layer.slots) {
+            out.open('{').member("entropy", slot.entropy);
+            estimate_json(out, "token", slot.token);
+            estimate_json(out, "position", slot.position);
+            estimate_json(out, "before", slot.before);
+            estimate_json(out, "below", slot.below);
+            estimate_json(out, "group", slot.group);
+            out.close();
+        }
+        out.close().key("concepts").open('[');
         for (size_t c = 0; c < r.concepts.size(); c++) {
             out.open('{').member("group", r.concepts[c].group).member("concept", r.concepts[c].name);
             estimate_json(out, "alone", layer.concepts[c].alone);
@@ -80,6 +189,19 @@ std::string experts_json(const ExpertsReport& r) {
             out.member("group", w.own.size).member("srp_shuffled", w.shuffled.srp.value);
             out.member("sch", w.hits).member("sch_shuffled", w.hits_shuffled);
             out.member("lru", w.recent).member("lfu", w.frequent).close();
+        }
+        out.close().key("clusters").open('[');
+        for (const LayerRouting::Clustered& c : layer.clustered) {
+            out.open('{').member("clusters", c.clusters);
+            estimate_json(out, "divergence", c.divergence);
+            out.close();
+        }
+        out.close().key("experts").open('[');
+        for (size_t e = 0; e < r.labels[l].size(); e++) {
+            out.open('{');
+            label_json(out, r.labels[l][e]);
+            if (!r.language.empty() && r.language[l][e].answered) language_json(out, r.language[l][e]);
+            out.close();
         }
         out.close().close();
     }

@@ -3,47 +3,49 @@
 
 constexpr uint32_t no_token = (1 << 20) - 1; // before the first of a row
 
-static Kinds first_experts(const Deal& deal) {
+static Kinds experts_of_slot(const Deal& deal, size_t slot) {
     Kinds R;
-    for (size_t at = 0; at < deal.expert.size(); at += deal.K) R.push_back(deal.expert[at]);
+    for (size_t at = slot; at < deal.expert.size(); at += deal.K) R.push_back(deal.expert[at]);
     return R;
 }
 
 LayerRouting layer_routing(const std::vector<Deal>& deals, size_t layer, const Concepts& concepts,
-                           const std::vector<Labels>& moved, uint64_t seed) {
+                           const std::vector<Labels>& moved, uint64_t seed,
+                           const std::vector<TokenClusters>& clusterings) {
     const TokenRows& rows = concepts.rows;
-    const size_t T = rows.T, tokens = rows.size();
-    const Kinds R = first_experts(deals[layer]);
+    const Deal& deal = deals[layer];
+    const size_t T = rows.T, tokens = rows.size(), K = deal.K;
+    std::vector<Kinds> R;
+    for (size_t slot = 0; slot < K; slot++) R.push_back(experts_of_slot(deal, slot));
     const Kinds token(rows.tokens.begin(), rows.tokens.end());
     const std::vector<uint8_t> group = document_groups(concepts.block, T);
     LayerRouting out;
-    out.entropy = entropy_of(R);
-    Kinds position, before, kind;
+    Kinds position, before, kind, below;
     for (size_t n = 0; n < tokens; n++) {
         position.push_back(uint32_t(n % T * position_bins / T));
         before.push_back(n % T ? token[n - 1] : no_token);
         kind.push_back(rows.group.empty() ? 0 : rows.group[n]);
     }
+    using Slot = LayerRouting::Slot;
+    struct Question {
+        Estimate Slot::*answer;
+        const Kinds* X;
+        bool beyond_token;
+    };
+    std::vector<Question> questions = {{&Slot::token, &token, false},
+                                       {&Slot::position, &position, true},
+                                       {&Slot::before, &before, true},
+                                       {&Slot::group, &kind, true}};
+    if (layer) {
+        below = experts_of_slot(deals[layer - 1], 0);
+        questions.push_back({&Slot::below, &below, true});
+    }
+    out.slots.resize(K);
     out.concepts.resize(concepts.list.size());
-    const auto told = [&](size_t i) { // the answers of the list, then the concepts'
-        switch (i) {
-        case 0:
-            out.token = told_share(R, token, {}, group);
-            return;
-        case 1:
-            out.position = told_share(R, position, token, group);
-            return;
-        case 2:
-            out.before = told_share(R, before, token, group);
-            return;
-        case 3:
-            out.group = told_share(R, kind, token, group);
-            return;
-        case 4:
-            if (layer) out.below = told_share(R, first_experts(deals[layer - 1]), token, group);
-            return;
-        }
-        const size_t c = i - 5;
+    const auto told_of_slot = [&](size_t slot, const Question& q) {
+        out.slots[slot].*q.answer = told_share(R[slot], *q.X, q.beyond_token ? token : Kinds(), group);
+    };
+    const auto told_by_concept = [&](size_t c) {
         const std::vector<uint8_t>* asked = concepts.list[c].at_dots ? &concepts.dot : nullptr;
         const auto answers = [](const Labels& labels, size_t row) {
             const std::vector<uint8_t> yes = answers_of(labels, row);
@@ -51,24 +53,26 @@ LayerRouting layer_routing(const std::vector<Deal>& deals, size_t layer, const C
         };
         LayerRouting::ByConcept& by = out.concepts[c];
         const Kinds X = answers(concepts.labels, c);
-        by.alone = told_share(R, X, {}, group, asked);
-        by.beyond = told_share(R, X, token, group, asked);
+        by.alone = told_share(R[0], X, {}, group, asked);
+        by.beyond = told_share(R[0], X, token, group, asked);
         double sum = 0;
         for (size_t s = 0; s < n_moved; s++)
-            sum += told_share(R, answers(moved[c], s), token, group, asked).value;
+            sum += told_share(R[0], answers(moved[c], s), token, group, asked).value;
         by.moved = sum / n_moved;
     };
     Progress progress(strf("layer %zu", layer), "concepts", double(concepts.list.size()));
     std::mutex mutex;
     size_t done = 0;
-    parallel_items(5 + concepts.list.size(), [&](size_t i) {
-        told(i);
+    const size_t of_slots = K * questions.size();
+    parallel_items(of_slots + concepts.list.size(), [&](size_t i) {
+        if (i < of_slots) return told_of_slot(i / questions.size(), questions[i % questions.size()]);
+        told_by_concept(i - of_slots);
         const std::lock_guard lock(mutex);
-        progress.update(double(++done > 5 ? done - 5 : 0));
+        progress.update(double(++done));
     });
     progress.finish(double(concepts.list.size()));
+    for (size_t slot = 0; slot < K; slot++) out.slots[slot].entropy = entropy_of(R[slot]);
 
-    const Deal& deal = deals[layer];
     const Deal shuffled = shuffled_rows(deal, T, seed);
     const size_t cache = cache_size(deal.E);
     for (const size_t m : window_lengths) {
@@ -83,7 +87,84 @@ LayerRouting layer_routing(const std::vector<Deal>& deals, size_t layer, const C
         w.frequent = cache_hits(deal, T, m, cache, LEAST_FREQUENT);
         out.windows.push_back(w);
     }
+    for (const TokenClusters& by : clusterings) {
+        std::vector<double> counts(deal.E * by.clusters);
+        for (size_t i = 0; i < deal.expert.size(); i++)
+            counts[deal.expert[i] * by.clusters + by.of_token[token[i / K]]]++;
+        out.clustered.push_back({by.clusters, specialization(counts, deal.E, by.clusters, seed)});
+    }
     return out;
+}
+
+// w |y| of the slots of a batch of N tokens, y = z W_dec + b_dec.  w_dec (E,D,C), b_dec (E,C)
+static void add_importance(std::vector<float>& out, const LayerUnits& units, size_t N, size_t C,
+                           const float* w_dec, const float* b_dec) {
+    const size_t first = out.size(), K = units.K, D = units.D;
+    out.resize(first + N * K);
+    parallel_for(N, [&](size_t n) {
+        std::vector<float> y(C);
+        for (size_t k = 0; k < K; k++) {
+            const size_t e = size_t(units.choice[n * K + k]);
+            const float* z = units.z + size_t(units.slot[n * K + k]) * D;
+            std::copy_n(b_dec + e * C, C, y.data());
+            for (size_t i = 0; i < D; i++)
+                if (z[i] != 0)
+                    for (size_t c = 0; c < C; c++) y[c] += z[i] * w_dec[(e * D + i) * C + c];
+            double square = 0;
+            for (const float v : y) square += double(v) * v;
+            out[first + n * K + k] = units.weight[n * K + k] * float(std::sqrt(square));
+        }
+    });
+}
+
+std::vector<RoutedLayer> read_routing(Reader& reader, const TokenRows& rows) {
+    std::vector<RoutedLayer> layers(reader.config.n_layer);
+    const auto tensor = [&](size_t l, const char* name) {
+        const std::string full = strf("h.%zu.moe.%s", l, name);
+        for (const Tensor& t : reader.table)
+            if (t.name == full) return reader.weights() + t.offset;
+        fail("%s: no such tensor", full.c_str());
+    };
+    read_rows(reader, rows, "model", [&](size_t first, size_t B) {
+        const size_t N = B * rows.T;
+        check_finite(reader, rows, first, N);
+        for (size_t l = 0; l < layers.size(); l++) {
+            const LayerUnits units = reader.layer(l);
+            Deal& deal = layers[l].deal;
+            deal.E = units.E;
+            deal.K = units.K;
+            deal.expert.insert(deal.expert.end(), units.choice, units.choice + N * units.K);
+            add_importance(layers[l].importance, units, N, reader.config.n_embd, tensor(l, "w_dec"),
+                           tensor(l, "b_dec"));
+        }
+    });
+    return layers;
+}
+
+// What experts take, in words: by rules, and with a language model's windows and answers.
+static void add_labels(ExpertsReport& r, const ExpertsOptions& o, const std::vector<RoutedLayer>& routed,
+                       const Concepts& concepts) {
+    const Literals literals = expert_literals(concepts);
+    Progress progress("labels", "layers", double(routed.size()));
+    for (const RoutedLayer& layer : routed) {
+        r.labels.push_back(label_experts(layer, literals, concepts, r.label_options));
+        progress.update(double(r.labels.size()));
+    }
+    progress.finish(double(routed.size()));
+    if (o.windows.empty() && o.answers.empty()) return;
+    std::vector<std::vector<ExpertWindows>> windows;
+    for (size_t l = 0; l < routed.size(); l++)
+        windows.push_back(expert_windows(routed[l], concepts, l, r.label_options));
+    if (!o.windows.empty()) {
+        AtomicFile out(o.windows);
+        for (const auto& layer : windows)
+            for (const ExpertWindows& w : layer) {
+                const std::string line = w.line + "\n";
+                out.write(line.data(), line.size());
+            }
+        out.commit();
+    }
+    if (!o.answers.empty()) r.language = read_answers(o.answers, windows, routed, concepts, r.label_options);
 }
 
 ExpertsReport measure_experts(const ExpertsOptions& o, const MakeReader& make_reader) {
@@ -109,16 +190,9 @@ ExpertsReport measure_experts(const ExpertsOptions& o, const MakeReader& make_re
 
     Reader reader = make_reader(r.config, batch_rows(rows.T), rows.T);
     load_weights(reader, file);
-    std::vector<Deal> deals(r.config.n_layer);
-    read_rows(reader, rows, "model", [&](size_t first, size_t B) {
-        check_finite(reader, rows, first, B * rows.T);
-        for (size_t l = 0; l < deals.size(); l++) {
-            const LayerUnits units = reader.layer(l);
-            deals[l].E = units.E;
-            deals[l].K = units.K;
-            deals[l].expert.insert(deals[l].expert.end(), units.choice, units.choice + B * rows.T * units.K);
-        }
-    });
+    const std::vector<RoutedLayer> routed = read_routing(reader, rows);
+    std::vector<Deal> deals;
+    for (const RoutedLayer& layer : routed) deals.push_back(layer.deal);
     std::vector<Labels> moved(concepts.list.size());
     parallel_items(moved.size(), [&](size_t c) {
         for (size_t s = 0; s < n_moved; s++) {
@@ -128,8 +202,15 @@ ExpertsReport measure_experts(const ExpertsOptions& o, const MakeReader& make_re
             moved[c].bits.insert(moved[c].bits.end(), one.bits.begin(), one.bits.end());
         }
     });
+    std::vector<TokenClusters> clusterings;
+    for (const size_t clusters : cluster_counts)
+        if (clusters <= r.config.vocab_size / 2) // of rows of wte, the first tensor
+            clusterings.push_back({clusters, spherical_clusters(reader.weights(), r.config.vocab_size,
+                                                                r.config.n_embd, clusters, r.seed)});
     for (size_t l = 0; l < deals.size(); l++)
-        r.layers.push_back(layer_routing(deals, l, concepts, moved, r.seed));
+        r.layers.push_back(layer_routing(deals, l, concepts, moved, r.seed, clusterings));
+    r.label_options = {size_t(o.length), size_t(o.examples), r.seed};
+    add_labels(r, o, routed, concepts);
     r.seconds = now_seconds() - begin;
     return r;
 }
@@ -137,7 +218,8 @@ ExpertsReport measure_experts(const ExpertsOptions& o, const MakeReader& make_re
 int experts_program(int argc, char** argv, const MakeReader& make_reader) {
     return tool_program<ExpertsOptions>(
         argc, argv, "experts",
-        "Says what decides which expert a token goes to, beyond the token itself, and how local routing is.",
+        "Says what decides which expert a token goes to, beyond the token itself, how local routing is, and "
+        "what\nexperts take, in words.",
         [&](const ExpertsOptions& options) { return measure_experts(options, make_reader); }, print_experts,
         experts_json);
 }
