@@ -473,6 +473,110 @@ static void test_importance(const string& ckpt) {
         }
 }
 
+// Off, zero and a position against plain passes of models that are made so; DLA against the logit.
+static void test_effects(const string& ckpt) {
+    const SafeTensorsFile file(ckpt);
+    const Config c = read_config(file);
+    constexpr size_t length = 32, documents = 8;
+    Concepts asked;
+    asked.rows.rows = documents;
+    asked.rows.T = length;
+    for (uint32_t d = 0; d < documents; d++) asked.block.push_back(d);
+    asked.part.assign(documents, TEST);
+    asked.dot.assign(documents * length, 0);
+    for (size_t n = 0; n < documents * length; n++) asked.rows.tokens.push_back(int32_t(dice(200, 51, n)));
+    asked.list = {{"group", "first half"}};
+    asked.labels = empty_labels(1, documents * length);
+    for (size_t n = 0; n < documents * length; n++)
+        if (n % length < 16) asked.labels.set(0, n);
+    Reader reader = cpu_reader(c, 4, length);
+    load_weights(reader, file);
+    const vector<RoutedLayer> routed = read_routing(reader, asked.rows);
+    const auto second_half = [](size_t, size_t, size_t n) { return n % length >= 16; };
+    const vector<LayerEffects> effects =
+        expert_effects(file, c, routed, asked, second_half, {documents, 6, 1});
+
+    // Layer 1, expert 2.
+    constexpr size_t l = 1, e = 2;
+    const ExpertEffect& x = effects[l].experts[e];
+    Model plain(c, documents, length, false), without(c, documents, length, false);
+    read_block(file, plain.table, "", plain.weights.data);
+    read_block(file, without.table, "", without.weights.data);
+    const vector<float> with = next_log_p(plain, asked.rows.tokens, length);
+    Model switched = model_with_switches(file, c, documents, length);
+    check(next_log_p(switched, asked.rows.tokens, length) == with); // nothing off: the same bits
+    switch_off(switched, l, e);
+    const vector<float> off = next_log_p(switched, asked.rows.tokens, length);
+    // By hand: with b_enc far above 0 all of its units would fire, so g = -1, the lowest there is.
+    std::fill_n(without.w.h[l].b_enc + e * c.d_expert, c.d_expert, real(1e6));
+    const vector<float> by_hand = next_log_p(without, asked.rows.tokens, length);
+    double worst = 0, mean = 0, zero_mean = 0, inside = 0, outside = 0, first_half = 0;
+    for (size_t i = 0; i < off.size(); i++) worst = std::max(worst, std::fabs(double(off[i]) - by_hand[i]));
+    check(worst < 1e-6, "%g", worst);
+    const size_t n = off.size();
+    size_t in = 0, half = 0;
+    for (size_t i = 0; i < n; i++) {
+        const double change = double(off[i]) - with[i];
+        mean += change / double(n);
+        const bool second = i % (length - 1) >= 16;
+        (second ? inside : outside) += change;
+        in += second;
+        if (!second) first_half += change;
+        half += !second;
+    }
+    check_near(x.off.value, mean, 1e-6);
+    check_near(x.inside.value, inside / double(in), 1e-6);
+    check_near(x.outside.value, outside / double(n - in), 1e-6);
+    check_near(x.by_concept[0].value, first_half / double(half), 1e-6);
+    check(x.off.interval.low <= x.off.value && x.off.value <= x.off.interval.high && x.off.value != 0);
+    check(x.other != e && x.other < 4);
+    check_near(x.control.value, effects[l].experts[x.other].inside.value,
+               1e-9); // here every label is the same
+    check_near(x.beyond.value, x.inside.value - x.control.value, 1e-6);
+
+    // Zero: what comes is the same choice without its output.
+    Model zero(c, documents, length, false);
+    read_block(file, zero.table, "", zero.weights.data);
+    std::fill_n(zero.w.h[l].w_dec + e * c.d_expert * c.n_embd, c.d_expert * c.n_embd, real(0));
+    std::fill_n(zero.w.h[l].b_dec + e * c.n_embd, c.n_embd, real(0));
+    const vector<float> nothing = next_log_p(zero, asked.rows.tokens, length);
+    for (size_t i = 0; i < n; i++) zero_mean += (double(nothing[i]) - with[i]) / double(n);
+    check_near(x.zero.value, zero_mean, 1e-6);
+    // At a position of the last layer: nothing stands behind it, so there zero does the same.
+    check(x.triggers == 6 && std::isfinite(x.at_position) && std::isfinite(x.dla));
+    double at_most = 0;
+    for (size_t i = 0; i < n; i++) at_most = std::max(at_most, std::fabs(double(nothing[i]) - with[i]));
+    check(std::fabs(x.at_position) <= at_most + 1e-6 && x.at_position != 0);
+    check(std::fabs(effects[l].agreement.value) <= 1);
+
+    // DLA of all that is added to the stream, and of the biases, is the logit.
+    forward_logits(plain, asked.rows.tokens.data(), documents, length);
+    const size_t C = c.n_embd, K = c.n_expert_active;
+    for (const size_t place : {size_t(0), size_t(37), documents * length - 1})
+        for (const size_t v : {0, 100, 256}) {
+            const float* wte_v = plain.w.wte + v * C;
+            double sum = 0;
+            const auto add = [&](const float* u) {
+                sum += direct_logit(u, wte_v, plain.w.ln_f_weight, plain.a.ln_f_rstd[place], C);
+            };
+            add(plain.a.embedded + place * C);
+            for (size_t layer = 0; layer < c.n_layer; layer++) {
+                const LayerActivations& h = plain.a.h[layer];
+                const float* before = (layer ? plain.a.h[layer - 1].out : plain.a.embedded) + place * C;
+                vector<float> u(C);
+                for (size_t i = 0; i < C; i++) u[i] = h.mid[place * C + i] - before[i];
+                add(u.data());
+                for (size_t k = 0; k < K; k++) {
+                    for (size_t i = 0; i < C; i++)
+                        u[i] = h.weight[place * K + k] * h.y[size_t(h.slot[place * K + k]) * C + i];
+                    add(u.data());
+                }
+            }
+            for (size_t i = 0; i < C; i++) sum += double(wte_v[i]) * plain.w.ln_f_bias[i];
+            check_near(sum, plain.a.logits[place * c.vocab_size + v], 1e-4);
+        }
+}
+
 static void test_tool(const string& folder) {
     string text;
     for (size_t i = 0; i < 300 * 32 + 1; i++)
@@ -499,6 +603,8 @@ static void test_tool(const string& folder) {
     check(without_times(experts_json(measure_experts(o, cpu_reader))) == without_times(experts_json(r)));
     set_thread_count(threads);
     test_importance(o.ckpt);
+    test_effects(o.ckpt);
+    check(r.effects.size() == 2 && r.effects[0].experts.size() == 4);
     for (const auto& layer : r.labels) {
         check(layer.size() == 4);
         for (const ExpertLabel& x : layer)

@@ -7,8 +7,10 @@
 // Beside each concept stands the same with its labels moved within the document (probe.h), n_moved times on
 // average: what a label with such a base rate and such runs tells by chance. And how local routing is, beside
 // the same with the tokens of each row shuffled (locality.h); how far experts' tokens are from their layer's
-// by clusters (specialization.h); and what an expert takes, in words (expert_labels.h).
+// by clusters (specialization.h); what an expert takes, in words (expert_labels.h), and what removing it does
+// (expert_effects.h).
 #pragma once
+#include "expert_effects.h"
 #include "expert_windows.h"
 #include "information.h"
 #include "locality.h"
@@ -21,7 +23,7 @@ constexpr size_t cache_size(size_t E) { return E < 2 ? 1 : E / 2; }
 struct ExpertsOptions {
     std::string ckpt, data, tokenizer, windows, answers, json;
     int64_t rows = 400, seq = 0, least = 200, least_documents = 25, seed = 1, top = 5, length = 32,
-            examples = 100;
+            examples = 100, effects = 40;
 
     void declare(Options& o) {
         o.add(0, "ckpt", "FILE|DIR", &ckpt, "a checkpoint, or the folder of a run for its newest one");
@@ -36,6 +38,8 @@ struct ExpertsOptions {
         o.add(0, "window", "TOKENS", &length, 1, 1 << 16, "of a window that labels are scored on");
         o.add(0, "examples", "N", &examples, int64_t(n_quarters), 1 << 16,
               "windows of an expert, and as many of others, to score its label on, at most");
+        o.add(0, "effects", "ROWS", &effects, 0, 1 << 24,
+              "test documents to switch every expert off on (0: do not)");
         o.add(0, "windows", "FILE", &windows, "writes windows for a language model (dev/interp/ask.py)");
         o.add(0, "answers", "FILE", &answers, "reads and scores its answers to the same windows");
         o.add(0, "tokenizer", "FILE", &tokenizer, "the .tiktoken file, for GPT-2 tokens");
@@ -82,6 +86,7 @@ struct ExpertsReport {
     LabelOptions label_options;
     std::vector<std::vector<ExpertLabel>> labels;     // (layers, E)
     std::vector<std::vector<LanguageScore>> language; // (layers, E), or none
+    std::vector<LayerEffects> effects;                // (layers), or none
     double seconds = 0;
 };
 

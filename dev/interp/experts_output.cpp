@@ -33,6 +33,36 @@ static void print_labels(const ExpertsReport& r) {
             if (r.labels[l][e].named) printf("  %s\n", r.labels[l][e].sentence(l, e).c_str());
 }
 
+static void print_effects(const ExpertsReport& r) {
+    printf(
+        "\nwhat removing an expert does: change of log p of the true next token, mean and 95%% interval over "
+        "test "
+        "documents\n(off: the next best takes its place; zero: nothing does; inside: where its label holds; "
+        "control: another expert of like load off, there)\n");
+    printf(
+        "layer expert  off                         zero                        inside                      "
+        "control                     inside less control         most changed\n");
+    for (size_t l = 0; l < r.effects.size(); l++)
+        for (size_t e = 0; e < r.effects[l].experts.size(); e++) {
+            const ExpertEffect& x = r.effects[l].experts[e];
+            printf("%-5zu %6zu", l, e);
+            for (const Estimate* estimate : {&x.off, &x.zero, &x.inside, &x.control, &x.beyond})
+                printf(" %s", share(*estimate).c_str());
+            size_t most = SIZE_MAX;
+            for (size_t c = 0; c < x.by_concept.size(); c++)
+                if (std::isfinite(x.by_concept[c].value) &&
+                    (most == SIZE_MAX || x.by_concept[c].value < x.by_concept[most].value))
+                    most = c;
+            if (most != SIZE_MAX)
+                printf("  %s: %.3f", r.concepts[most].name.c_str(), x.by_concept[most].value);
+            printf("\n");
+        }
+    printf("at single positions, where the label holds: correlation of what is lost there with direct logit "
+           "attribution\n");
+    for (size_t l = 0; l < r.effects.size(); l++)
+        printf("%-5zu %s\n", l, share(r.effects[l].agreement).c_str());
+}
+
 // The mean over experts and its 95% interval.
 static Estimate over_experts(const ExpertsReport& r, const std::function<double(const LanguageScore&)>& of) {
     std::vector<double> values;
@@ -116,6 +146,7 @@ void print_experts(const ExpertsReport& r) {
                    w.recent, w.frequent);
     print_labels(r);
     if (!r.language.empty()) print_language(r);
+    if (!r.effects.empty()) print_effects(r);
     if (r.layers.empty() || r.layers[0].clustered.empty()) return;
     printf("\ndivergence of an expert's tokens from the layer's, by clusters of wte, less that of draws, of "
            "the most "
@@ -157,6 +188,22 @@ static void language_json(JsonWriter& out, const LanguageScore& s) {
     detection_json(out, "own", s.own);
     detection_json(out, "control", s.control);
     out.member("unread", s.unread).key("gain").values(s.gain).key("gain_error").values(s.error).close();
+}
+
+static void effect_json(JsonWriter& out, const ExpertEffect& x) {
+    out.key("effect").open('{');
+    estimate_json(out, "off", x.off);
+    estimate_json(out, "zero", x.zero);
+    estimate_json(out, "inside", x.inside);
+    estimate_json(out, "outside", x.outside);
+    estimate_json(out, "control", x.control);
+    estimate_json(out, "beyond", x.beyond);
+    if (x.other != SIZE_MAX) out.member("other", x.other);
+    out.member("triggers", x.triggers).member("at_position", x.at_position).member("dla", x.dla);
+    out.key("by_concept").open('[');
+    for (const Estimate& e : x.by_concept)
+        out.open('[').value(e.value).value(e.interval.low).value(e.interval.high).close();
+    out.close().close();
 }
 
 std::string experts_json(const ExpertsReport& r) {
@@ -201,9 +248,12 @@ std::string experts_json(const ExpertsReport& r) {
             out.open('{');
             label_json(out, r.labels[l][e]);
             if (!r.language.empty() && r.language[l][e].answered) language_json(out, r.language[l][e]);
+            if (!r.effects.empty()) effect_json(out, r.effects[l].experts[e]);
             out.close();
         }
-        out.close().close();
+        out.close();
+        if (!r.effects.empty()) estimate_json(out, "agreement", r.effects[l].agreement);
+        out.close();
     }
     out.close().close();
     return out.text;

@@ -143,8 +143,7 @@ std::vector<RoutedLayer> read_routing(Reader& reader, const TokenRows& rows) {
 
 // What experts take, in words: by rules, and with a language model's windows and answers.
 static void add_labels(ExpertsReport& r, const ExpertsOptions& o, const std::vector<RoutedLayer>& routed,
-                       const Concepts& concepts) {
-    const Literals literals = expert_literals(concepts);
+                       const Concepts& concepts, const Literals& literals) {
     Progress progress("labels", "layers", double(routed.size()));
     for (const RoutedLayer& layer : routed) {
         r.labels.push_back(label_experts(layer, literals, concepts, r.label_options));
@@ -210,7 +209,15 @@ ExpertsReport measure_experts(const ExpertsOptions& o, const MakeReader& make_re
     for (size_t l = 0; l < deals.size(); l++)
         r.layers.push_back(layer_routing(deals, l, concepts, moved, r.seed, clusterings));
     r.label_options = {size_t(o.length), size_t(o.examples), r.seed};
-    add_labels(r, o, routed, concepts);
+    const Literals literals = expert_literals(concepts);
+    add_labels(r, o, routed, concepts, literals);
+    if (o.effects)
+        r.effects = expert_effects(file, r.config, routed, concepts,
+                                   [&](size_t l, size_t e, size_t n) {
+                                       const Formula& f = r.labels[l][e].formula;
+                                       return !f.literals.empty() && f.says(literals, n);
+                                   },
+                                   {size_t(o.effects), 20, r.seed});
     r.seconds = now_seconds() - begin;
     return r;
 }
@@ -219,7 +226,7 @@ int experts_program(int argc, char** argv, const MakeReader& make_reader) {
     return tool_program<ExpertsOptions>(
         argc, argv, "experts",
         "Says what decides which expert a token goes to, beyond the token itself, how local routing is, and "
-        "what\nexperts take, in words.",
+        "what\nexperts take, in words, and what removing them does.",
         [&](const ExpertsOptions& options) { return measure_experts(options, make_reader); }, print_experts,
         experts_json);
 }
