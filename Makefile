@@ -255,7 +255,7 @@ demo:
 # The page on a run: what has not been measured yet is, on GAMES or, for text, on DATA.
 RUN ?= $(DEMO_DIR)
 report: $(B)/report
-	@$(B)/report --run $(RUN) $(if $(GAMES),--games '$(GAMES)') $(if $(DATA),--data '$(DATA)')
+	@$(B)/report --run $(RUN) $(if $(GAMES),--games '$(GAMES)') $(if $(DATA),--data '$(DATA)') $(if $(TOKENIZER),--tokenizer '$(TOKENIZER)')
 
 # The paper's tables run anew: dev/experiments/paper.mk says what is run. SIZE, SEEDS, ONLY, TRAINER, GAMES.
 PAPER_PROGRAMS = $(addprefix $(B)/,train_moex_cpu train_sae make_chess evaluate bsp sparsity router features paper_tables)
@@ -310,7 +310,7 @@ test-torch: $(addprefix $(B)/,dump_reference test_safetensors bsp make_chess tra
 	@test -n "$(PYTHON)" || { echo "moex: no python3 with torch and numpy (Debian: apt-get install python3-torch)" >&2; exit 1; }
 	@rm -rf $(B)/dump && $(B)/dump_reference $(B)/dump
 	@test/run.sh "$(PYTHON) dev/torch/test_torch.py $(B)/dump" "$(PYTHON) test/test_safetensors_interop.py $(B)/test_safetensors $(B)/interop" "$(PYTHON) test/test_bsp_numpy.py $(B)" \
-	    "$(PYTHON) dev/torch/test_gpt2.py $(B)" "$(PYTHON) test/test_text_eval.py $(B)" "$(PYTHON) test/test_ask.py $(B)"
+	    "$(PYTHON) dev/torch/test_gpt2.py $(B)" "$(PYTHON) test/test_text_eval.py $(B)" "$(PYTHON) test/test_ask.py $(B)" "$(PYTHON) test/test_mixed_text.py"
 
 bench: $(addprefix $(B)/,$(BENCHES))
 	@$(B)/perft

@@ -317,6 +317,66 @@ static void test_nothing_there() {
     check_near(on.always, 2.0 / 3, 1e-12);
 }
 
+// Concepts from files: where documents come from, and a user's own.
+static void test_given(const string& folder) {
+    Concepts c;
+    c.rows.rows = 3;
+    c.rows.T = 4;
+    c.rows.tokens = {256, 1, 2, 256, 3, 4, 256, 5, 256, 6, 7, 8}; // four documents
+    c.rows.group.assign(12, 0);
+    c.part = {TRAIN, VALIDATION, TEST};
+    c.block = {0, 1, 2};
+    c.dot.assign(12, 0);
+    const string sources = folder + "/a.sources", labels = folder + "/a.npy";
+    const auto write = [](const string& path, const string& text) {
+        AtomicFile file(path);
+        file.write(text.data(), text.size());
+        file.commit();
+    };
+    write(sources, "prose\nc\nprose\nc\nnot read\n");
+    label_sources(c, sources, 256);
+    check(c.list.size() == 2 && c.list[0].name == "c" && c.list[1].name == "prose" && c.list[1].of_document);
+    string prose;
+    for (size_t n = 0; n < 12; n++) {
+        prose += c.labels.at(1, n) ? '1' : '0';
+        check(c.labels.at(0, n) != c.labels.at(1, n) &&
+              c.rows.groups[c.rows.group[n]] == c.list[c.rows.group[n]].name);
+    }
+    check(prose == "111000110000", "%s", prose.c_str());
+    check((c.block == vector<uint32_t>{0, 1, 3})); // rows of one document are one witness
+    const Labels moved = shifted_labels(c, 1, 1);  // by whole rows
+    string after;
+    for (size_t n = 0; n < 12; n++) after += moved.at(0, n) ? '1' : '0';
+    check(after == "000011100011" || after == "001100001110", "%s", after.c_str());
+    write(sources, "prose\nc\nprose\n");
+    check_error(label_sources(c, sources, 256), "a.sources", "3 lines", "have 4");
+    write(sources, "prose\n\nprose\nc\n");
+    check_error(label_sources(c, sources, 256), "line 2", "empty");
+
+    const auto npy = [&](const string& shape, const vector<float>& values) {
+        string header = "{'descr': '<f4', 'fortran_order': False, 'shape': " + shape + ", }";
+        header += string(63 - (10 + header.size()) % 64, ' ') + "\n";
+        string bytes("\x93NUMPY\x01\x00", 8);
+        bytes += char(header.size() % 256);
+        bytes += char(header.size() / 256);
+        write(labels, bytes + header + string((const char*)values.data(), values.size() * sizeof(float)));
+    };
+    vector<float> values(24);
+    for (size_t n = 0; n < 12; n++) values[2 * n + 1] = n % 3 == 0;
+    for (const char* shape : {"(12, 2)", "(3, 4, 2)"}) {
+        Concepts own = c;
+        npy(shape, values);
+        label_given(own, labels);
+        check(own.list.size() == 4 && own.list[3].name == "label 1" && own.labels.positives(2) == 0 &&
+              own.labels.positives(3) == 4 && own.labels.at(3, 9) && !own.labels.at(3, 10));
+    }
+    npy("(8, 3)", values);
+    check_error(label_given(c, labels), "a.npy", "(8, 3)", "(12, concepts)");
+    values[5] = 0.5;
+    npy("(12, 2)", values);
+    check_error(label_given(c, labels), "0.5 at token 2, concept 1", "0 or 1");
+}
+
 static void test_samples() {
     Planted p;
     p.ask([](size_t n) { return random_uniform(16, 0, n) < 0.3; });
@@ -469,6 +529,7 @@ int main() {
         test_planted();
         test_nothing_there();
         test_samples();
+        test_given(folder.path);
         test_tool(folder.path);
         return finish();
     });

@@ -1,5 +1,7 @@
 // Documents, their parts and what is asked of them: see concepts.h.
 #include "concepts.h"
+#include "npy.h"
+#include <map>
 
 std::vector<uint8_t> deal_blocks(const std::vector<uint32_t>& block) {
     constexpr uint8_t turn[] = {TRAIN, VALIDATION, TRAIN, TEST};
@@ -100,9 +102,76 @@ static void add_rules(Concepts& out, const GameSet& games) {
     }
 }
 
-Concepts read_concepts(const std::string& data, const Config& c, size_t T, size_t most,
-                       const std::string& gpt2_file, const EnoughWitnesses& enough,
-                       const std::string& model) {
+// A concept more; what it says of every token comes from says(n).
+template <class F> static void add_concept(Concepts& out, Concept about, F says) {
+    const size_t c = out.list.size();
+    out.list.push_back(std::move(about));
+    if (out.labels.words == 0) out.labels = empty_labels(0, out.rows.size());
+    out.labels.bits.resize((c + 1) * out.labels.words);
+    for (size_t n = 0; n < out.rows.size(); n++)
+        if (says(n)) out.labels.set(c, n);
+}
+
+void label_sources(Concepts& out, const std::string& path, int32_t start) {
+    const MappedFile file(path);
+    std::vector<std::string> lines;
+    const std::string text((const char*)file.data, file.size);
+    for (size_t at = 0, end; at < text.size(); at = end + 1) {
+        end = std::min(text.find('\n', at), text.size());
+        lines.push_back(text.substr(at, end - at));
+    }
+    std::vector<size_t> document; // by token
+    size_t documents = 0;
+    for (size_t n = 0; n < out.rows.size(); n++) {
+        documents += n == 0 || out.rows.tokens[n] == start;
+        document.push_back(documents - 1);
+    }
+    if (documents > lines.size())
+        fail("%s: %zu lines, expected one for each document: the %zu rows that are read have %zu",
+             path.c_str(), lines.size(), out.rows.rows, documents);
+    std::map<std::string, size_t> place; // of a source, in the order of their names
+    for (size_t d = 0; d < documents; d++) {
+        if (lines[d].empty())
+            fail("%s: line %zu is empty, expected what the document is", path.c_str(), d + 1);
+        place[lines[d]] = 0;
+    }
+    if (place.size() >= no_group)
+        fail("%s: %zu different sources, expected fewer than %d", path.c_str(), place.size(), int(no_group));
+    out.rows.groups.clear();
+    for (auto& [name, i] : place) {
+        i = out.rows.groups.size();
+        out.rows.groups.push_back(shown(name));
+    }
+    for (size_t d = 0; d < out.rows.rows; d++) // rows of one document are one witness
+        out.block[d] = uint32_t(document[d * out.rows.T]);
+    for (size_t n = 0; n < out.rows.size(); n++) out.rows.group[n] = uint8_t(place.at(lines[document[n]]));
+    for (size_t i = 0; i < out.rows.groups.size(); i++)
+        add_concept(out, {"source", out.rows.groups[i], false, true},
+                    [&](size_t n) { return out.rows.group[n] == i; });
+}
+
+void label_given(Concepts& out, const std::string& path) {
+    const NpyArray given = read_npy(path);
+    const std::vector<size_t>& shape = given.shape;
+    const size_t concepts = shape.empty() ? 0 : shape.back();
+    const bool rows = shape.size() == 3 && shape[0] == out.rows.rows && shape[1] == out.rows.T,
+               tokens = shape.size() == 2 && shape[0] == out.rows.size();
+    if (!(rows || tokens) || concepts == 0)
+        fail("%s: shape %s, expected (%zu, concepts) or (%zu, %zu, concepts)", path.c_str(),
+             npy_shape_text(shape).c_str(), out.rows.size(), out.rows.rows, out.rows.T);
+    for (size_t i = 0; i < out.rows.size() * concepts; i++)
+        if (given.data[i] != 0 && given.data[i] != 1)
+            fail("%s: %g at token %zu, concept %zu, expected 0 or 1", path.c_str(), double(given.data[i]),
+                 i / concepts, i % concepts);
+    for (size_t k = 0; k < concepts; k++)
+        add_concept(out, {"given", strf("label %zu", k)},
+                    [&](size_t n) { return given.data[n * concepts + k] == 1; });
+}
+
+Concepts read_concepts(const ConceptInput& in, const Config& c, const std::string& model) {
+    const std::string& data = in.data;
+    const EnoughWitnesses& enough = in.enough;
+    const size_t T = in.T, most = in.most;
     Concepts out;
     if (is_games_file(data) || c.tokenizer == "chess-32") {
         if (c.tokenizer.empty() ? c.vocab_size < size_t(chess_vocab) : c.tokenizer != "chess-32")
@@ -118,12 +187,15 @@ Concepts read_concepts(const std::string& data, const Config& c, size_t T, size_
         out.part = deal_blocks(out.block);
         for (int id = 0; id < chess_vocab; id++) out.vocabulary.push_back(std::string(1, chess_char(id)));
         label_chess_concepts(out, games);
+        if (!in.sources.empty())
+            fail_usage("--sources goes with a text, %s are games of chess", quoted(data).c_str());
+        if (!in.labels.empty()) label_given(out, in.labels);
         keep_answerable(out, enough);
         add_rules(out, games);
     } else {
         const Tokenizer kind = open_shards(data)[0].header.tokenizer;
-        out.rows = token_rows(data, c, T, most, gpt2_file, model);
-        const TextTokenizer tokenizer = TextTokenizer::load(kind, gpt2_file);
+        out.rows = token_rows(data, c, T, most, in.tokenizer, model);
+        const TextTokenizer tokenizer = TextTokenizer::load(kind, in.tokenizer);
         for (size_t id = 0; id < tokenizer.vocab_size(); id++)
             out.vocabulary.push_back(tokenizer.decode(int32_t(id)));
         for (const int32_t token : out.rows.tokens)
@@ -135,6 +207,14 @@ Concepts read_concepts(const std::string& data, const Config& c, size_t T, size_
         std::iota(out.block.begin(), out.block.end(), 0u);
         out.dot.assign(out.rows.size(), 0);
         label_text_concepts(out, out.vocabulary);
+        if (!in.sources.empty()) {
+            if (const std::vector<Shard> shards = open_shards(data);
+                shards.size() > 1 || shards[0].header.row)
+                fail("--sources goes with one shard of a stream, %s are %zu%s", quoted(data).c_str(),
+                     shards.size(), shards[0].header.row ? ", of rows" : "");
+            label_sources(out, in.sources, tokenizer.start());
+        }
+        if (!in.labels.empty()) label_given(out, in.labels);
         keep_answerable(out, enough);
         out.rule.assign(out.list.size(), "");
         out.rule_says = empty_labels(out.list.size(), out.rows.size());

@@ -8,6 +8,7 @@
 //   text    words, numbers, quotes, line starts; the ten text concepts of arXiv 2604.02178; classes of bytes;
 //           brackets: how deep, of which kind, which one is closed. Made on bytes and carried to tokens: a
 //           token is positive if any of its bytes is.
+//   given   where each document of a text comes from, and anything else, by token (ConceptInput)
 #pragma once
 #include "rows.h"
 #include "rules.h"
@@ -18,7 +19,8 @@ inline constexpr const char* part_names[] = {"train", "validation", "test"};
 
 struct Concept {
     std::string group, name;
-    bool at_dots = false; // asked at the dots alone
+    bool at_dots = false;     // asked at the dots alone
+    bool of_document = false; // of whole documents of a text
 };
 
 struct Concepts {
@@ -49,9 +51,21 @@ std::vector<uint8_t> deal_blocks(const std::vector<uint32_t>& block);
 // part (n_parts).
 std::vector<uint8_t> deal_stretches(size_t rows);
 
-// data: games or token shards for the model of config c; T 0: as long as model and data have them.
-Concepts read_concepts(const std::string& data, const Config& c, size_t T, size_t most,
-                       const std::string& gpt2_file, const EnoughWitnesses& enough, const std::string& model);
+struct ConceptInput {
+    std::string data;      // games, or token shards
+    std::string tokenizer; // for GPT-2's tokens
+    std::string
+        sources;        // a line for each document of one shard, what it is: a document begins at end-of-text
+    std::string labels; // .npy (tokens or rows x tokens, concepts), 0 or 1
+    size_t T = 0, most = 0; // tokens of a row, 0: as long as model and data have them; rows at most
+    EnoughWitnesses enough;
+};
+// For the model of config c. With sources they are the groups of tokens, too.
+Concepts read_concepts(const ConceptInput& in, const Config& c, const std::string& model);
+
+// Concepts from the two files; start: the token that stands before a document.
+void label_sources(Concepts& out, const std::string& path, int32_t start);
+void label_given(Concepts& out, const std::string& path);
 
 // The concepts of games, and of a text with a vocabulary of bytes by token, all that there are.
 void label_chess_concepts(Concepts& out, const GameSet& games);

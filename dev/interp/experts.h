@@ -21,7 +21,7 @@ inline constexpr size_t window_lengths[] = {4, 16, 64, 256};
 constexpr size_t cache_size(size_t E) { return E < 2 ? 1 : E / 2; }
 
 struct ExpertsOptions {
-    std::string ckpt, data, tokenizer, windows, answers, json;
+    std::string ckpt, data, tokenizer, sources, labels, windows, answers, json;
     int64_t rows = 400, seq = 0, least = 200, least_documents = 25, seed = 1, top = 5, length = 32,
             examples = 100, effects = 40;
 
@@ -42,7 +42,9 @@ struct ExpertsOptions {
               "test documents to switch every expert off on (0: do not)");
         o.add(0, "windows", "FILE", &windows, "writes windows for a language model (dev/interp/ask.py)");
         o.add(0, "answers", "FILE", &answers, "reads and scores its answers to the same windows");
-        o.add(0, "tokenizer", "FILE", &tokenizer, "the .tiktoken file, for GPT-2 tokens");
+        o.add(0, "sources", "FILE", &sources, "a line for each document of a text: where it comes from");
+        o.add(0, "labels", "FILE", &labels, "concepts of your own: .npy (tokens, concepts) of 0 and 1");
+        o.add(0, "tokenizer", "FILE", &tokenizer, "GPT-2 only: the file written by data/fineweb.py");
         o.add(0, "seed", "N", &seed, 0, INT64_MAX, "of what is moved and shuffled, and of intervals");
         o.add(0, "json", "FILE", &json,
               "where the numbers go (none: interp/experts.json beside the checkpoint)");

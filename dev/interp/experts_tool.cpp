@@ -176,8 +176,14 @@ ExpertsReport measure_experts(const ExpertsOptions& o, const MakeReader& make_re
     r.config = read_config(file);
     if (!r.config.moe())
         fail("%s: ffn is %s, expected moe: a mixture of experts", file.path.c_str(), r.config.ffn.c_str());
-    const Concepts concepts = read_concepts(o.data, r.config, size_t(o.seq), size_t(o.rows), o.tokenizer,
-                                            {size_t(o.least), size_t(o.least_documents)}, file.path);
+    const Concepts concepts = read_concepts({o.data,
+                                             o.tokenizer,
+                                             o.sources,
+                                             o.labels,
+                                             size_t(o.seq),
+                                             size_t(o.rows),
+                                             {size_t(o.least), size_t(o.least_documents)}},
+                                            r.config, file.path);
     const TokenRows& rows = concepts.rows;
     r.source = rows.source;
     r.rows = rows.rows;

@@ -93,6 +93,12 @@ Labels shifted_labels(const Concepts& concepts, size_t c, uint64_t seed) {
     Labels out = empty_labels(1, concepts.rows.size());
     const size_t T = concepts.rows.T, documents = concepts.documents();
     Random random{seed, random_stream("shift")};
+    if (concepts.list[c].of_document) { // by whole rows: within one it would stay as it is
+        const size_t by = documents > 1 ? T * (1 + random.below(documents - 1)) : 0;
+        for (size_t n = 0; n < concepts.rows.size(); n++)
+            if (concepts.labels.at(c, n)) out.set(0, (n + by) % concepts.rows.size());
+        return out;
+    }
     if (!concepts.list[c].at_dots) {
         for (size_t d = 0; d < documents; d++) {
             const size_t by = T > 1 ? 1 + random.below(T - 1) : 0;

@@ -290,8 +290,14 @@ ProbeReport measure_probe(const ProbeOptions& o, const MakeReader& make_reader) 
         twin_config = read_config(*twin_file);
         check_twin(r.config, twin_config, r.twin, file.path);
     }
-    const Concepts concepts = read_concepts(o.data, r.config, size_t(o.seq), size_t(o.rows), o.tokenizer,
-                                            {size_t(o.least), size_t(o.least_documents)}, file.path);
+    const Concepts concepts = read_concepts({o.data,
+                                             o.tokenizer,
+                                             o.sources,
+                                             o.labels,
+                                             size_t(o.seq),
+                                             size_t(o.rows),
+                                             {size_t(o.least), size_t(o.least_documents)}},
+                                            r.config, file.path);
     const TokenRows& rows = concepts.rows;
     r.source = rows.source;
     r.rows = rows.rows;

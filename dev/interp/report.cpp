@@ -19,6 +19,7 @@ static Measurements measurements() {
         SparsityOptions o;
         o.ckpt = in.ckpt;
         o.data = in.data.empty() ? in.games : in.data;
+        o.tokenizer = in.tokenizer;
         write_json(in.json, sparsity_json(measure_sparsity(o, cpu_reader)));
     };
     m.router = [](const MeasureInputs& in) {
@@ -32,6 +33,7 @@ static Measurements measurements() {
         o.ckpt = in.ckpt;
         o.games = in.games;
         o.data = in.games.empty() ? in.data : "";
+        o.tokenizer = in.tokenizer;
         write_json(in.json, features_json(measure_features(o, cpu_reader)));
     };
     return m;

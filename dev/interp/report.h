@@ -13,7 +13,7 @@
 #include <map>
 
 struct ReportOptions {
-    std::string run, ckpt, out, games, data;
+    std::string run, ckpt, out, games, data, tokenizer;
 
     void declare(Options& o) {
         o.add(0, "run", "DIR", &run, "the folder of a run");
@@ -22,6 +22,8 @@ struct ReportOptions {
         o.add(0, "games", "FILE", &games,
               "games, for measurements that are missing: PGN, text or chess-32 shards");
         o.add(0, "data", "GLOB", &data, "held-out token shards, for measurements that are missing");
+        o.add(0, "tokenizer", "FILE", &tokenizer,
+              "GPT-2 tokens: the file that data/fineweb.py writes, to show them");
     }
 };
 
@@ -29,7 +31,7 @@ struct ReportOptions {
 // is the checkpoint; `run` the folder when it is its newest, so that the router's check can go through the
 // others. Games are for chess models only.
 struct MeasureInputs {
-    std::string ckpt, run, games, data, json;
+    std::string ckpt, run, games, data, tokenizer, json;
 };
 struct Measurements {
     std::function<void(const MeasureInputs&)> bsp, sparsity, router, features;

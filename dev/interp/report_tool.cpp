@@ -160,8 +160,8 @@ Report write_report(ReportOptions options, const Measurements& measurements) {
             tool.games ? !options.games.empty() : !options.data.empty() || (chess && !options.games.empty());
         if (!tool.text.empty() || !tool.measure || !inputs) continue;
         make_directories(options.run + "/interp");
-        tool.measure(
-            {file.path, options.ckpt.empty() ? options.run : file.path, options.games, options.data, json});
+        tool.measure({file.path, options.ckpt.empty() ? options.run : file.path, options.games, options.data,
+                      options.tokenizer, json});
         tool.text = read_measurement(json, tool.name, config, step, weights, tool.note);
     }
 
