@@ -266,6 +266,19 @@ static void test_make() {
     works(make_paper("paper", "SEEDS=1 ONLY=balance TRAINER='" + folder + "/trainer.sh'"));
     check(read_file("tiny/tables.md").find("not run: moex: unknown option --balance") != string::npos);
     check(read_file("tiny/balance-bias/s1/result.json").find("unknown option") != string::npos);
+    // So it is with a tool; what it said before is said no more when it works.
+    const string measure = "'" + house + "/dev/experiments/measure.sh' interp/x.json sh -c ";
+    fs::create_directories("interp");
+    works(measure + "'echo reading >&2; echo \"moex: no such units\" >&2; exit 1'");
+    check(read_file("interp/x.json.refused") == "moex: no such units\n" && !fs::exists("interp/x.json"));
+    works(measure + "'echo 1 > interp/x.json'");
+    check(!fs::exists("interp/x.json.refused") && !fs::exists("interp/x.json.stderr"));
+    works(measure + "'exit 1'"); // it is there: nothing is run
+    fs::remove("interp/x.json");
+    for (const char* end : {"'kill -9 $$'", "'exit 1'", "'echo moex: x: cannot be written >&2; exit 1'"}) {
+        check(run(measure + end).status != 0, "%s", end);
+        check(!fs::exists("interp/x.json.refused"), "%s", end);
+    }
     // One that dies otherwise ends the whole.
     write_file("trainer.sh", "#!/bin/sh\nkill -9 $$\n");
     fs::remove_all("tiny/moex");
@@ -285,6 +298,9 @@ static void test_kinds() {
     check(gelu.layers.count("split") &&
           gelu.layers.at("split")[0].at("units") == 2 * gelu.layers.at("")[0].at("units"));
     check(gelu.layers.at("")[1].count("board.subset.held_out") && gelu.number("l0") > 0);
+    check(gelu.number("participation") > 1 && up.number("participation") > 1 &&
+          std::isfinite(gelu.number("units_tested")) && std::isfinite(up.number("router_correlation")) &&
+          std::isnan(gelu.number("router_correlation")));
     check(up.provenance.at("flags").find("--upcycle") != string::npos && up.number("val_loss") > 0);
     const string tables = read_file("tiny/tables.md");
     for (const char* part :

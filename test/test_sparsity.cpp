@@ -445,6 +445,7 @@ static void check_groups(const LayerSparsity& s, Reader& reader, const TokenRows
             continue;
         }
         std::vector<double> l0;
+        double participation = 0;
         std::vector<size_t> fired(s.units), chosen(group.load.size()), together(group.together.size());
         for (size_t r = 0; r < rows.rows; r++) {
             reader.read(&rows.tokens[r * rows.T], 1, rows.T);
@@ -452,9 +453,13 @@ static void check_groups(const LayerSparsity& s, Reader& reader, const TokenRows
             for (size_t t = 0; t < rows.T; t++) {
                 if (rows.group[r * rows.T + t] != g) continue;
                 size_t active = 0;
-                u.each(t, true,
-                       [&](size_t unit, float value) { active += value > 0, fired[unit] += value > 0; });
+                double sizes = 0, squares = 0;
+                u.each(t, true, [&](size_t unit, float value) {
+                    active += value > 0, fired[unit] += value > 0;
+                    sizes += std::fabs(double(value)), squares += double(value) * value;
+                });
                 l0.push_back(double(active));
+                participation += squares > 0 ? sizes * sizes / squares : 0;
                 for (size_t k = 0; k < u.K && u.choice; k++)
                     for (size_t i = 0; i < u.K; i++) {
                         chosen[size_t(u.choice[t * u.K + k])] += i == 0;
@@ -465,6 +470,7 @@ static void check_groups(const LayerSparsity& s, Reader& reader, const TokenRows
         const Moments m = moments(l0.data(), l0.size());
         const size_t dead = size_t(std::count(fired.begin(), fired.end(), size_t(0)));
         check_near(group.l0.value, m.mean, 1e-12), check_near(group.sd, m.sd, 1e-9);
+        check_near(group.participation, participation / double(l0.size()), 1e-5);
         check(group.dead == dead && group.tokens == l0.size() && group.units == s.units);
         const bool gelu = reader.config.act == "gelu"; // hardly any of whose units comes out zero
         check_near(group.zero_work, gelu ? 0 : 1 - m.mean / double(s.work), gelu ? 0.05 : 1e-12);
@@ -581,10 +587,21 @@ static void test_sparsity_planted() {
     }
     reader.changed();
     const TokenRows rows = random_rows(5, 24);
-    for (const LayerSparsity& s : measure_layers_sparsity(reader, rows)) {
+    const std::vector<LayerSparsity> layers = measure_layers_sparsity(reader, rows);
+    for (const LayerSparsity& s : layers) {
         check(s.l0.value == 8 && s.l0.interval.low == 8 && s.l0.interval.high == 8);
         check(s.sd == 0 && s.dead == 60 - 8);
         check_near(s.zero_work, 2.0 / 3, 1e-12);
+        double participation = 0; // of 4 equal units each of two experts: 4 (w + v)^2 / (w^2 + v^2)
+        for (size_t r = 0; r < rows.rows; r++) {
+            reader.read(&rows.tokens[r * rows.T], 1, rows.T);
+            const LayerUnits u = reader.layer(size_t(&s - layers.data()));
+            for (size_t t = 0; t < rows.T; t++) {
+                const double w = u.weight[2 * t], v = u.weight[2 * t + 1];
+                participation += 4 * (w + v) * (w + v) / (w * w + v * v);
+            }
+        }
+        check_near(s.participation, participation / double(rows.size()), 1e-6);
         check(s.histogram.edges == std::vector<double>({8, 9}) &&
               s.histogram.counts == std::vector<size_t>({120}));
         check(s.rates.counts.back() == 8);
@@ -962,7 +979,8 @@ static void test_programs() {
           at(s, "layers.0.groups.0.experts").items.size() == 5 &&
           at(s, "layers.0.groups.0.corouting").items.size() == 5 &&
           at(s, "layers.0.groups.0.l0.mean").is_number());
-    check(at(s, "layers.0.dead").is_unsigned() && at(s, "layers.0.zero_work").is_number());
+    check(at(s, "layers.0.dead").is_unsigned() && at(s, "layers.0.zero_work").is_number() &&
+          at(s, "layers.0.participation").number > 1);
     run_program(sparsity_program,
                 {"--ckpt", model_path(run, 5), "--data", text, "--json", json_file, "--seq", "10"});
     check(at(parse_json(read_all(json_file), "out"), "step").int64() == 5 &&

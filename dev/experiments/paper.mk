@@ -19,7 +19,7 @@ SEEDS   ?= 1 2 3
 PAPER   ?= runs/paper
 TRAINER ?= $(B)/train_moex_cpu
 GAMES   ?=
-EXPERIMENTS := table1 table3 table4 sae k sparsity router balance width
+EXPERIMENTS := table1 table3 table4 sae k sparsity router balance width rate
 ONLY    ?= $(EXPERIMENTS)
 OUT     := $(PAPER)/$(SIZE)
 unknown := $(filter-out $(EXPERIMENTS),$(ONLY))
@@ -38,7 +38,8 @@ sizes := tiny demo mid chess
 $(if $(filter-out $(sizes),$(SIZE)),$(error moex: SIZE=$(SIZE), expected one of $(sizes)))
 
 tiny.shape  := --init demo --layers 2 --heads 2 --embd 16 --experts 4 --d-expert 16
-tiny.train  := --batch 4 --total-tokens 1024 --lr 3e-3 --warmup 4
+tiny.train  := --batch 4 --total-tokens 1024 --warmup 4
+tiny.rate   := 3e-3
 tiny.steps  := 24
 tiny.tokens := 24576
 tiny.parameters := 16000
@@ -52,7 +53,8 @@ tiny.D      := 16
 tiny.F      := 24
 
 demo.shape  := --init demo
-demo.train  := --batch 4 --total-tokens 1024 --lr 1.5e-3 --warmup 200
+demo.train  := --batch 4 --total-tokens 1024 --warmup 200
+demo.rate   := 1.5e-3
 demo.steps  := 9500
 demo.tokens := 9728000
 demo.parameters := 2500000
@@ -64,7 +66,8 @@ demo.D      := 256
 demo.F      := 344
 
 mid.shape   := --init mid
-mid.train   := --total-tokens 16384 --lr 6e-4 --warmup 1000
+mid.train   := --total-tokens 16384 --warmup 1000
+mid.rate   := 6e-4
 mid.steps   := 20000
 mid.tokens  := 327680000
 mid.parameters := 19000000
@@ -77,7 +80,8 @@ mid.D       := 512
 mid.F       := 680
 
 chess.shape := --init chess
-chess.train := --total-tokens 102300 --lr 3e-4 --warmup 2000
+chess.train := --total-tokens 102300 --warmup 2000
+chess.rate   := 3e-4
 chess.steps := 60000
 chess.tokens := 6138000000
 chess.parameters := 143000000
@@ -90,7 +94,8 @@ chess.D     := 2048
 chess.F     := 2728
 
 steps := $($(SIZE).steps)
-twice := $(shell echo $$((2 * $(steps))))
+steps.2     := $(shell echo $$((2 * $(steps))))
+steps.0.33  := $(shell echo $$((($(steps) + 2) / 3)))
 C     := $($(SIZE).C)
 D     := $($(SIZE).D)
 E     := $($(SIZE).E)
@@ -98,7 +103,8 @@ row   := $(if $(filter chess,$(SIZE)),1024,257)
 
 # ---------------------------------------------------------------------------------------------------------
 # Methods: $(call method,NAME,LABEL,SLOWER,LENGTH,FLAGS). SLOWER than the dense twin, for the plan; LENGTH in
-# runs, 1 if of the size's steps. `from` names another method whose run of the same seed it begins from.
+# runs of the size's steps: 1, 2 or 0.33. `from` names another method whose run of the same seed it begins from,
+# METHOD.rate another learning rate than the size's.
 
 methods :=
 define method
@@ -149,8 +155,17 @@ $(foreach l,$(l1s),$(call add,l1-$(l),dense ReLU (L1 weight $(l)),1,1,$(dense) -
 $(call add,sd-scaled,MoE-X (scaled sd),1.1,1,--router-sd scaled)
 $(call add,sd-full,MoE-X (full covariance),1.8,1,--router-sd full)
 $(call add,balance-bias,MoE-X (balanced by a bias),1.1,1,--balance bias)
-# Width of the dense layer.
+# Width of the dense layer, and of the whole model: D and C times so much.
 $(foreach w,2 4 8,$(call add,wide-$(w),dense ReLU (width times $(w)),$(w),1,$(dense) --act relu --d-expert $(shell echo $$(($(w) * $(D))))))
+of_width = $(call add,$(1)-$(3),dense ReLU (C $(shell echo $$(($(C) * $(2)))) and width times $(3)),$(3),1,$(dense) --act relu \
+    --embd $(shell echo $$(($(C) * $(2)))) --d-expert $(shell echo $$(($(3) * $(D) * $(2)))))
+$(foreach w,1 2 4 8,$(call of_width,half,1/2,$(w))$(call of_width,double,2,$(w)))
+# The learning rate: of each new kind of layer half, once and twice the size's, for a third of the steps.
+new_kinds := geglu solu monet-hd monet-vd peer
+factors   := 0.5 1 2
+at_rate = $(call add,$(1)-rate-$(2),$($(1).label) (rate times $(2)),$($(1).slower),0.33,$($(1).flags))$(eval $(1)-rate-$(2).rate := $(shell \
+    LC_ALL=C awk 'BEGIN { printf "%.3g", $($(SIZE).rate) * $(2) }'))
+$(foreach m,$(new_kinds),$(foreach f,$(factors),$(call at_rate,$(m),$(f))))
 # Sparse autoencoders on the dense run: `on` names it, LENGTH is a guess.
 units := $(shell echo $$(($(E) * $(D))))
 eight := $(shell echo $$((8 * $(C))))
@@ -193,7 +208,10 @@ balance.reference := moex
 balance.methods  := moex balance-bias
 width.title      := Width of a dense layer
 width.reference  := relu
-width.methods    := relu wide-2 wide-4 wide-8
+width.methods    := relu $(foreach m,wide half double,$(filter $(m)-%,$(methods)))
+rate.title       := The learning rate of each new kind of layer, a third of the steps
+rate.reference   := -
+rate.methods     := $(foreach m,$(new_kinds),$(factors:%=$(m)-rate-%))
 
 # ---------------------------------------------------------------------------------------------------------
 # What follows from that: the runs of the tables asked for, seed after seed, each after the one it begins from.
@@ -242,8 +260,8 @@ $(asked): | $(data)
 # $(call run,METHOD,SEED)
 half := $(shell echo $$(($($(SIZE).asked) / 2)))
 shards = --train '$(OUT)/data/train_*.bin'
-plain = $(shards) --val '$(OUT)/data/val_*.bin' --seed $(2) $($(SIZE).train) \
-    --steps $(if $(filter 2,$($(1).length)),$(twice),$(steps)) --val-every 0 --sample-every 0 --checkpoint-every 1000 \
+plain = $(shards) --val '$(OUT)/data/val_*.bin' --seed $(2) $($(SIZE).train) --lr $(or $($(1).rate),$($(SIZE).rate)) \
+    --steps $(or $(steps.$($(1).length)),$(steps)) --val-every 0 --sample-every 0 --checkpoint-every 1000 \
     --keep 1 --print-every 500 $($(1).flags)
 begin = $(if $($(1).from),--init $$$$(ls $(OUT)/$($(1).from)/s$(2)/model_*.safetensors | tail -1),$($(SIZE).shape))
 model_of = $(if $($(1).on),$(OUT)/$($(1).on)/s$(2),$(OUT)/$(1)/s$(2))
@@ -266,13 +284,16 @@ $$(dir)/result.json: $$(dir)/run.json | $$(asked)
 	$$(call measure,$(1),$(2))
 	@$$(B)/paper_tables --collect $$(@D) --method $(1) --size $$(SIZE) --seed $(2)
 endef
-# What is measured of a run, if it is not there yet and the run was not refused. Each tool's file is there whole or
-# not at all.
-once = @[[ -e $(1) || ! -e $(@D)/run.json ]] || { echo "   $(notdir $(1:.json=)) of $(@D)"; $(2) > /dev/null; }
+# What is measured of a run, if it is not there yet and the run was not refused.
+features = $(B)/features --ckpt $(call model_of,$(1),$(2)) --games $(asked) --count $(if $(filter tiny,$(SIZE)),6,500) --json
+routed   = $(filter-out $(foreach m,$(methods),$(if $(findstring --ffn,$($(m).flags))$($(m).on),$(m))),$(1))# has a router of experts
+once = $(newline)	@[[ ! -e $(@D)/run.json ]] || dev/experiments/measure.sh $(1) $(2)
 define measure
 $(call once,$(@D)/evaluate.json,$(B)/evaluate --ckpt $(call model_of,$(1),$(2)) $(call sae_of,$(1),$(2)) --val '$(OUT)/data/val_*.bin' $($(SIZE).few) --json $(@D)/evaluate.json)
 $(call once,$(@D)/interp/bsp.json,$(call bsp,$(1),$(2)) $(@D)/interp/bsp.json --subset $($(SIZE).F))
-$(foreach v,$($(1).views),$(newline)$(call once,$(@D)/interp/bsp_$(v).json,$(call bsp,$(1),$(2)) $(@D)/interp/bsp_$(v).json --subset $($(SIZE).F) $(call view_flags,$(v))))
+$(foreach v,$($(1).views),$(call once,$(@D)/interp/bsp_$(v).json,$(call bsp,$(1),$(2)) $(@D)/interp/bsp_$(v).json --subset $($(SIZE).F) $(call view_flags,$(v))))
 $(if $($(1).on),,$(call once,$(@D)/interp/sparsity.json,$(B)/sparsity --ckpt $(@D) --data $(asked) --rows $(half) --json $(@D)/interp/sparsity.json))
+$(if $($(1).on),,$(call once,$(@D)/interp/features.json,$(call features,$(1),$(2)) $(@D)/interp/features.json))
+$(if $(call routed,$(1)),$(call once,$(@D)/interp/router.json,$(B)/router --ckpt $(@D) --data $(asked) --history 1 --json $(@D)/interp/router.json))
 endef
 $(foreach s,$(SEEDS),$(foreach m,$(wanted),$(eval $(call run,$(m),$(s)))))

@@ -42,6 +42,9 @@ struct LayerSparsity {
     double weight_entropy = undefined;      // of a token's gate weights, in bits, mean; at most log2 K
     std::vector<LayerSparsity> groups;      // the same of every group of tokens, as in Sparsity
 
+    // Of how many units of equal size a token's would be: (sum |v|)^2 / sum v^2, mean over tokens. v is what
+    // a unit gives its decoder, w z with the gate weight, whatever its sign. 0 where all are zero.
+    double participation = undefined;
     double zero_work = undefined; // share of the units computed that come out zero: of gelu hardly any does
     double largest() const { return load.empty() ? undefined : *std::max_element(load.begin(), load.end()); }
     double smallest() const { return load.empty() ? undefined : *std::min_element(load.begin(), load.end()); }
@@ -65,7 +68,7 @@ template <class T> double entropy_bits(const T* p, size_t n) {
     return bits;
 }
 
-// What is counted on the way, of one layer over the tokens of a group. Whole numbers but for the entropy.
+// What is counted on the way, of one layer over the tokens of a group. Whole numbers but for two sums.
 struct SparsityCounts {
     std::vector<uint32_t> l0, row; // (tokens) units that fire; which row of the data the token is from
     std::vector<size_t> fired;     // (units) tokens
@@ -73,6 +76,7 @@ struct SparsityCounts {
     std::vector<size_t> expert_l0; // (E) units that fired, summed over the tokens that chose it
     std::vector<size_t> together;  // (E,E) tokens
     double weight_entropy = 0;     // summed over tokens
+    double participation = 0;      // summed over tokens
     size_t zeros = 0;              // units computed that came out zero
 
     SparsityCounts(size_t units, size_t E) : fired(units), chosen(E), expert_l0(E), together(E * E) {}
@@ -100,12 +104,12 @@ Sparsity measure_sparsity(const SparsityOptions& options, const MakeReader& make
 // A row for every layer: of(layer) is the layer, or one of its groups.
 template <class Of> void print_layers(const Sparsity& s, Of of) {
     const Config& c = s.config;
-    printf("layer   units    dead     l0 per token, 95%% of the mean       sd   zero work%s\n",
+    printf("layer   units    dead     l0 per token, 95%% of the mean       sd  participation   zero work%s\n",
            c.moe() ? "   largest  smallest share   entropy bits" : "");
     for (size_t l = 0; l < s.layers.size(); l++) {
         const LayerSparsity& layer = of(s.layers[l]);
-        printf("%-5zu %7zu %7zu   %12.2f  (%.2f to %.2f) %8.2f %9.1f%%", l, layer.units, layer.dead,
-               layer.l0.value, layer.l0.interval.low, layer.l0.interval.high, layer.sd,
+        printf("%-5zu %7zu %7zu   %12.2f  (%.2f to %.2f) %8.2f %14.1f %9.1f%%", l, layer.units, layer.dead,
+               layer.l0.value, layer.l0.interval.low, layer.l0.interval.high, layer.sd, layer.participation,
                100 * layer.zero_work);
         if (c.moe())
             printf("   %6.1f%%   %6.1f%%          %.3f of %.3f", 100 * layer.largest(),

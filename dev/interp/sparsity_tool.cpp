@@ -2,34 +2,42 @@
 #include "sparsity.h"
 #include <mutex>
 
-// Of every slot (a token's k-th expert) the units that fire and those that are zero; and adds to the counts
-// which units fire.
+// Of every slot (a token's k-th expert) the units that fire and those that are zero, of every token its
+// participation ratio; and adds to the counts which units fire.
 struct SlotCounts {
-    std::vector<uint32_t> fire, zero; // (n,K)
+    std::vector<uint32_t> fire, zero;  // (n,K)
+    std::vector<double> participation; // (n)
 
     SlotCounts(std::vector<SparsityCounts>& counts, const LayerUnits& units, const uint8_t* group, size_t n)
-        : fire(n * units.K), zero(n * units.K) {
+        : fire(n * units.K), zero(n * units.K), participation(n) {
         const size_t K = units.K, D = units.D, width = units.E * D;
         std::mutex mutex;
         parallel_ranges(n, 1, [&](size_t begin, size_t end) {
             std::vector<uint32_t> fired(counts.size() * width);
             for (size_t i = begin; i < end; i++) {
                 size_t slot = i * K, listed = 0; // a list has one slot, and leaves out what is zero
-                units.each_expert(i, false, [&](size_t first, const float* z, size_t number, float) {
+                double sizes = 0, squares = 0;
+                units.each_expert(i, true, [&](size_t first, const float* z, size_t number, float w) {
                     uint32_t* count = &fired[group[i] * width + first];
                     uint32_t active = 0, zeros = 0;
+                    float size = 0, square = 0;
                     for (size_t u = 0; u < number; u++) {
                         const uint32_t fires = z[u] > 0;
                         count[u] += fires;
                         active += fires;
                         zeros += z[u] == 0;
+                        size += std::fabs(z[u]);
+                        square += z[u] * z[u];
                     }
+                    sizes += double(w) * size;
+                    squares += double(w) * w * square;
                     fire[slot] += active;
                     zero[slot] += zeros;
                     listed += number;
                     if (!units.begin) slot++;
                 });
                 if (units.begin) zero[slot] += uint32_t(D - listed);
+                participation[i] = squares > 0 ? sizes * sizes / squares : 0;
             }
             const std::lock_guard lock(mutex);
             for (size_t u = 0; u < fired.size(); u++) counts[u / width].fired[u % width] += fired[u];
@@ -48,6 +56,7 @@ void count_layer(std::vector<SparsityCounts>& counts, const LayerUnits& units, c
         SparsityCounts& to = counts[group[i]];
         to.l0.push_back(std::accumulate(&slots.fire[i * K], &slots.fire[i * K] + K, 0u));
         to.row.push_back(uint32_t((first + i) / rows.T));
+        to.participation += slots.participation[i];
         to.zeros += std::accumulate(&slots.zero[i * K], &slots.zero[i * K] + K, size_t(0));
         if (!units.choice) continue;
         const int32_t* choice = units.choice + i * K;
@@ -73,6 +82,7 @@ SparsityCounts sum_of_groups(const std::vector<SparsityCounts>& groups) {
         add(all.expert_l0, group.expert_l0);
         add(all.together, group.together);
         all.weight_entropy += group.weight_entropy;
+        all.participation += group.participation;
         all.zeros += group.zeros;
     }
     std::sort(tokens.begin(), tokens.end());
@@ -91,6 +101,7 @@ LayerSparsity layer_sparsity(const SparsityCounts& counts, size_t E, size_t K, s
     s.work = work;
     s.dead = size_t(std::count(counts.fired.begin(), counts.fired.end(), size_t(0)));
     if (N == 0) return s;
+    s.participation = counts.participation / double(N);
     s.zero_work = double(counts.zeros) / double(N * work);
     s.l0 = mean_by_group(counts.l0, counts.row, SparsityOptions::bootstrap_seed);
     s.sd = moments(counts.l0.data(), N).sd;
@@ -186,6 +197,7 @@ void layer_json(JsonWriter& out, const LayerSparsity& layer, const Config& c) {
     out.member("tokens", layer.tokens).member("units", layer.units).key("l0").open('{');
     out.member("mean", layer.l0.value).member("sd", layer.sd);
     out.member("low", layer.l0.interval.low).member("high", layer.l0.interval.high).close();
+    out.member("participation", layer.participation);
     histogram_json(out, "histogram", layer.histogram).member("dead", layer.dead);
     histogram_json(out, "rates", layer.rates).member("zero_work", layer.zero_work);
     out.key("experts").open('[');

@@ -85,8 +85,8 @@ function sparsityTable(layers) {
     ];
   };
   const one = l => row(l.layer, fix(l.l0.mean, 1), `${fix(l.l0.low, 1)}–${fix(l.l0.high, 1)}`,
-    fix(l.l0.sd, 1), percent(l.zero_work, 1), whole(l.dead), ...(moe ? load(l) : []));
-  return table(['layer', 'units per token', 'interval', 'sd', 'zero work', 'dead', ...(moe ? experts : [])],
+    fix(l.l0.sd, 1), fix(l.participation, 1), percent(l.zero_work, 1), whole(l.dead), ...(moe ? load(l) : []));
+  return table(['layer', 'units per token', 'interval', 'sd', 'participation ratio', 'zero work', 'dead', ...(moe ? experts : [])],
     layers.map(one), 'Sparsity by layer');
 }
 const groupColour = (i, n) =>
