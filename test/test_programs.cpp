@@ -1536,6 +1536,35 @@ static void test_evaluate() {
     }
     check(layers == 2);
 
+    // As JSON, loss by ply: every character of a row of one game or more belongs to one ply.
+    works(evaluator + " --ckpt base --val 'long/val*.bin' --rows 5 --games 4 --json of.json");
+    const Json json = parse_json(read_file("of.json"), "of.json");
+    double by_ply = 0, characters = 0, legal = 0, asked = 0;
+    const Json &losses = *json.find("loss_by_ply"), &counts = *json.find("tokens_by_ply");
+    check(losses.items.size() == counts.items.size() && losses.items.size() > 3);
+    for (size_t p = 0; p < losses.items.size(); p++) {
+        check(losses.items[p].number > 0 && counts.items[p].number > 0);
+        by_ply += losses.items[p].number * counts.items[p].number;
+        characters += counts.items[p].number;
+    }
+    check_near(characters, json.find("tokens")->number, 0);
+    check_near(by_ply / characters, json.find("loss")->number, 1e-5);
+    for (const Json& band : json.find("legal_by_band")->items) {
+        asked += band.find("positions")->number;
+        if (band.find("positions")->number > 0)
+            legal += band.find("legal")->number * band.find("positions")->number;
+    }
+    check(json.find("legal_by_band")->items.size() == 4 && asked > 0);
+    check_near(asked, json.find("positions")->number, 0);
+    check_near(legal / asked, json.find("legal")->number, 1e-5);
+    // By hand: `;1.e4 e5 2.` has `1.e4 ` (5 characters) of ply 1, `e5 ` of ply 2, `2.` of ply 3.
+    write_rows("plies.bin", {";1.e4 e5 2."});
+    works(evaluator + " --ckpt base --val plies.bin --json of.json");
+    const Json plies = parse_json(read_file("of.json"), "of.json");
+    vector<int64_t> found;
+    for (const Json& n : plies.find("tokens_by_ply")->items) found.push_back(n.int64());
+    check(found == (vector<int64_t>{5, 3, 2}));
+
     // Token frequencies by hand: of 24 targets 12, 6 and 6 are alike, so the entropy is 1.5 bits.
     write_rows("tiny.bin", {"1aaaabbcc", "2aaaabbcc", "3aaaabbcc"});
     const string tiny_out = works(evaluator + " --ckpt base --val tiny.bin").out;

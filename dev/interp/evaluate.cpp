@@ -18,7 +18,27 @@ struct Evaluation {
     size_t tokens = 0;
     std::vector<double> l0;                // (L) active units per token
     std::vector<std::vector<double>> load; // (L,E) share of the assignments
+    std::vector<double> ply_loss;          // chess, by ply: mean cross-entropy of its characters
+    std::vector<size_t> ply_tokens;        // how many those are
 };
+
+// Adds the losses of a row to those of the plies they belong to: ply p is written from the end of ply p - 1
+// up to the blank behind it, move number included, and where no ply p comes it is the end of the game.
+// Nothing is added behind what is no chess.  x (T) as text, losses (T) of what follows each
+static void add_by_ply(Evaluation& e, const std::string& x, const real* losses) {
+    chess::GameTextReader game;
+    for (size_t t = 0; t < x.size(); t++) {
+        game.push(x[t]);
+        if (!game.ok()) return;
+        const size_t ply = game.moves.size(); // counted from 0
+        if (ply >= e.ply_loss.size()) {
+            e.ply_loss.resize(ply + 1);
+            e.ply_tokens.resize(ply + 1);
+        }
+        e.ply_loss[ply] += double(losses[t]);
+        e.ply_tokens[ply]++;
+    }
+}
 
 // Mean cross-entropy over up to `rows` sequences, beside that of a uniform guess and of the data's own token
 // frequencies (the best any model without context can do).
@@ -36,6 +56,11 @@ static Evaluation evaluate(Model& model, Loader& data, size_t rows, size_t T) {
         data.next(b, x.data(), y.data());
         e.loss += forward(model, x.data(), y.data(), b, T).loss * double(b);
         for (size_t i = 0; i < b * T; i++) seen[y[i]]++;
+        for (size_t r = 0; r < b && data.tokenizer == TOKENIZER_CHESS; r++) {
+            std::string text;
+            for (size_t t = 0; t < T; t++) text += chess_char(x[r * T + t]);
+            add_by_ply(e, text, model.a.losses + r * T);
+        }
         for (size_t l = 0; l < c.n_layer; l++) {
             const LayerActivations& h = model.a.h[l];
             e.l0[l] += double(h.active) / (n * T);
@@ -48,6 +73,7 @@ static Evaluation evaluate(Model& model, Loader& data, size_t rows, size_t T) {
     progress.finish(double(n));
     e.loss /= double(n);
     e.tokens = n * T;
+    for (size_t p = 0; p < e.ply_loss.size(); p++) e.ply_loss[p] /= double(e.ply_tokens[p]);
     e.uniform = std::log(double(c.vocab_size));
     for (const double count : seen)
         if (count > 0) e.unigram -= count / e.tokens * std::log(count / e.tokens);
@@ -159,6 +185,16 @@ static std::string evaluation_json(const SafeTensorsFile& file, const Config& c,
     const size_t positions = moves.all_positions();
     out.member("positions", positions)
         .member("legal", positions ? double(moves.all_legal()) / double(positions) : NAN);
+    out.key("legal_by_band").open('[');
+    for (size_t b = 0; b < LegalMoves::bands && positions; b++) {
+        const size_t n = moves.positions[b];
+        out.open('{')
+            .member("first_ply", b * plies_per_band + 1)
+            .member("last_ply", (b + 1) * plies_per_band);
+        out.member("positions", n).member("legal", n ? double(moves.legal[b]) / double(n) : NAN).close();
+    }
+    out.close();
+    out.key("loss_by_ply").values(e.ply_loss).key("tokens_by_ply").values(e.ply_tokens);
     out.key("saes").open('[');
     for (size_t i = 0; i < saes.size(); i++) {
         const SaeEvaluation& s = results[i];
@@ -191,7 +227,8 @@ static int run(int argc, char** argv) {
         "instead of all that: perplexities of the documents of a NAME.spans.jsonl of data/text_eval.py");
     options.add(0, "stride", "TOKENS", &stride, 0, 1 << 24,
                 "--text: by so many tokens windows move on (0: by all that they hold)");
-    options.add(0, "json", "FILE", &json, "write the numbers there, too");
+    options.add(0, "json", "FILE", &json,
+                "write the numbers there, too; chess: also loss by ply, legal moves by band");
     if (!options.parse(argc, argv)) return 0;
     if (val.empty() && text.empty()) fail_usage("--val is missing: a glob of token shards");
     const SafeTensorsFile file(find_checkpoint(ckpt));
