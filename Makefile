@@ -52,7 +52,7 @@ GPU_PROGRAMS = $(if $(NVCC),$(addsuffix $(SUFFIX),train_moex sample bsp_gpu))
 EMULATED  = train_moex_emu train_moex_fp32_emu sample_emu sample_fp32_emu bsp_gpu_emu bsp_gpu_fp32_emu
 LINUX    := $(filter Linux,$(shell uname -s))# several processes that train together are started and watched in its ways
 TESTS     = test_chess test_make_chess test_data test_safetensors test_log test_lib test_threads test_model test_gradients test_programs \
-            $(if $(LINUX),test_ranks) test_lanes test_games test_boards test_rules test_bsp test_sparsity test_features test_probe test_experts test_text test_report test_interp \
+            $(if $(LINUX),test_ranks) test_lanes test_games test_boards test_rules test_bsp test_sparsity test_features test_probe test_experts test_text test_report test_page test_interp \
             $(if $(filter 1,$(SAN)),,test_sae) test_sae_gradients test_paper # (the sanitizers would take ten minutes to learn a dictionary)
 BENCHES   = bench_cpu bench_bsp perft
 
@@ -118,7 +118,7 @@ $(addprefix $(B)/,$(filter-out $(DOUBLE),$(TESTS)) rank_stub test_training_ranks
 $(addprefix $(B)/,$(DOUBLE)):  $(B)/%: $(B)/double/test/%.o
 
 # The report's page: files that an editor knows, put into the program as they are.
-PAGE_SCRIPTS = $(addprefix dev/interp/page/,$(addsuffix .js,charts run board sparsity router units main))# in this order
+PAGE_SCRIPTS = $(addprefix dev/interp/page/,$(addsuffix .js,charts run board sparsity router units model play main))# in this order
 PAGE         = dev/interp/page/page.html dev/interp/page/style.css $(PAGE_SCRIPTS)
 NODE        := $(shell command -v node)
 $(B)/page.cpp: $(PAGE) Makefile

@@ -1,9 +1,7 @@
 // The report: what it takes from a run's folder, and the page itself, opened in a real Chromium. The runs are
 // made up here, in the schemas the tools write; `test_report DIR` only writes such a run into DIR to look at.
 #include "../dev/interp/report.h"
-#include "check.h"
-#include <fstream>
-#include <sys/wait.h>
+#include "browser.h"
 
 // ---------------------------------------------------------------------------------------------------------
 // A made-up run
@@ -417,12 +415,6 @@ static std::string made_up_features(const MadeUp& m, size_t per_expert) {
     return out.text;
 }
 
-static void write_file(const std::string& path, const std::string& text) {
-    AtomicFile file(path);
-    file.write(text.data(), text.size());
-    file.commit();
-}
-
 static Config small_config(const char* tokenizer) {
     Config c;
     c.n_embd = 16, c.block_size = 256, c.tokenizer = tokenizer;
@@ -482,10 +474,6 @@ static void write_measurements(const std::string& dir, const MadeUp& m, size_t p
 // ---------------------------------------------------------------------------------------------------------
 // What goes into the page
 
-static std::string read_text(const std::string& path) {
-    const MappedFile file(path);
-    return {(const char*)file.data, file.size};
-}
 static size_t count(const std::string& text, const std::string& part) {
     size_t n = 0;
     for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) n++;
@@ -628,29 +616,6 @@ static void test_measurements(const std::string& folder) {
 // ---------------------------------------------------------------------------------------------------------
 // The page in a browser
 
-static std::string chromium() {
-    for (const char* path : {"/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"})
-        if (access(path, X_OK) == 0) return path;
-    return "";
-}
-
-// Runs Chromium without a window; returns what it printed. What pages said on the console goes to *console.
-static std::string browse(const std::string& folder, const std::string& flags, const std::string& page,
-                          std::string* console = nullptr) {
-    const std::string out = folder + "/browser.out", err = folder + "/browser.err";
-    const int status = system(
-        strf("timeout 60 %s --headless --no-sandbox --disable-gpu --hide-scrollbars --enable-logging=stderr "
-             "--user-data-dir=%s/profile --allow-file-access-from-files --virtual-time-budget=12000 %s "
-             "'file://%s' > %s 2> %s",
-             chromium().c_str(), folder.c_str(), flags.c_str(), page.c_str(), out.c_str(), err.c_str())
-            .c_str());
-    check(WIFEXITED(status) && WEXITSTATUS(status) == 0, "chromium ended with status %d", status);
-    std::ifstream lines(err);
-    for (std::string line; console && std::getline(lines, line);)
-        if (line.find("CONSOLE") != std::string::npos) *console += line + "\n";
-    return read_text(out);
-}
-
 // Opens every page of a list in a frame of the width given and looks at it. Each finding becomes a line of
 // the document, `ok ...` or `no ...`.
 static const char* const look_script = R"js(
@@ -688,7 +653,7 @@ const text = d => d.getElementById('page').textContent;
 
 static const char* const whole_tests = R"js(async (d, w, say) => {
   const $ = q => d.querySelector(q), all = q => [...d.querySelectorAll(q)];
-  say(all('section').length === 8, 'eight sections');
+  say(all('section').length === 9, 'nine sections');
   say(all('svg').length > 60, 'charts: ' + all('svg').length);
   say(/0\.740|0\.7\d\d/.test($('.numbers').textContent), 'validation loss in the head');
   say(all('#board tr.this').length === 0 && $('#board').textContent.includes('0.840'), 'the paper in a block of its own');
@@ -808,9 +773,9 @@ static void test_browser(const std::string& folder) {
         const std::string html = read_text(dir + "/report.html");
         check(bytes == html.size() && bytes < 5 << 20, "%s: %zu bytes", page.name, bytes);
         check(count(html, "://") == 0, "%s: an address in the page", page.name);
-        const size_t scripts = !page.measured                            ? 2
-                               : page.run.config.tokenizer == "chess-32" ? 6
-                                                                         : 5; // run, tools, the script
+        const size_t scripts = !page.measured                            ? 3
+                               : page.run.config.tokenizer == "chess-32" ? 7
+                                                                         : 6; // run, tools, model, the script
         check(count(html, "<script") == scripts && count(html, "</script>") == scripts, "%s: %zu scripts",
               page.name, count(html, "<script"));
         for (const int width : {360, 1200})
@@ -834,13 +799,7 @@ static void test_browser(const std::string& folder) {
         check(console.empty(), "console: %s", console.substr(0, 500).c_str());
         check(dom.find("\nend\n") != std::string::npos, "the pages were not looked at to the end: %s",
               dom.substr(0, 400).c_str());
-        size_t lines = 0;
-        for (size_t from = dom.find('\n') + 1, to; (to = dom.find('\n', from)) != std::string::npos;
-             from = to + 1) {
-            const std::string line = dom.substr(from, to - from);
-            if (line.starts_with("ok ") || line.starts_with("no "))
-                check(line[0] == 'o', "%s", line.c_str()), lines++;
-        }
+        const size_t lines = check_findings(dom);
         check(lines > (dark ? 90 : 250), "%zu findings", lines);
     }
 

@@ -36,6 +36,11 @@ static Measurements measurements() {
         o.tokenizer = in.tokenizer;
         write_json(in.json, features_json(measure_features(o, cpu_reader)));
     };
+    m.rounding = [](const MeasureInputs& in) {
+        const std::string& rows = in.data.empty() ? in.games : in.data;
+        write_json(in.json,
+                   rounding_json(in.ckpt, measure_rounding(in.ckpt, rows, in.tokenizer, cpu_reader)));
+    };
     return m;
 }
 

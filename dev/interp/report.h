@@ -1,19 +1,22 @@
 // report: what a run has become, on one page. Takes the folder of a run (its log.jsonl, a checkpoint and what
 // bsp, sparsity, router and features have written to <run>/interp) and gives one HTML file that needs nothing
 // else: no network, no framework; the charts are drawn by the page's own script (page/) from the numbers
-// embedded in it. A measurement that is missing, or was made on another step or other weights, is made now
-// when the caller can and its inputs are given; else its section names the command that makes it.
+// embedded in it, and a model that is small enough is in the page, too, and runs there (embed.h). A
+// measurement that is missing, or was made on another step or other weights, is made now when the caller can
+// and its inputs are given; else its section names the command that makes it.
 #pragma once
 #include "../lib/options.h"
 #include "../lib/terminal.h"
 #include "../run/log.h"
+#include "embed.h"
 #include "page.h"
 #include "results.h"
 #include <functional>
 #include <map>
 
 struct ReportOptions {
-    std::string run, ckpt, out, games, data, tokenizer;
+    std::string run, ckpt, out, games, data, tokenizer, rounded;
+    int64_t embed = 4000000;
 
     void declare(Options& o) {
         o.add(0, "run", "DIR", &run, "the folder of a run");
@@ -24,6 +27,9 @@ struct ReportOptions {
         o.add(0, "data", "GLOB", &data, "held-out token shards, for measurements that are missing");
         o.add(0, "tokenizer", "FILE", &tokenizer,
               "GPT-2 tokens: the file that data/fineweb.py writes, to show them");
+        o.add(0, "embed", "N", &embed, 0, int64_t(1) << 30,
+              "put a model of up to so many parameters into the page, a byte for each, and run it there");
+        o.add(0, "rounded", "FILE", &rounded, "also write the model as the page has it, as a checkpoint");
     }
 };
 
@@ -35,6 +41,7 @@ struct MeasureInputs {
 };
 struct Measurements {
     std::function<void(const MeasureInputs&)> bsp, sparsity, router, features;
+    std::function<void(const MeasureInputs&)> rounding; // what the page's copy of the model costs in loss
 };
 
 // ---------------------------------------------------------------------------------------------------------
@@ -109,6 +116,7 @@ struct Report {
     std::string path;
     size_t bytes = 0;
     std::vector<ReportedTool> tools;
+    std::string model; // in a line, what the page has of it
 };
 
 // Makes the page of a run and writes it. Refuses a folder without a checkpoint, and one without a step.

@@ -130,6 +130,35 @@ std::string run_json(const ReportOptions& options, const SafeTensorsFile& file, 
     return out.text;
 }
 
+// The model itself, with what rounding it costs: measured before, or now if there is text to measure it on.
+static std::string model_for_page(const ReportOptions& options,
+                                  const std::function<void(const MeasureInputs&)>& measure,
+                                  const SafeTensorsFile& file, const Config& config, int64_t step,
+                                  const std::string& weights) {
+    const std::string json = options.run + "/interp/rounding.json";
+    const auto read = [&] {
+        std::string note;
+        return read_measurement(json, "rounding", config, step, weights, note);
+    };
+    std::string cost = read();
+    const std::string model = embedded_model(file, config, size_t(options.embed), cost);
+    if (!cost.empty() || !measure || (options.games.empty() && options.data.empty()) ||
+        parse_json(model, "model").find("none"))
+        return model;
+    make_directories(options.run + "/interp");
+    measure({file.path, file.path, options.games, options.data, options.tokenizer, json});
+    return embedded_model(file, config, size_t(options.embed), read());
+}
+static std::string model_line(const std::string& model) {
+    const Json json = parse_json(model, "model");
+    if (const Json* none = json.find("none")) return none->text;
+    const Json* cost = json.find("cost");
+    if (!cost) return "runs in the page, in 8 bits";
+    return strf("runs in the page, in 8 bits: loss %.4f, as trained %.4f (+-%.4f)",
+                cost->find("rounded")->number, cost->find("loss")->number,
+                cost->find("error") ? cost->find("error")->number : NAN);
+}
+
 Report write_report(ReportOptions options, const Measurements& measurements) {
     if (options.run.empty()) fail_usage("--run is missing: the folder of a run");
     while (options.run.size() > 1 && options.run.back() == '/') options.run.pop_back();
@@ -165,9 +194,13 @@ Report write_report(ReportOptions options, const Measurements& measurements) {
         tool.text = read_measurement(json, tool.name, config, step, weights, tool.note);
     }
 
+    const std::string model = model_for_page(options, measurements.rounding, file, config, step, weights);
+    if (!options.rounded.empty()) write_rounded(options.rounded, file, config, step);
+
     std::string data = script_data("run", run_json(options, file, config, step, tools));
     for (const ReportedTool& tool : tools)
         if (!tool.text.empty()) data += script_data(tool.name, tool.text);
+    data += script_data("model", model);
     const std::string page =
         filled(page_html, {{"title", html_text(as_utf8(options.run)) + strf(", step %lld", (long long)step)},
                            {"style", page_style},
@@ -176,7 +209,7 @@ Report write_report(ReportOptions options, const Measurements& measurements) {
     AtomicFile out(options.out);
     out.write(page.data(), page.size());
     out.commit();
-    return {options.out, page.size(), tools};
+    return {options.out, page.size(), tools, model_line(model)};
 }
 
 std::string headline(const std::string& tool, const std::string& text) {
@@ -222,6 +255,7 @@ void print_report(const Report& report) {
             printf("%-9s left out: %s\n", tool.name, tool.note.c_str());
         else if (const std::string line = headline(tool.name, tool.text); !line.empty())
             printf("%-9s %s\n", tool.name, line.c_str());
+    printf("%-9s %s\n", "model", report.model.c_str());
     printf("%-9s %s, %s\n", "report", report.path.c_str(), human_bytes(double(report.bytes)).c_str());
 }
 

@@ -3,7 +3,7 @@
 // --- The page
 
 const sections = [
-  {id: 'training', name: 'Training', title: 'Training', make: training}, {
+  {id: 'play', name: 'The model at work', title: 'The model at work', make: play}, {id: 'training', name: 'Training', title: 'Training', make: training}, {
     id: 'board',
     name: 'Board state',
     title: 'Do its units tell the board, beyond the text?',
