@@ -740,6 +740,8 @@ inline int sample_program(int argc, char** argv) {
     const SafeTensorsFile file(flags.ckpt);
     const Config config = read_config(file);
     check_gpu_config(config, flags.ckpt);
+    if (!flags.changes.text().empty() || flags.contrast.given())
+        fail("interventions are known to sample_cpu only");
     const UsedGpu gpu = use_gpu(Ranks());
     const size_t places = fitting_places(config, prompts.size(), gpu.free, flags.ckpt);
 

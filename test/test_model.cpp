@@ -1573,6 +1573,237 @@ static void test_decoders_side_by_side() {
 }
 
 // ---------------------------------------------------------------------------------------------------------
+// Interventions
+
+static InterventionFlags flags_of(const std::string& experts_off, const std::string& units_off = "") {
+    InterventionFlags f;
+    f.experts_off = experts_off;
+    f.units_off = units_off;
+    return f;
+}
+
+// Without expert 1 in any layer: its part of every tensor that has one leaves.
+static void copy_without_expert(Model& to, const Model& from) {
+    for (const Tensor& t : from.table) {
+        const Tensor& less = find_tensor(to, t.name);
+        const real* source = from.weights.data + t.offset;
+        real* out = to.weights.data + less.offset;
+        const size_t E = from.config.n_expert, of_one = t.count / E;
+        if (t.count == less.count)
+            std::copy(source, source + t.count, out);
+        else
+            for (size_t e = 0; e < E; e++)
+                if (e != 1) out = std::copy(source + e * of_one, source + (e + 1) * of_one, out);
+    }
+    to.statistics_stale = true;
+}
+static double difference(const real* a, const real* b, size_t count) {
+    double worst = 0;
+    for (size_t i = 0; i < count; i++) {
+        const double d = std::fabs(double(a[i]) - double(b[i]));
+        if (!(d <= worst)) worst = d;
+    }
+    return worst;
+}
+
+static void test_interventions() {
+    const size_t B = 2, T = 10, V = 13, N = B * T;
+    const std::vector<int32_t> x = some_tokens(1, N, V);
+    for (const Variant& v : variants) {
+        Model plain = model_of(v, B, T), changed = model_of(v, B, T);
+        const Config& c = plain.config;
+        const size_t K = c.n_expert_active, E = c.n_expert, C = c.n_embd;
+        randomize(plain);
+        const auto run = [&](Model& model, const Intervention& i) {
+            std::copy(plain.weights.data, plain.weights.data + plain.weights.count, model.weights.data);
+            model.statistics_stale = true;
+            apply(model, i);
+            forward_logits(model, x.data(), B, T);
+            return model.a.logits;
+        };
+        const real* before = run(plain, {});
+        const auto same = [&](const real* logits) {
+            return memcmp(logits, before, N * V * sizeof(real)) == 0;
+        };
+        check(same(run(changed, InterventionFlags().read(c, "model"))), "%s: nothing given, other bits",
+              v.name);
+        // What the decoder says after each token of the first row, and that it chooses as the model does.
+        const auto decoder_agrees = [&](const Model& model) {
+            Decoder decoder(model);
+            double worst = 0;
+            bool choices = true;
+            for (size_t t = 0; t < T; t++) {
+                decoder.step(x[t]);
+                const double d = difference(decoder.logits.data(), model.a.logits + t * V, V);
+                if (!(d <= worst)) worst = d;
+                for (size_t l = 0; l < c.n_layer && c.moe(); l++)
+                    for (size_t k = 0; k < model.config.n_expert_active; k++)
+                        choices = choices && decoder.layers[l].choice[k] ==
+                                                 model.a.h[l].choice[t * model.config.n_expert_active + k];
+            }
+            check(worst <= 64 * epsilon && choices, "%s: the decoder intervenes otherwise: %g", v.name,
+                  worst);
+        };
+
+        InterventionFlags units = flags_of("");
+        if (!c.moe() && !c.dense()) {
+            units.units_off = "0/0/0";
+            check_error(units.read(c, "model"), "--units-off", "no units", c.ffn.c_str());
+            check_error(flags_of("0/0").read(c, "model"), "--experts-off", "no experts", c.ffn.c_str());
+            continue;
+        }
+        // Units: by hand, their numbers set to 0 or scaled where the decoder's rows are multiplied with them.
+        units.units_off = "1/0/3";
+        units.units_scale = "0/0/5=-2.5,1/0/4=0.5";
+        run(changed, units.read(c, "model"));
+        decoder_agrees(changed);
+        Model by_hand = model_of(v, B, T);
+        run(by_hand, {});
+        for (const auto& [l, u, factor] :
+             {std::tuple<size_t, size_t, real>{1, 3, 0}, {0, 5, real(-2.5)}, {1, 4, real(0.5)}})
+            for (size_t i = 0; i < C; i++)
+                (c.moe() ? by_hand.w.h[l].w_dec[u * C + i]
+                         : by_hand.w.h[l].fc_proj_weight[i * c.dense_width() + u]) *= factor;
+        forward_logits(by_hand, x.data(), B, T);
+        check((c.unit_top || !same(changed.a.logits)) && // units may never be among the largest
+                  memcmp(changed.a.logits, by_hand.a.logits, N * V * sizeof(real)) == 0,
+              "%s: units", v.name);
+        if (c.topk() || (c.dense() && !c.geglu() && !c.solu())) {
+            // Deleted on the other side: a bias far below 0 keeps it silent.
+            run(changed, flags_of("", "1/0/3").read(c, "model"));
+            run(by_hand, {});
+            (c.moe() ? by_hand.w.h[1].b_enc : by_hand.w.h[1].fc_bias)[3] = real(-1e6);
+            forward_logits(by_hand, x.data(), B, T);
+            const double d = difference(changed.a.logits, by_hand.a.logits, N * V);
+            check(d <= 1e-6, "%s: a silent unit: %g", v.name, d);
+        }
+        if (!c.moe()) {
+            check_error(flags_of("0/0").read(c, "model"), "--experts-off", "no experts", "dense");
+            continue;
+        }
+
+        InterventionFlags first_ranks;
+        for (size_t k = 0; k < K; k++) first_ranks.ranks += strf("%s%zu", k ? "," : "", K - 1 - k);
+        check(same(run(changed, first_ranks.read(c, "model"))), "%s: the first ranks, other bits", v.name);
+        if (K < E) {
+            Variant less_experts = v;
+            less_experts.E--;
+            Model less = model_of(less_experts, B, T);
+            copy_without_expert(less, plain);
+            forward_logits(less, x.data(), B, T);
+            run(changed, flags_of("0/1,1/1").read(c, "model"));
+            const double d = difference(changed.a.logits, less.a.logits, N * V);
+            check(d <= 1e-6 && !same(changed.a.logits), "%s: off and deleted: %g", v.name, d);
+            decoder_agrees(changed);
+
+            // On: each token goes there first, its weight by its score.
+            InterventionFlags on;
+            on.experts_on = "0/2";
+            run(changed, on.read(c, "model"));
+            decoder_agrees(changed);
+            const LayerActivations& h = changed.a.h[0];
+            bool all = true;
+            for (size_t n = 0; n < N; n++) {
+                double sum = 0;
+                for (size_t k = 0; k < K; k++) sum += std::exp(h.g[n * E + h.choice[n * K + k]]);
+                if (c.gate_all()) sum = 0;
+                for (size_t j = 0; j < E && c.gate_all(); j++) sum += std::exp(h.g[n * E + j]);
+                all = all && h.choice[n * K] == 2 &&
+                      std::fabs(h.weight[n * K] - std::exp(h.g[n * E + 2]) / sum) < 1e-5;
+            }
+            check(all, "%s: on", v.name);
+        }
+
+        // Rank 2 alone: what stands third where all are chosen; one expert of weight 1, or its share of all.
+        InterventionFlags every, third;
+        every.active = int64_t(E);
+        third.ranks = "2";
+        const Intervention all = every.read(c, "model"), one = third.read(c, "model");
+        Variant whole = v, single = v;
+        whole.K = all.apply(c).n_expert_active;
+        single.K = one.apply(c).n_expert_active;
+        check(whole.K == E && single.K == 1);
+        Model of_all = model_of(whole, B, T), of_one = model_of(single, B, T);
+        run(of_all, all);
+        run(of_one, one);
+        decoder_agrees(of_all);
+        decoder_agrees(of_one);
+        bool third_of_all = true;
+        for (size_t n = 0; n < N; n++)
+            third_of_all = third_of_all && of_one.a.h[0].choice[n] == of_all.a.h[0].choice[n * E + 2] &&
+                           std::fabs(of_one.a.h[0].weight[n] -
+                                     (c.gate_all() ? of_all.a.h[0].weight[n * E + 2] : 1)) < 1e-6;
+        check(third_of_all, "%s: the third rank", v.name);
+    }
+
+    // What is refused, with the range.
+    const Config moe = config_of(variants[0]); // 2 layers of 4 experts of 12 units, 2 active
+    const auto refused = [&](std::string InterventionFlags::*flag, const char* text, auto... parts) {
+        InterventionFlags f;
+        f.*flag = text;
+        check_error(f.read(moe, "model"), parts...);
+    };
+    const auto off = &InterventionFlags::experts_off, on = &InterventionFlags::experts_on,
+               unit = &InterventionFlags::units_off, scale = &InterventionFlags::units_scale,
+               ranks = &InterventionFlags::ranks;
+    refused(off, "2/0", "--experts-off", "layer '2'", "0 to 1");
+    refused(off, "0/4", "--experts-off", "expert '4'", "0 to 3");
+    refused(off, "0/-1", "expert '-1'", "0 to 3");
+    refused(off, "0", "'0'", "layer/expert");
+    refused(off, "0/0,", "''", "layer/expert");
+    refused(off, "0/0/1", "'0/0/1'", "layer/expert");
+    refused(off, "1/0,1/1,1/3", "--experts-off", "layer 1 has 1 experts left", "first 2");
+    refused(on, "0/0,0/1,0/2", "--experts-on", "layer 0", "3 experts on");
+    refused(unit, "0/0/12", "--units-off", "unit '12'", "0 to 11");
+    refused(unit, "0/0/1,0/0/1", "named twice");
+    refused(unit, "0/1", "layer/expert/unit");
+    refused(scale, "0/0/1", "--units-scale", "=factor");
+    for (const char* bad : {"0/0/1=", "0/0/1=x", "0/0/1=nan", "0/0/1=inf", "0/0/1=2,5", "0/0/1=1e7"})
+        refused(scale, bad, "--units-scale");
+    refused(ranks, "4", "--ranks", "rank '4'", "0 to 3");
+    refused(ranks, "1,1", "twice");
+    refused(ranks, "1,", "rank ''");
+    InterventionFlags f;
+    f.active = 5;
+    check_error(f.read(moe, "model"), "--active 5", "4 experts");
+    f.active = 1, f.ranks = "0";
+    check_error(f.read(moe, "model"), "--active", "--ranks");
+    f = flags_of("0/1");
+    f.experts_on = "0/1";
+    check_error(f.read(moe, "model"), "'0/1'", "--experts-off");
+    f = {};
+    f.ranks = "1", f.experts_on = "0/3";
+    check_error(f.read(moe, "model"), "--experts-on", "first 0");
+    f.ranks = "0,2";
+    check(f.read(moe, "model").K == 2 && f.text() == "--ranks 0,2 --experts-on 0/3");
+    check(flags_of("0/0,0/1").read(moe, "model").routing.standing ==
+          (std::vector<int8_t>{-1, -1, 0, 0, 0, 0, 0, 0}));
+    ContrastFlags contrast;
+    contrast.ranks = "3";
+    check(contrast.weak({}, moe, "model").routing.ranks == 8 && contrast.weak({}, moe, "model").K == 1);
+    check_error(contrast.weak(flags_of("0/0").read(moe, "model"), moe, "model"), "--contrast",
+                "3 experts left");
+    check_error(contrast.weak({}, config_of(variants[4]), "model"), "--contrast", "no experts", "dense");
+}
+
+// Logits 4, 3, 0 against 4, 1, 2: alpha 0.1 keeps what has at least exp(4) / 10.
+static void test_contrast() {
+    const float strong[] = {4, 3, 0}, weak[] = {4, 1, 2}, odd[] = {0.1f, -7, 1e-30f};
+    float out[3];
+    contrast(out, strong, weak, 3, 1, 0.1);
+    check(out[0] == 4 && out[1] == 5 && out[2] == -1e30f, "%g %g %g", out[0], out[1], out[2]);
+    contrast(out, strong, weak, 3, 0.5, 0.0);
+    check(out[0] == 4 && out[1] == 4 && out[2] == -1);
+    contrast(out, odd, weak, 3, 0, 0);
+    check(memcmp(out, odd, sizeof odd) == 0, "beta and alpha 0: the same bits");
+    const float broken[] = {NAN, 1, 2};
+    contrast(out, broken, weak, 3, 0.5, 0.1);
+    check(std::isnan(out[0]));
+    contrast(out, strong, broken, 3, 0.5, 0.1);
+    check(std::isnan(out[0]));
+}
+
+// ---------------------------------------------------------------------------------------------------------
 // Sampling
 
 static void test_sampler() {
@@ -1694,6 +1925,8 @@ int main(int, char** argv) {
             {"attention", test_attention},
             {"router", test_router},
             {"choice", test_choice},
+            {"interventions", test_interventions},
+            {"contrast", test_contrast},
             {"dispatch", test_dispatch},
             {"balance", test_balance},
             {"whole model", test_whole_model},

@@ -1601,6 +1601,49 @@ static void test_legal_moves() {
 }
 
 // ---------------------------------------------------------------------------------------------------------
+// Interventions, as a user gives them: what they do to the model test_model.cpp says
+
+static void test_intervene() {
+    const string sample = sampler + " --ckpt base -n 12 --seed 3 --prompt '1.e4 e5' ",
+                 plain = works(sample).out,
+                 judge = evaluator + " --ckpt base --val 'chess/val*.bin' --rows 6 --games 4 ",
+                 judged = works(judge).out;
+    check(works(sample + "--ranks 0,1").out == plain && works(judge + "--experts-on 0/0").out != judged);
+    check(works(judge + "--active 2").out == "with      --active 2\n" + judged);
+    for (const string changed : {"--experts-off 0/1", "--units-off 0/1/3", "--active 1"}) {
+        const string out = works(judge + changed + " --json changed.json").out;
+        check(out.find("with      " + changed + "\n") == 0, "%s", out.c_str());
+        check(parse_json(read_file("changed.json"), "changed").find("changed")->text == changed);
+    }
+    const auto trace = [&](const string& how) {
+        return works(sampler + " --ckpt base --trace -n 3 --prompt ';1.e4 e5 2.' " + how).out;
+    };
+    check(trace("").find("expert 1 ") != string::npos &&
+          trace("--experts-off 0/1,1/1").find("expert 1 ") == string::npos);
+    // A unit that fires and is switched off is not among those that put something into the output.
+    const string traced = trace("--temperature 0");
+    std::smatch unit;
+    check(std::regex_search(traced, unit, std::regex("layer 0 .*units fire:  ([0-9]+/[0-9]+) ")));
+    const string off = trace("--temperature 0 --units-off 0/" + string(unit[1]));
+    check(std::regex_search(off, std::regex("layer 0 ")) &&
+          !std::regex_search(off, std::regex("layer 0 .* " + string(unit[1]) + " ")));
+
+    check(works(sample + "--temperature 0 --contrast 1 --contrast-beta 0").out ==
+          works(sample + "--temperature 0").out);
+    check(works(sample + "--contrast 2 --contrast-beta 0 --contrast-alpha 0").out == plain);
+    check(works(sample + "--contrast 2 --contrast-beta 4 --contrast-alpha 0").out != plain);
+    // The same routing on both sides: the most probable token stays that.
+    check(works(sample + "--temperature 0 --contrast 0,1 --contrast-beta 3").out ==
+          works(sample + "--temperature 0").out);
+    check(works(judge + "--contrast 0,1").out ==
+          "with      --contrast 0,1 --contrast-beta 0.5 --contrast-alpha 0.1\n" + judged);
+    refuses(judge + "--contrast 1 --games 0", 2, "--contrast", "legal moves", "--games 0");
+    refuses(sample + "--experts-off 2/0", 2, "--experts-off", "layer '2'", "0 to 1");
+    refuses(judge + "--units-off 0/0/99", 2, "--units-off", "unit '99'", "0 to 15");
+    refuses(sample + "--contrast 9", 2, "--contrast", "rank '9'", "0 to 3");
+    refuses(sampler + " --ckpt dense_relu/whole --active 1", 2, "--active", "no experts", "dense");
+    works(sampler + " --ckpt dense_relu/whole -n 3 --units-off 0/0/3");
+}
 
 // ---------------------------------------------------------------------------------------------------------
 // The CUDA trainer
@@ -1712,6 +1755,7 @@ int main(int argc, char** argv) {
         section("sampling", test_sampling);
         section("board", test_board);
         section("trace", test_trace);
+        section("intervene", test_intervene);
         section("evaluate", test_evaluate);
         section("legal moves", test_legal_moves);
         section("exchange", test_exchange, true);

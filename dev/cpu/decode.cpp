@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cmath>
 
-Decoder::Decoder(const Model& model) : model(model) {
-    const Config& c = model.config;
-    const size_t E = c.n_expert, K = c.n_expert_active, C = c.n_embd, D = c.d_expert;
+Decoder::Decoder(const Model& model, size_t K, const Routing& routing)
+    : model(model), config(model.config), routing(routing) {
+    config.n_expert_active = K;
+    const Config& c = config;
+    const size_t E = c.n_expert, C = c.n_embd, D = c.d_expert;
     keys.resize(c.n_layer * c.block_size * C);
     values.resize(keys.size());
     layers.resize(c.n_layer);
@@ -48,7 +50,7 @@ Decoder::Decoder(const Model& model) : model(model) {
 }
 
 void Decoder::refresh() {
-    const Config& c = model.config;
+    const Config& c = config;
     position = 0;
     for (size_t l = 0; l < c.n_layer && c.moe() && !c.topk(); l++) {
         Layer& h = layers[l];
@@ -81,7 +83,7 @@ void Decoder::layernorm(const real* weight, const real* bias) {
 }
 
 void Decoder::attend(size_t l) {
-    const Config& c = model.config;
+    const Config& c = config;
     const size_t C = c.n_embd, HS = C / c.n_head, T = position + 1;
     real *k = keys.data() + l * c.block_size * C, *v = values.data() + l * c.block_size * C;
     std::copy(&qkv[C], &qkv[C] + C, k + position * C);
@@ -105,7 +107,7 @@ void Decoder::attend(size_t l) {
 }
 
 void Decoder::dense(size_t l) {
-    const Config& c = model.config;
+    const Config& c = config;
     const LayerParameters<real>& w = model.w.h[l];
     const size_t C = c.n_embd, W = c.dense_width();
     real* z = layers[l].z.data();
@@ -124,7 +126,7 @@ void Decoder::dense(size_t l) {
 }
 
 void Decoder::step(int32_t token) {
-    const Config& c = model.config;
+    const Config& c = config;
     const size_t C = c.n_embd, E = c.n_expert, K = c.n_expert_active, D = c.d_expert;
     if (position >= c.block_size) fail("the context of %zu tokens is full", c.block_size);
     if (token < 0 || size_t(token) >= c.vocab_size)
@@ -148,7 +150,8 @@ void Decoder::step(int32_t token) {
             else
                 router_forward(h.g.data(), mu.data(), sd.data(), norm.data(), h.m.data(), h.v.data(),
                                h.mb.data(), h.vb.data(), 1, E, C, w.rho);
-            choice_forward(h.choice.data(), h.weight.data(), h.g.data(), 1, E, K, {w.balance, c.gate_all()});
+            choice_forward(h.choice.data(), h.weight.data(), h.g.data(), 1, E, K,
+                           layer_gate(model, l, routing));
             for (size_t k = 0; k < K; k++) {
                 const size_t j = h.choice[k];
                 real* z = h.z.data() + k * D;

@@ -5,7 +5,9 @@
 #include "model.h"
 
 struct Decoder {
-    const Model& model;             // its weights
+    const Model& model; // its weights
+    Config config;      // its config, but for K where the routing is another
+    Routing routing;
     size_t position = 0;            // tokens read so far
     std::vector<real> keys, values; // (L,T,C)
     struct Layer {
@@ -20,7 +22,9 @@ struct Decoder {
     std::vector<Layer> layers;
     std::vector<real> logits; // (V)
 
-    explicit Decoder(const Model& model);
+    explicit Decoder(const Model& model) : Decoder(model, model.config.n_expert_active, model.routing) {}
+    // With K experts per token, chosen as the routing says.
+    Decoder(const Model& model, size_t K, const Routing& routing);
     Decoder(const Decoder&) = delete;
 
     // Forgets the text read so far and takes notice of new weights.

@@ -143,6 +143,11 @@ Experts layer_experts(Model& model, size_t l) {
             c.unit_top};
 }
 
+void apply(Model& model, const Intervention& v) {
+    model.routing = v.routing;
+    for (const Tensor& t : model.table) v.apply(model.config, t, model.weights.data + t.offset);
+}
+
 // ---------------------------------------------------------------------------------------------------------
 // Feed-forward layers: from a layer's ln_2 to its out, returning its part of aux; backward, from a.dresidual
 // to a.dln
@@ -221,7 +226,7 @@ static double moe_forward(Model& model, size_t l) {
         else
             router_forward(h.g, h.mu, h.sd, h.ln_2, h.m, h.v, h.mb, h.vb, N, E, C, w.rho);
     }
-    choice_forward(h.choice, h.weight, h.g, N, E, K, {w.balance, c.gate_all()});
+    choice_forward(h.choice, h.weight, h.g, N, E, K, layer_gate(model, l, model.routing));
     dispatch(h.begin, h.slot, h.token, h.choice, N, E, K);
     const double aux = balance_forward(h.p, h.mean_p, h.g, h.begin, N, E, K);
     h.active = experts_forward(h.y, h.z, h.h, h.ln_2, layer_experts(model, l));

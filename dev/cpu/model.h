@@ -97,6 +97,7 @@ struct Model {
     std::vector<Variances> variances; // (L,E) of router_sd scaled, likewise
     // Called by the forward pass with the activations (N,C) of a place, or null.
     std::function<void(size_t layer, Place place, real* x)> intervene;
+    Routing routing; // how experts are chosen, where not as trained
 
     // For batches of up to B x T tokens; with training = false there is no backward pass, with B = 0 the
     // weights alone.
@@ -105,6 +106,14 @@ struct Model {
 };
 
 Experts layer_experts(Model& model, size_t l);
+inline Gate layer_gate(const Model& model, size_t l, const Routing& routing) {
+    return {model.w.h[l].balance, model.config.gate_all(), routing.standing_of(l, model.config.n_expert),
+            routing.ranks};
+}
+
+// Weights that have just been read, and their routing, with what is changed of them. The model's config is
+// already v.apply(config).
+void apply(Model& model, const Intervention& v);
 
 // ---------------------------------------------------------------------------------------------------------
 // Forward

@@ -1,6 +1,7 @@
 // The layer of moe.h, in its order: there the formulas and shapes, here the loops.
 #include "moe.h"
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <functional>
 
@@ -110,13 +111,16 @@ void router_backward(real* dx, const RouterGradients& d, const real* dg, const r
 // ---------------------------------------------------------------------------------------------------------
 // Choice
 
-void choose(int32_t* choice, const real* g, const real* bias, size_t E, size_t K) {
+void choose(int32_t* choice, const real* g, const real* bias, size_t E, size_t K, const int8_t* standing) {
     auto score = [&](size_t j) { return bias ? g[j] + bias[j] : g[j]; };
+    auto before = [&](size_t a, size_t b) {
+        return standing && standing[a] != standing[b] ? standing[a] > standing[b] : score(a) > score(b);
+    };
     for (size_t j = 0; j < E; j++) {
         size_t k = std::min(j, K); // of those before j that are kept
-        if (k == K && !(score(j) > score(choice[K - 1]))) continue;
+        if (k == K && !before(j, choice[K - 1])) continue;
         if (k == K) k--;
-        for (; k > 0 && score(j) > score(choice[k - 1]); k--) choice[k] = choice[k - 1];
+        for (; k > 0 && before(j, choice[k - 1]); k--) choice[k] = choice[k - 1];
         choice[k] = int32_t(j);
     }
 }
@@ -127,13 +131,21 @@ void choice_forward(int32_t* choice, real* weight, const real* g, size_t N, size
         int32_t* s = choice + n * K;
         real* w = weight + n * K;
         const real* gn = g + n * E;
-        choose(s, gn, gate.bias, E, K);
+        if (gate.ranks) {
+            int32_t order[64];
+            choose(order, gn, gate.bias, E, size_t(std::bit_width(gate.ranks)), gate.standing);
+            for (size_t r = 0, k = 0; k < K; r++)
+                if (gate.ranks >> r & 1) s[k++] = order[r];
+        } else {
+            choose(s, gn, gate.bias, E, K, gate.standing);
+        }
         real most = gn[s[0]], sum = 0;
         for (size_t k = 1; k < K; k++) most = std::max(most, gn[s[k]]);
         for (size_t k = 0; k < K; k++) sum += w[k] = std::exp(gn[s[k]] - most);
         if (gate.all) {
             sum = 0;
-            for (size_t j = 0; j < E; j++) sum += std::exp(gn[j] - most);
+            for (size_t j = 0; j < E; j++)
+                if (!gate.standing || gate.standing[j] != Routing::off) sum += std::exp(gn[j] - most);
         }
         for (size_t k = 0; k < K; k++) w[k] /= sum;
     });

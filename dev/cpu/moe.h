@@ -3,6 +3,7 @@
 // of D units, K of them per token, C channels. A token's visit to one of its experts is a slot; the N*K slots
 // are sorted by expert, so that each expert works on consecutive rows.
 #pragma once
+#include "../run/routing.h"
 #include "layers.h"
 #include "penalty.h"
 #include "sparse.h"
@@ -65,15 +66,22 @@ void score_backward(real* dmu, real* dvar, const real* dg, const real* mu, const
 // bias), S is chosen by g + bias; the weights know nothing of it.
 //   w = softmax of g over S            with the gate `all`: softmax of g over all E, taken at S
 
-// choice (K) in falling order of score, g bias (E), of one token; bias may be null
-void choose(int32_t* choice, const real* g, const real* bias, size_t E, size_t K);
+// What is changed after training (run/routing.h) is the order in which experts are taken: first by standing,
+// then by score; of it the places whose bit is in `ranks`; what is off has no part in a softmax.
+
+// choice (K) in falling order of standing and score, g bias standing (E), of one token; bias and standing may
+// be null
+void choose(int32_t* choice, const real* g, const real* bias, size_t E, size_t K,
+            const int8_t* standing = nullptr);
 
 struct Gate {
     const real* bias = nullptr; // (E)
     bool all = false;
+    const int8_t* standing = nullptr; // (E)
+    uint64_t ranks = 0;               // 0: the first K; else it has K bits
 };
 
-// choice (N,K) in falling order of score, weight (N,K), g (N,E)
+// choice (N,K) in falling order of standing and score, weight (N,K), g (N,E)
 void choice_forward(int32_t* choice, real* weight, const real* g, size_t N, size_t E, size_t K,
                     const Gate& gate = {});
 

@@ -3,6 +3,7 @@
 #include "../run/sample_run.h"
 #include "decode.h"
 #include <map>
+#include <memory>
 
 // What a layer of Monet or PEER did: experts are single features there, counted once over the heads. Monet's
 // is worth its routing score, PEER's its gate times its unit.
@@ -19,8 +20,8 @@ static std::map<size_t, double> features(const Config& c, const Decoder::Layer& 
     return values;
 }
 
-static std::vector<TraceLayer> trace(const Decoder& decoder) {
-    const Config& c = decoder.model.config;
+static std::vector<TraceLayer> trace(const Decoder& decoder, const Intervention& changes) {
+    const Config& c = decoder.config;
     const size_t K = c.moe() ? c.n_expert_active : c.dense(), D = c.moe() ? c.d_expert : c.dense_width();
     std::vector<TraceLayer> layers;
     for (const Decoder::Layer& h : decoder.layers) {
@@ -30,7 +31,10 @@ static std::vector<TraceLayer> trace(const Decoder& decoder) {
             const double weight = c.moe() ? h.weight[k] : 1;
             if (c.moe()) layer.experts.push_back({expert, weight});
             for (size_t u = 0; u < D; u++)
-                if (h.z[k * D + u] > 0) layer.units.push_back({expert, u, weight * h.z[k * D + u]});
+                if (h.z[k * D + u] > 0) {
+                    const double factor = changes.factor(layers.size(), expert, u);
+                    if (factor != 0) layer.units.push_back({expert, u, weight * factor * h.z[k * D + u]});
+                }
         }
         for (const auto& [unit, value] : features(c, h))
             if (value > 0) layer.units.push_back({0, unit, value});
@@ -48,17 +52,34 @@ int main(int argc, char** argv) {
         const std::vector<std::string> prompts = flags.texts();
         flags.ckpt = find_checkpoint(flags.ckpt);
         const SafeTensorsFile file(flags.ckpt);
-        Model model(read_config(file));
+        const Config config = read_config(file);
+        const Intervention changes = flags.changes.read(config, flags.ckpt);
+        Model model(changes.apply(config));
         read_block(file, model.table, "", model.weights.data);
+        apply(model, changes);
         Decoder decoder(model);
+        std::unique_ptr<Decoder> weak; // reads the same
+        if (flags.contrast.given()) {
+            const Intervention other = flags.contrast.weak(changes, config, flags.ckpt);
+            weak = std::make_unique<Decoder>(model, other.K, other.routing);
+        }
+        const auto each = [&](auto f) {
+            f(decoder);
+            if (weak) f(*weak);
+        };
         Engine engine;
         engine.restart = [&](size_t, const int32_t* tokens, size_t n) {
-            if (decoder.position) decoder.refresh();
-            for (size_t i = 0; i < n; i++) decoder.step(tokens[i]);
+            each([&](Decoder& d) {
+                if (d.position) d.refresh();
+                for (size_t i = 0; i < n; i++) d.step(tokens[i]);
+            });
         };
-        engine.step = [&](const std::vector<int32_t>& tokens) { decoder.step(tokens[0]); };
+        engine.step = [&](const std::vector<int32_t>& tokens) {
+            each([&](Decoder& d) { d.step(tokens[0]); });
+        };
         engine.logits = [&](size_t) { return decoder.logits.data(); };
-        engine.trace = [&](size_t) { return trace(decoder); };
+        if (weak) engine.weak_logits = [&](size_t) { return weak->logits.data(); };
+        engine.trace = [&](size_t) { return trace(decoder, changes); };
         sample(flags, prompts, model.config, engine);
         return 0;
     });

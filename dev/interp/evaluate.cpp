@@ -1,13 +1,15 @@
 // evaluate: what a checkpoint is worth on held-out data. Loss against what needs no model (uniform, unigram),
 // active units and expert loads per layer, and for chess the share of positions whose most probable next move
-// is legal. With --sae, too, what sparse autoencoders make of the activations, and of the loss. With --text,
-// instead, perplexities of documents (perplexity.h).
+// is legal: of the model as it is, or with experts and units switched off (run/routing.h). With --sae, too,
+// what sparse autoencoders make of the activations, and of the loss. With --text, instead, perplexities of
+// documents (perplexity.h).
 #include "../../data/chess.h"
 #include "../../data/loader.h"
 #include "../cpu/decode.h"
 #include "../lib/options.h"
 #include "../lib/terminal.h"
 #include "../run/checkpoint.h"
+#include "../run/sampler.h"
 #include "perplexity.h"
 #include "sae/evaluate_sae.h"
 #include <mutex>
@@ -99,38 +101,70 @@ struct LegalMoves {
     size_t all_legal() const { return std::accumulate(std::begin(legal), std::end(legal), size_t(0)); }
 };
 
+// A text that is read by the model, and with --contrast at the same time with another routing.
+struct Reading {
+    Decoder strong;
+    std::unique_ptr<Decoder> weak;
+    double beta = 0, alpha = 0;
+    std::vector<real> contrasted;
+
+    explicit Reading(const Model& model) : strong(model) {}
+    Reading(const Model& model, const Intervention& other, const ContrastFlags& c)
+        : strong(model), weak(std::make_unique<Decoder>(model, other.K, other.routing)), beta(c.beta),
+          alpha(c.alpha), contrasted(chess_vocab) {}
+
+    size_t position() const { return strong.position; }
+    void restart() {
+        strong.refresh();
+        if (weak) weak->refresh();
+    }
+    void step(int32_t token) {
+        strong.step(token);
+        if (weak) weak->step(token);
+    }
+    void go_back(size_t to) { // the caches beyond are overwritten
+        strong.position = to;
+        if (weak) weak->position = to;
+    }
+    const real* logits() { // of chess's tokens, of which the most probable are asked for
+        if (!weak) return strong.logits.data();
+        contrast(contrasted.data(), strong.logits.data(), weak->logits.data(), chess_vocab, beta, alpha);
+        return contrasted.data();
+    }
+};
+using MakeReading = std::function<Reading()>;
+
 // Plays through one game of the data; before each of its moves up to ply 40 asks for the model's own move,
 // character by character, each the most probable, and looks whether it is legal there. White's move number is
 // given.
-static void count_legal(Decoder& decoder, const std::string& text, LegalMoves& counts) {
+static void count_legal(Reading& decoder, const std::string& text, LegalMoves& counts) {
     const size_t most_characters = 8; // no move is longer: Qa1xb2+ and its space
     chess::GameTextReader game;
-    decoder.refresh();
+    decoder.restart();
     for (size_t i = 0;
-         i < text.size() && decoder.position + most_characters < decoder.model.config.block_size; i++) {
+         i < text.size() && decoder.position() + most_characters < decoder.strong.config.block_size; i++) {
         game.push(text[i]);
         if (!game.ok() || game.games > 1 || game.moves.size() >= last_ply) return;
         decoder.step(chess_id(text[i]));
         const bool white = game.position.turn == chess::WHITE;
         if (!(white ? text[i] == '.' : text[i] == ' ')) continue; // only where a move begins
-        const size_t here = decoder.position;
+        const size_t here = decoder.position();
         std::string move;
         while (move.size() < most_characters) {
-            const std::vector<real>& logits = decoder.logits;
-            const char c = chess_char(
-                int(std::max_element(logits.begin(), logits.begin() + chess_vocab) - logits.begin()));
+            const real* logits = decoder.logits();
+            const char c = chess_char(int(std::max_element(logits, logits + chess_vocab) - logits));
             if (c == ' ' || c == ';') break;
             move += c;
             decoder.step(chess_id(c));
         }
-        decoder.position = here; // take the move back: the cache beyond is overwritten
+        decoder.go_back(here);
         const size_t band = game.moves.size() / plies_per_band;
         counts.positions[band]++;
         counts.legal[band] += !chess::parse_san(game.position, move).error;
     }
 }
 
-static LegalMoves legal_moves(const Model& model, Loader& data, size_t games, size_t T) {
+static LegalMoves legal_moves(const MakeReading& reading, Loader& data, size_t games, size_t T) {
     const size_t n = std::min(games, data.samples);
     std::vector<std::string> texts(n);
     std::vector<int32_t> x(T), y(T);
@@ -144,7 +178,7 @@ static LegalMoves legal_moves(const Model& model, Loader& data, size_t games, si
     std::mutex mutex;
     Items games_left(n);
     parallel_parts(std::max<size_t>(1, std::min(thread_count(), n)), [&](size_t) {
-        Decoder decoder(model);
+        Reading decoder = reading();
         for (size_t i; games_left.take(&i);) {
             LegalMoves counts;
             count_legal(decoder, texts[i], counts);
@@ -170,11 +204,12 @@ static void print_saes(const std::vector<SaeFile>& saes, const std::vector<SaeEv
 
 // What the tables of dev/experiments read.
 static std::string evaluation_json(const SafeTensorsFile& file, const Config& c, double seconds,
-                                   const std::string& val, const Evaluation& e, const LegalMoves& moves,
-                                   const std::vector<SaeFile>& saes,
+                                   const std::string& changes, const std::string& val, const Evaluation& e,
+                                   const LegalMoves& moves, const std::vector<SaeFile>& saes,
                                    const std::vector<SaeEvaluation>& results) {
     const ParameterCount n = count_parameters(c, tensor_table(c));
     JsonWriter out = begin_json("evaluate", file.path, checkpoint_step(file), c, seconds);
+    if (!changes.empty()) out.member("changed", changes);
     out.member("data", as_utf8(val)).member("tokens", e.tokens).member("loss", e.loss);
     out.member("uniform", e.uniform).member("unigram", e.unigram);
     out.member("parameters", n.total).member("active_parameters", n.active);
@@ -211,6 +246,8 @@ static int run(int argc, char** argv) {
     const double begin = now_seconds();
     std::string ckpt, val, text, sae, json;
     int64_t rows = 512, games = 100, seq = 0, stride = 0;
+    InterventionFlags change;
+    ContrastFlags contrast;
     Options options("evaluate", "Measures a checkpoint on held-out token shards, on the CPU.");
     options.add(0, "ckpt", "FILE|DIR", &ckpt, "a checkpoint, or the folder of a run for its newest one");
     options.add('j', "val", "GLOB", &val, "held-out token shards");
@@ -229,12 +266,21 @@ static int run(int argc, char** argv) {
                 "--text: by so many tokens windows move on (0: by all that they hold)");
     options.add(0, "json", "FILE", &json,
                 "write the numbers there, too; chess: also loss by ply, legal moves by band");
+    options.add_threads();
+    options.section("Intervene");
+    change.declare(options);
+    contrast.declare(options);
     if (!options.parse(argc, argv)) return 0;
     if (val.empty() && text.empty()) fail_usage("--val is missing: a glob of token shards");
     const SafeTensorsFile file(find_checkpoint(ckpt));
-    const Config c = read_config(file);
+    const Config trained = read_config(file);
+    const Intervention changes = change.read(trained, file.path);
+    const Config c = changes.apply(trained);
+    const std::string changed = change.text() + contrast.text(change.text().empty() ? "" : " ");
+    if (!changed.empty()) printf("with      %s\n", changed.c_str());
     if (!text.empty()) {
-        const TextScores scores = evaluate_text(file, c, {text, size_t(seq), size_t(stride)});
+        if (contrast.given()) fail_usage("--contrast: here it is about legal moves, not about --text");
+        const TextScores scores = evaluate_text(file, c, {text, size_t(seq), size_t(stride), changes});
         print_text_scores(scores, file.path, text);
         if (!json.empty()) write_json(json, text_scores_json(scores, file, c, text, now_seconds() - begin));
         return 0;
@@ -249,6 +295,9 @@ static int run(int argc, char** argv) {
         fail("%s: its tokens are %s, but the model %s reads %s", val.c_str(),
              tokenizer_name(header.tokenizer), file.path.c_str(), c.tokenizer.c_str());
     const size_t row = header.row;
+    if (contrast.given() && (header.tokenizer != TOKENIZER_CHESS || !row || games == 0))
+        fail_usage("--contrast: here it is about legal moves, but %s has no games to ask for them",
+                   games ? val.c_str() : "--games 0");
     const size_t T = seq > 0 ? size_t(seq) : row ? std::min(c.block_size, row - 1) : c.block_size;
     Loader data(val, T, c.vocab_size, false, 0);
     if (rows == 0) rows = int64_t(data.samples);
@@ -257,6 +306,12 @@ static int run(int argc, char** argv) {
         init_parameters(c, model.table, model.weights.data, uint64_t(saes[0].untrained_seed));
     else
         read_block(file, model.table, "", model.weights.data);
+    apply(model, changes);
+    MakeReading reading = [&] { return Reading(model); };
+    if (contrast.given())
+        reading = [&, weak = contrast.weak(changes, trained, file.path)] {
+            return Reading(model, weak, contrast);
+        };
 
     const Evaluation e = evaluate(model, data, size_t(rows), T);
     if (!std::isfinite(e.loss)) fail("%s: its loss on %s is not finite", file.path.c_str(), val.c_str());
@@ -273,7 +328,7 @@ static int run(int argc, char** argv) {
     LegalMoves m;
     if (data.tokenizer == TOKENIZER_CHESS && row && games > 0) {
         data.position = 0;
-        m = legal_moves(model, data, size_t(games), T);
+        m = legal_moves(reading, data, size_t(games), T);
         const size_t positions = m.all_positions(), legal = m.all_legal();
         printf("legal     %.1f%% of %zu positions up to ply %zu have a legal most probable move  (",
                positions ? 100.0 * legal / positions : 0.0, positions, last_ply);
@@ -286,7 +341,7 @@ static int run(int argc, char** argv) {
     if (!saes.empty()) results = evaluate_saes(model, saes, data, size_t(rows), T);
     print_saes(saes, results);
     if (!json.empty())
-        write_json(json, evaluation_json(file, c, now_seconds() - begin, val, e, m, saes, results));
+        write_json(json, evaluation_json(file, c, now_seconds() - begin, changed, val, e, m, saes, results));
     return 0;
 }
 

@@ -1,18 +1,6 @@
 // What removing an expert does: see expert_effects.h.
 #include "expert_effects.h"
 
-Model model_with_switches(const SafeTensorsFile& file, Config config, size_t B, size_t T) {
-    config.balance = "bias"; // where the file has none it is 0
-    Model model(config, B, T, false);
-    for (const Tensor& t : model.table)
-        if (const SafeTensor* source = file.find(t.name)) read_floats(*source, model.weights.data + t.offset);
-    return model;
-}
-
-real switch_off(Model& model, size_t layer, size_t expert) {
-    return std::exchange(model.w.h[layer].balance[expert], real(-1e30));
-}
-
 std::vector<float> next_log_p(Model& model, const std::vector<int32_t>& tokens, size_t T) {
     const size_t rows = tokens.size() / T;
     std::vector<float> out;
@@ -147,7 +135,8 @@ std::vector<LayerEffects> expert_effects(const SafeTensorsFile& file, const Conf
     const Rows rows = test_rows(concepts, o.rows);
     const size_t L = config.n_layer, E = config.n_expert, D = config.d_expert, C = config.n_embd;
     std::vector<LayerEffects> out(L);
-    Model model = model_with_switches(file, config, batch_rows(rows.T), rows.T);
+    Model model(config, batch_rows(rows.T), rows.T, false);
+    read_block(file, model.table, "", model.weights.data);
     const std::vector<float> with = next_log_p(model, rows.tokens, rows.T);
     Progress progress("effects", "experts", double(L * E));
     for (size_t l = 0; l < L; l++) {
@@ -155,9 +144,9 @@ std::vector<LayerEffects> expert_effects(const SafeTensorsFile& file, const Conf
         std::vector<std::vector<float>> off(E), zero(E);
         for (size_t e = 0; e < E; e++) {
             if (config.n_expert_active < E) {
-                const real kept = switch_off(model, l, e);
+                model.routing.set(config, l, e, Routing::off);
                 off[e] = less(next_log_p(model, rows.tokens, rows.T), with);
-                model.w.h[l].balance[e] = kept;
+                model.routing.set(config, l, e, Routing::as_scored);
             }
             real *w = model.w.h[l].w_dec + e * D * C, *b = model.w.h[l].b_dec + e * C;
             const std::vector<real> kept_w(w, w + D * C), kept_b(b, b + C);

@@ -13,8 +13,7 @@
 //   DLA = wte_v . (gamma (u - mean u)) / sd(r)
 // with the correlation of the two, by which one learns when the cheap one may be trusted.
 //
-// The choice is changed by the bias on it that balance = bias has: -1e30. With gate = all what is off still
-// takes its share of the softmax.
+// How an expert is switched off: run/routing.h.
 #pragma once
 #include "../cpu/model.h"
 #include "expert_labels.h"
@@ -36,10 +35,6 @@ struct LayerEffects {
     std::vector<ExpertEffect> experts; // (E)
     Estimate agreement;                // Pearson's correlation of DLA and -(change at the position)
 };
-
-// A model of the file whose experts can be switched off, for batches of B x T tokens.
-Model model_with_switches(const SafeTensorsFile& file, Config config, size_t B, size_t T);
-real switch_off(Model& model, size_t layer, size_t expert); // returns the bias that stood there
 
 // log p of every token's successor in rows of T tokens: (rows, T - 1).
 std::vector<float> next_log_p(Model& model, const std::vector<int32_t>& tokens, size_t T);

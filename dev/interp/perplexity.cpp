@@ -149,8 +149,9 @@ TextScores evaluate_text(const SafeTensorsFile& file, const Config& c, const Tex
                      [](const Item& a, const Item& b) { return a.window.length > b.window.length; });
 
     const size_t max_B = std::max<size_t>(1, std::min<size_t>(16, 16384 / T)), V = c.vocab_size;
-    Model model(c, max_B, T, false);
+    Model model(o.changes.apply(c), max_B, T, false);
     read_block(file, model.table, "", model.weights.data);
+    apply(model, o.changes);
     std::vector<DocumentScore> scores(documents.size());
     Progress progress("text", "tokens", double(predictions));
     size_t done = 0;

@@ -15,6 +15,7 @@
 // Intervals are over documents.
 #pragma once
 #include "../run/checkpoint.h"
+#include "../run/routing.h"
 #include "statistics.h"
 #include <string>
 #include <vector>
@@ -55,6 +56,7 @@ std::vector<TextDocument> read_text_documents(const std::string& path, size_t to
 struct TextOptions {
     std::string spans;        // NAME.spans.jsonl; NAME.bin lies beside it
     size_t T = 0, stride = 0; // 0: as many as the model has; as many as T
+    Intervention changes = {};
 };
 TextScores evaluate_text(const SafeTensorsFile& file, const Config& config, const TextOptions& options);
 void print_text_scores(const TextScores& s, const std::string& checkpoint, const std::string& spans);

@@ -17,6 +17,10 @@ void SampleFlags::declare(Options& o) {
     o.add(0, "board", &board, "chess: draw the position after the sampled moves, name the first illegal one");
     o.add(0, "trace", &trace,
           "per token and layer: the chosen experts with their weights and the strongest units");
+    o.add_threads();
+    o.section("Intervene");
+    changes.declare(o);
+    contrast.declare(o);
 }
 
 std::vector<std::string> SampleFlags::texts() const {
@@ -125,7 +129,8 @@ struct Sampling {
     std::vector<int32_t> feed;     // (places) the token that each reads in this turn; -1: none
     std::vector<int32_t> chosen;   // (places) the token that follows; -1: its logits are not finite
     std::vector<Sampler> samplers; // (places)
-    size_t begun = 0, printed = 0; // samples; all before `printed` are out
+    std::vector<std::vector<float>> contrasted; // (places) (V) with --contrast
+    size_t begun = 0, printed = 0;              // samples; all before `printed` are out
     size_t sampled = 0, prompt_tokens = 0;
     double prompt_seconds = 0, step_seconds = 0;
 
@@ -156,7 +161,8 @@ struct Sampling {
 Sampling::Sampling(const SampleFlags& flags, const Config& config, const Engine& engine,
                    const TextTokenizer& tokenizer, std::vector<Sample> all)
     : flags(flags), config(config), engine(engine), tokenizer(tokenizer), samples(std::move(all)),
-      at(engine.places), feed(engine.places, -1), chosen(engine.places), samplers(engine.places) {
+      at(engine.places), feed(engine.places, -1), chosen(engine.places), samplers(engine.places),
+      contrasted(engine.places) {
     for (Sampler& s : samplers) {
         s.temperature = flags.temperature;
         s.top_k = flags.top_k;
@@ -221,6 +227,13 @@ void Sampling::choose() {
         if (!at[place]) continue;
         const float* logits = engine.logits(place);
         const double u = random_uniform(uint64_t(flags.seed), random_stream("sample"), at[place]->sampled());
+        if (engine.weak_logits) {
+            std::vector<float>& out = contrasted[place];
+            out.resize(V);
+            contrast(out.data(), logits, engine.weak_logits(place), V, flags.contrast.beta,
+                     flags.contrast.alpha);
+            logits = out.data();
+        }
         if (std::all_of(logits, logits + V, [](float x) { return std::isfinite(x); }))
             chosen[place] = samplers[place].choose(logits, V, u);
     }

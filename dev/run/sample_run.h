@@ -5,6 +5,7 @@
 #include "../lib/options.h"
 #include "../lib/terminal.h"
 #include "checkpoint.h"
+#include "routing.h"
 #include <functional>
 
 struct SampleFlags {
@@ -12,6 +13,8 @@ struct SampleFlags {
     int64_t tokens = 256, top_k = 0, seed = 1;
     double temperature = 1, top_p = 1;
     bool board = false, trace = false;
+    InterventionFlags changes;
+    ContrastFlags contrast;
 
     void declare(Options& o);
 
@@ -28,7 +31,7 @@ struct TraceLayer {
     };
     struct Unit {
         size_t expert, index;
-        double value; // w_j z_j: what the unit puts into the output
+        double value; // w_j z_j, times its factor: what the unit puts into the output
     };
     std::vector<Choice> experts;
     std::vector<Unit> units; // those that fired, any order
@@ -40,7 +43,8 @@ struct Engine {
     std::function<void(size_t place, const int32_t* tokens, size_t n)> restart; // it has read these n only
     std::function<void(const std::vector<int32_t>& tokens)> step; // each place reads its token; -1: none
     std::function<const float*(size_t place)> logits;             // (V) after the token just read
-    std::function<std::vector<TraceLayer>(size_t place)> trace;   // of the token just read
+    std::function<const float*(size_t place)> weak_logits;      // with --contrast those of the other routing
+    std::function<std::vector<TraceLayer>(size_t place)> trace; // of the token just read
     std::function<double()> bytes; // that all steps so far had to move; empty where they are not counted
 };
 

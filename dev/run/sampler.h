@@ -6,6 +6,16 @@
 #include <cstdint>
 #include <vector>
 
+// Self-contrast (SCMoE: Shi et al., arXiv 2405.14507):  out = (1 + beta) strong - beta weak  over the tokens
+// v for which strong_v >= max strong + log alpha; the others can no longer be chosen. Numbers that are not
+// finite stay so. beta and alpha 0: out = strong, to the bit.  out strong weak (V)
+template <class Out, class Real>
+void contrast(Out* out, const Real* strong, const Real* weak, size_t V, double beta, double alpha) {
+    const double least = double(*std::max_element(strong, strong + V)) + std::log(alpha);
+    for (size_t v = 0; v < V; v++)
+        out[v] = strong[v] < least ? Out(-1e30) : Out((1 + beta) * strong[v] - beta * weak[v]);
+}
+
 struct Sampler {
     double temperature = 1; // 0: the most probable token, ties to the lower id
     int64_t top_k = 0;      // keep the k most probable, 0: all
