@@ -118,7 +118,7 @@ $(addprefix $(B)/,$(filter-out $(DOUBLE),$(TESTS)) rank_stub test_training_ranks
 $(addprefix $(B)/,$(DOUBLE)):  $(B)/%: $(B)/double/test/%.o
 
 # The report's page: files that an editor knows, put into the program as they are.
-PAGE_SCRIPTS = $(addprefix dev/interp/page/,$(addsuffix .js,charts run board sparsity router units model play main))# in this order
+PAGE_SCRIPTS = $(addprefix dev/interp/page/,$(addsuffix .js,charts run board sparsity router units chess model reading play main))# in this order
 PAGE         = dev/interp/page/page.html dev/interp/page/style.css $(PAGE_SCRIPTS)
 NODE        := $(shell command -v node)
 $(B)/page.cpp: $(PAGE) Makefile

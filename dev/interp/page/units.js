@@ -34,6 +34,22 @@ const pieces = {
   ]
 };
 
+// The drawing of a piece, by its letter in a FEN.
+function pieceShapes(letter) {
+  const white = letter < 'a', [outline, inside] = pieces[letter.toLowerCase()];
+  const line = {stroke: white ? 'var(--outline)' : 'var(--white-piece)'};
+  return [
+    s('path', {
+      ...line,
+      d: outline,
+      fill: white ? 'var(--white-piece)' : 'var(--black-piece)',
+      'stroke-width': white ? 3.2 : 2.2,
+      'stroke-linejoin': 'round'
+    }),
+    inside && s('path', {...line, d: inside, fill: 'none', 'stroke-width': 3, 'stroke-linecap': 'round'})
+  ].filter(Boolean);
+}
+
 const square = i => 'abcdefgh'[i % 8] + (1 + Math.floor(i / 8));
 // What stands on the 64 squares, a1 first, as letters of a FEN ('' for none); null for text that is no FEN.
 function squares(fen) {
@@ -108,24 +124,7 @@ function boardSvg(unit, context) {
         'stroke-width': 4,
         opacity: .55
       }));
-    if (on && on[i]) {
-      const white = on[i] < 'a', [outline, inside] = pieces[on[i].toLowerCase()];
-      group.append(s('path', {
-        d: outline,
-        fill: white ? 'var(--white-piece)' : 'var(--black-piece)',
-        stroke: white ? 'var(--outline)' : 'var(--white-piece)',
-        'stroke-width': white ? 3.2 : 2.2,
-        'stroke-linejoin': 'round'
-      }));
-      if (inside)
-        group.append(s('path', {
-          d: inside,
-          fill: 'none',
-          stroke: white ? 'var(--outline)' : 'var(--white-piece)',
-          'stroke-width': 3,
-          'stroke-linecap': 'round'
-        }));
-    }
+    if (on && on[i]) group.append(...pieceShapes(on[i]));
     svg.append(group);
   }
   for (let i = 0; i < 8; i++)
