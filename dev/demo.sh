@@ -63,9 +63,9 @@ say "5. What its units mean, on $fresh new games: half to choose a unit's proper
 "$b/make_chess" --games "$fresh" --row 257 --seed $((seed + 1000)) --train-text "$dir/games.txt" --out "$dir/fresh" > /dev/null
 "$b/report" --run "$dir" --games "$dir/games.txt"
 say "6. Where things are, $((SECONDS / 60))m$((SECONDS % 60))s after the first line"
-echo "report      $dir/report.html (open it in a browser)"
 echo "games       $dir/data, $dir/games.txt"
 echo "model       $(ls "$dir"/model_*.safetensors | tail -1)"
 echo "log         $dir/log.jsonl"
 echo "see inside  $b/sample_cpu --ckpt $dir --prompt ';1.e4 e5 2.' --tokens 3 --trace"
+echo "play        open $dir/report.html in a browser: the model runs in it, to play against, look into and change"
 rm "$begun"

@@ -51,6 +51,7 @@ demo 1 "runs/demo is there already" DEMO_STEPS=100
 [[ $(cat runs/demo/notes) == mine ]]
 right "a folder that is there stays" $?
 demo 0 "100 steps"$'\n' DEMO_FORCE=1 DEMO_STEPS=100
+demo 0 "play        open runs/demo/report.html in a browser" DEMO_FORCE=1 DEMO_STEPS=100
 [[ ! -e runs/demo/notes ]]
 right "DEMO_FORCE=1 replaces it" $?
 

@@ -649,6 +649,74 @@ async function look(name, file, width, tests) {
   frame.remove();
 }
 const text = d => d.getElementById('page').textContent;
+// The model at work: a board, keys, what comes next, what happens inside, changes and the way back.
+async function playing(d, w, say) {
+  const $ = q => d.querySelector('#play ' + q), all = q => [...d.querySelectorAll('#play ' + q)];
+  const squareAt = name => $(`.squares [data-key="${name}"]`), field = $('textarea'), said = () => $('.desk-said').textContent;
+  const press = (on, k) => on.dispatchEvent(new w.KeyboardEvent('keydown', {key: k, bubbles: true, cancelable: true}));
+  const type = (input, value, event) => { input.value = value, input.dispatchEvent(new w.Event(event || 'input', {bubbles: true})); };
+  say(all('.squares button').length === 64 && squareAt('e2').getAttribute('aria-label') === 'e2, white pawn' && field.value === ';1.', 'a game begins');
+  say(all('.desk-next table').length === 2 && all('.desk-inside .layer').length === 4 && all('.expert').length === 8, 'what comes next, and four layers inside');
+  $('input[type=checkbox]').click();
+  squareAt('e2').click();
+  say(squareAt('e2').getAttribute('aria-pressed') === 'true' && all('.target').map(b => b.dataset.key).sort().join() === 'e3,e4', 'where a piece can go');
+  squareAt('e2').focus(), press(d.activeElement, 'ArrowUp'), press(d.activeElement, 'ArrowUp');
+  say(d.activeElement === squareAt('e4') && squareAt('e4').getAttribute('aria-label') === 'e4, can go here', 'arrow keys go over the squares');
+  d.activeElement.click();
+  say(field.value === ';1.e4 ' && said() === 'You play e4.' && squareAt('e4').querySelector('svg') && d.activeElement === squareAt('e4'), 'a move by keys: ' + field.value);
+  squareAt('e7').click(), squareAt('e5').click();
+  say(field.value === ';1.e4 e5 2.' && all('.squares .last').length === 2, 'and by clicks, with the number of the next: ' + field.value);
+  all('.pick button').find(b => b.textContent === 'Take back').click();
+  say(field.value === ';1.e4 ', 'a move taken back');
+  const first = squareAt('a1'), turn = all('.pick button').find(b => b.textContent === 'Turn the board');
+  turn.click();
+  say(all('.squares button')[0].dataset.key === 'h1', 'the board turned');
+  turn.click();
+  type(field, ';1.e4 e5 2.Ke4 ');
+  say($('.desk-board .note').textContent.includes('“2.Ke4” is not a legal move') && all('.desk-next table').length === 1, 'a move that is not legal: ' + $('.desk-board .note').textContent);
+  type(field, ';1.f3 e5 2.g4 Qh4# ');
+  say($('.desk-board .note').textContent.includes('Checkmate'), 'mate');
+  type(field, ';1.e4 _');
+  say($('.wrong').textContent.includes('character') && !$('.desk-inside .layer'), 'what it cannot read');
+  type(field, ';' + '1'.repeat(256));
+  say($('.wrong').textContent.includes('256'), 'too much to read');
+  type(field, ';1.e4 e5 2.Nf3 Nc6 3.');
+  say($('.wrong').textContent === '', 'and all is well again');
+
+  // Inside: the token looked at; a change to an expert and a unit; before and after; the way back.
+  type($('.reader input'), '5');
+  say(all('.strip .here').length === 1 && all('.strip span').indexOf($('.strip .here')) === 4 && $('.desk-inside h3').textContent.includes('4'), 'the token looked at');
+  all('.strip span')[6].click();
+  say($('.reader input').value === '7', 'or by a click');
+  const before = $('.desk-next').textContent;
+  const off = $('.strongest button'), key = off.dataset.key;
+  off.focus(), off.click();
+  say(d.activeElement.dataset.key === key && d.activeElement.textContent === 'on' && all('.desk-changes li').length === 1, 'a unit switched off');
+  say([...$('.desk-next thead').querySelectorAll('th')].map(x => x.textContent).join() === 'move,as it is,changed', 'before and after');
+  $('.expert p button').click();
+  say(all('.desk-changes li').length === 2 && $('.desk-next').textContent !== before, 'an expert, too');
+  const never = $('.desk-changes input[type=checkbox]');
+  say(never.checked && !all('.layer')[0].textContent.includes($('.desk-changes li:last-child span').textContent.split(', ')[1].replace('e', 'E') + ' '), 'it is not chosen any more');
+  never.click();
+  type($('.desk-changes li:last-child input[type=number]'), '3', 'change');
+  say($('.desk-changes li:last-child input[type=number]').value === '3' && all('.expert p.changed').length === 1, 'scaled instead');
+  press(d.body, 'Escape');
+  say(all('.desk-changes li').length === 0 && $('.desk-next').textContent === before && said() === 'The model is as it was.', 'one key puts everything back');
+
+  // A unit that features knows: its name leads to its card, pointing at it shows its squares.
+  const link = $('.strongest a');
+  if (link) {
+    link.dispatchEvent(new w.FocusEvent('focusin', {bubbles: true}));
+    say(all('.squares i').length > 0 && $('.desk-board .note').textContent.includes('Red: '), 'squares of a unit');
+    link.click();
+    await new Promise(done => w.setTimeout(done, 100));
+    say(w.location.hash === link.hash && link.hash.startsWith('#unit='), 'a name leads to its card');
+  } else say(false, 'no unit with a name');
+  all('.pick button').find(b => b.textContent === 'New game').click();
+  all('.pick button').find(b => b.textContent === 'The model moves').click();
+  say(/^It wrote .*(It plays|It finds no legal move)|^It plays/.test(said()), 'the model moves: ' + said());
+  all('input, textarea').forEach(e => say(e.closest('label') || e.getAttribute('aria-label'), 'a field has a name: ' + e.outerHTML.slice(0, 60)));
+}
 )js";
 
 static const char* const whole_tests = R"js(async (d, w, say) => {
@@ -662,7 +730,7 @@ static const char* const whole_tests = R"js(async (d, w, say) => {
   say(ticksOf('Coverage, held out') === ticksOf('Coverage, as published'), 'charts side by side share a scale');
   say($('.numbers').textContent.includes('beyond the text'), 'the tile is what is beyond the text');
   say($('.board').getAttribute('aria-label').includes('white queen d1'), 'the board in words');
-  say($('[aria-live]').textContent === 'layer 0, expert 0, unit 90', 'the unit is announced');
+  say($('#units [aria-live]').textContent === 'layer 0, expert 0, unit 90', 'the unit is announced');
   say(all('#strategy tbody tr').length === 25, 'every board function: ' + all('#strategy tbody tr').length);
   const before = $('#strategy').textContent;
   $('#strategy .pick button').click();
@@ -719,6 +787,7 @@ static const char* const whole_tests = R"js(async (d, w, say) => {
   say(hottest === 0, 'the hottest square is a1: ' + hottest);
   say([...$('.tokens').querySelectorAll('.token')].some(t => t.textContent === '␣'), 'a space is made visible');
   say(!d.querySelector('.absent'), 'nothing is missing');
+  await playing(d, w, say);
   $('svg[aria-label="Loss over steps"]').dispatchEvent(new w.PointerEvent('pointermove', {clientX: $('svg[aria-label="Loss over steps"]').getBoundingClientRect().left + 150, bubbles: true}));
   say(/step [\d,]+  training \d\.\d+  validation/.test($('svg[aria-label="Loss over steps"]').textContent), 'pointing reads the curve');
 })js";
@@ -759,6 +828,13 @@ static void test_browser(const std::string& folder) {
         {"text", {text}, true, R"js((d, w, say) => {
             say(!d.getElementById('board') && !d.querySelector('.board'), 'no board');
             say([...d.querySelectorAll('.contexts mark')].map(m => m.textContent)[0] === '1', 'the byte is marked');
+            const field = d.querySelector('#play textarea'), length = field.value.length;
+            say(length > 0 && d.querySelectorAll('.desk-next table').length === 1 && d.querySelectorAll('.desk-inside .layer').length === 4, 'a prompt');
+            const heat = d.querySelector('#play input[type=range]');
+            heat.value = '0', heat.dispatchEvent(new w.Event('input', {bubbles: true}));
+            d.querySelector('#play .settings-row button').click();
+            say(field.value.length > length || d.querySelector('.desk-said').textContent.includes('ends'), 'it goes on: ' + field.value.length + d.querySelector('.desk-said').textContent);
+            say(d.querySelector('.desk-said').textContent !== '', 'and says so');
         })js"},
         {"many",
          {many},
@@ -800,7 +876,7 @@ static void test_browser(const std::string& folder) {
         check(dom.find("\nend\n") != std::string::npos, "the pages were not looked at to the end: %s",
               dom.substr(0, 400).c_str());
         const size_t lines = check_findings(dom);
-        check(lines > (dark ? 90 : 250), "%zu findings", lines);
+        check(lines > (dark ? 150 : 320), "%zu findings", lines);
     }
 
     // Pictures: of the size asked for, other ones in the dark; and on paper.

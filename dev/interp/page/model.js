@@ -49,24 +49,43 @@ function erf(x) {
 }
 const gelu = x => .5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + .044715 * x * x * x)));
 
-// The sum of n products, in four parts that do not wait for each other.
-function dot(a, i, b, j, n) {
-  let s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-  const even = n - n % 4;
-  for (let k = 0; k < even; k += 4) {
-    s0 += a[i + k] * b[j + k];
-    s1 += a[i + k + 1] * b[j + k + 1];
-    s2 += a[i + k + 2] * b[j + k + 2];
-    s3 += a[i + k + 3] * b[j + k + 3];
+// Rows of numbers inside arrays, four at a time, which share what they read: where nearly all time goes.
+// out[r] = w[first + r stride ..] . x[at ..] of n numbers, for so many rows
+function products(out, w, first, stride, x, at, n, rows) {
+  let r = 0;
+  for (; r + 3 < rows; r += 4) {
+    const a = first + r * stride, b = a + stride, c = b + stride, d = c + stride;
+    let s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+    for (let i = 0; i < n; i++) {
+      const y = x[at + i];
+      s0 += w[a + i] * y;
+      s1 += w[b + i] * y;
+      s2 += w[c + i] * y;
+      s3 += w[d + i] * y;
+    }
+    out[r] = s0, out[r + 1] = s1, out[r + 2] = s2, out[r + 3] = s3;
   }
-  for (let k = even; k < n; k++) s0 += a[i + k] * b[j + k];
-  return s0 + s1 + (s2 + s3);
+  for (; r < rows; r++) {
+    let s0 = 0;
+    for (let i = 0, a = first + r * stride; i < n; i++) s0 += w[a + i] * x[at + i];
+    out[r] = s0;
+  }
+}
+// y[at ..] += sum over k < count of factor[k] w[row[k] ..], n numbers each
+function addRows(y, at, w, row, factor, count, n) {
+  let k = 0;
+  for (; k + 3 < count; k += 4) {
+    const a = row[k], b = row[k + 1], c = row[k + 2], d = row[k + 3];
+    const f0 = factor[k], f1 = factor[k + 1], f2 = factor[k + 2], f3 = factor[k + 3];
+    for (let i = 0; i < n; i++) y[at + i] += f0 * w[a + i] + f1 * w[b + i] + f2 * w[c + i] + f3 * w[d + i];
+  }
+  for (; k < count; k++)
+    for (let i = 0, a = row[k], f = factor[k]; i < n; i++) y[at + i] += f * w[a + i];
 }
 // out (rows) = weight (rows, n) x + bias, of a matrix that begins at row `first`
 function matrixVector(out, weight, bias, x, rows, first = 0) {
-  const n = x.length;
-  for (let r = 0; r < rows; r++)
-    out[r] = dot(weight, (first + r) * n, x, 0, n) + (bias ? bias[first + r] : 0);
+  products(out, weight, first * x.length, x.length, x, 0, x.length, rows);
+  for (let r = 0; r < rows && bias; r++) out[r] += bias[first + r];
 }
 function layerNorm(out, x, weight, bias) {
   const n = x.length;
@@ -141,7 +160,8 @@ function newDecoder(model, change = null) {
   const {L, NH, C, E, K, D, T, V} = model, HS = C / NH;
   const array = n => new Float32Array(n);
   const keys = array(L * T * C), values = array(L * T * C), x = array(C), norm = array(C), square = array(C),
-        qkv = array(3 * C), att = array(C), y = array(C), scores = array(T);
+        qkv = array(3 * C), att = array(C), y = array(C), scores = array(T), mu = array(E), variance = array(E),
+        rows = new Int32Array(Math.max(T, D)), factors = array(D);
   const d = {
     model, change, position: 0, logits: array(V),
     // What the last token did in each layer; z: units before any factor, (K,D)
@@ -153,18 +173,13 @@ function newDecoder(model, change = null) {
     keys.set(qkv.subarray(C, 2 * C), base + d.position * C);
     values.set(qkv.subarray(2 * C), base + d.position * C);
     att.fill(0);
-    for (let head = 0; head < NH; head++) {
-      const at = head * HS;
+    for (let at = 0; at < C; at += HS) { // head by head
       let most = -Infinity, total = 0;
-      for (let t = 0; t < n; t++) {
-        scores[t] = scale * dot(qkv, at, keys, base + t * C + at, HS);
-        most = Math.max(most, scores[t]);
-      }
+      products(scores, keys, base + at, C, qkv, at, HS, n);
+      for (let t = 0; t < n; t++) most = Math.max(most, scores[t] *= scale);
       for (let t = 0; t < n; t++) total += scores[t] = Math.exp(scores[t] - most);
-      for (let t = 0; t < n; t++) {
-        const p = scores[t] / total, row = base + t * C + at;
-        for (let i = 0; i < HS; i++) att[at + i] += p * values[row + i];
-      }
+      for (let t = 0; t < n; t++) scores[t] /= total, rows[t] = base + t * C + at;
+      addRows(att, at, values, rows, scores, n, HS);
     }
   }
   function route(layer, state, changed) { // choice and gate weights, from norm
@@ -172,11 +187,11 @@ function newDecoder(model, change = null) {
     if (model.linearRouter) matrixVector(g, layer.router, null, norm, E);
     else {
       for (let i = 0; i < C; i++) square[i] = norm[i] * norm[i];
+      matrixVector(mu, layer.mean, layer.meanBias, norm, E);
+      matrixVector(variance, layer.variance, layer.varianceBias, square, E);
       for (let j = 0; j < E; j++) {
-        const mu = dot(layer.mean, j * C, norm, 0, C) + layer.meanBias[j];
-        const sd = Math.sqrt(dot(layer.variance, j * C, square, 0, C) + layer.varianceBias[j] + 1e-12) *
-          (layer.rho ? layer.rho[j] : 1);
-        g[j] = -erf(mu / (Math.SQRT2 * sd));
+        const sd = Math.sqrt(variance[j] + 1e-12) * (layer.rho ? layer.rho[j] : 1);
+        g[j] = -erf(mu[j] / (Math.SQRT2 * sd));
       }
     }
     const score = j => changed && changed.get(j) && changed.get(j).off ? -Infinity : g[j] + (layer.balance ? layer.balance[j] : 0);
@@ -194,11 +209,12 @@ function newDecoder(model, change = null) {
       order.slice(model.unitTop).forEach(u => z[u] = 0);
     }
     for (let i = 0; i < C; i++) y[i] = layer.decBias[j * C + i];
+    let firing = 0; // a silent unit moves nothing
     for (let u = 0; u < D; u++) {
       const value = units && units.has(u) ? units.get(u) * z[u] : z[u];
-      if (value === 0) continue;
-      for (let i = 0, row = (j * D + u) * C; i < C; i++) y[i] += value * layer.dec[row + i];
+      if (value !== 0) rows[firing] = (j * D + u) * C, factors[firing++] = value;
     }
+    addRows(y, 0, layer.dec, rows, factors, firing, C);
     for (let i = 0; i < C; i++) x[i] += factor * state.weight[k] * y[i];
   }
 

@@ -153,6 +153,7 @@ function drawBoard({position, moves, error}) {
         targets.includes(i) ? 'target' : ''].join(' '),
       click: () => press(i)
     },
+      at % 8 === 0 && h('small', {class: 'rank'}, square(i)[1]), at > 55 && h('small', {class: 'file'}, square(i)[0]),
       hot > .01 && h('i', {style: `opacity:${(.92 * hot).toFixed(3)}`}),
       piece && s('svg', {viewBox: '0 0 100 100', 'aria-hidden': 'true'}, pieceShapes(piece)));
   });
@@ -210,7 +211,7 @@ function drawText(now, text, reads) {
         chess ? h('label', {},
                   h('input', {type: 'checkbox', checked: desk.answers, input: event => desk.answers = event.target.checked}),
                   ' the model answers')
-              : button('Let it go on', goOn, {class: 'plain'})),
+              : button('Let it go on', goOn, {class: 'small'})),
       h('p', {class: 'note wrong', role: 'status'}));
   }
   const tokens = tokensOf(text), most = plain.decoder.model.T;
@@ -222,7 +223,7 @@ function drawText(now, text, reads) {
 function goOn() {
   if (!plain.tokens.length) return;
   const tokens = write(active(), desk.temperature, 60, t => t === 256);
-  desk.said = 'It wrote on.';
+  desk.said = tokens.length ? 'It wrote on.' : 'It ends the text here.';
   setText(new TextDecoder().decode(Uint8Array.from([...active().tokens.slice(1), ...tokens])));
 }
 
@@ -251,7 +252,7 @@ function drawNext(now, reads) {
     if (now.rest === '' || begun !== null) {
       const moves = reader => nextMoves(reader, now.position, begun || ''), before = moves(plain), after = changed ? moves(changed) : [];
       const share = m => sum(m.filter(x => !x.move).map(x => x.p));
-      parts.push(chances('The next move', 'move', sideBySide(before, after, 'san').slice(0, 10).map(m => ({...m, name: m.san, bad: !m.move}))),
+      parts.push(chances('The next move', 'move', sideBySide(before, after, 'san').slice(0, 10).map(m => ({...m, name: m.san || '∅', bad: !m.move}))),
         h('p', {class: 'note'},
           `Not legal: ${percent(share(before), 1)}${changed ? `, changed ${percent(share(after), 1)}` : ''}. Found in all: ${
             percent(sum(before.map(m => m.p)), 1)} of what it may write.`));
@@ -275,7 +276,7 @@ function drawChanges() {
   };
   redraw(panels.changes, desk.changes.length > 0 && [
     h('h3', {}, 'Changed'), h('ul', {}, desk.changes.map(line)),
-    h('p', {class: 'hint'}, button('Reset', reset, {class: 'plain', 'data-key': 'reset'}), ' or ', h('kbd', {}, 'Esc'),
+    h('p', {class: 'hint'}, button('Reset', reset, {class: 'small', 'data-key': 'reset'}), ' or ', h('kbd', {}, 'Esc'),
       ' puts everything back.')
   ]);
 }
@@ -303,7 +304,7 @@ function drawInside(reads) {
       h('i', {style: `width:${(100 * u.value / most).toFixed(1)}%`}),
       found ? h('a', {href: place(found)}, text) : h('span', {}, text), h('span', {class: 'value'}, fix(u.value) + (now ? ` × ${now.factor}` : '')),
       button(now ? 'on' : 'off', () => setChange(thing, now ? null : {off: false, factor: 0}), {
-        class: 'plain', 'data-key': `${layer}/${e.expert}/${u.unit}`, 'aria-pressed': String(Boolean(now)),
+        class: 'small', 'data-key': `${layer}/${e.expert}/${u.unit}`, 'aria-pressed': String(Boolean(now)),
         'aria-label': `Switch ${thingName(thing)} ${now ? 'on' : 'off'}`
       }));
   };
@@ -312,7 +313,7 @@ function drawInside(reads) {
     return h('div', {class: 'expert', style: `border-color:${expertColour(e.expert)}`},
       h('p', {class: now ? 'changed' : ''}, moe && [h('strong', {}, `Expert ${e.expert}`), ` weight ${fix(e.weight)}, `], `${e.active} units fire`,
         moe && button(now ? 'on' : 'off', () => setChange(thing, now ? null : {off: true, factor: 0}), {
-          class: 'plain', 'data-key': `${layer}/${e.expert}`, 'aria-pressed': String(Boolean(now)), 'aria-label': `Switch ${thingName(thing)} ${now ? 'on' : 'off'}`
+          class: 'small', 'data-key': `${layer}/${e.expert}`, 'aria-pressed': String(Boolean(now)), 'aria-label': `Switch ${thingName(thing)} ${now ? 'on' : 'off'}`
         })),
       h('ul', {class: 'strongest'}, e.units.map(u => unitLine(layer, e, u))));
   };
@@ -341,7 +342,8 @@ function play() {
   play.start = () => {
     plain = newReader(readModel(embedded, config));
     if (!chess) desk.text = 'The ';
-    host.replaceChildren(announced, ...(chess ? [panels.board] : []), h('div', {}, panels.text, panels.changes, panels.next), panels.inside);
+    host.replaceChildren(announced, h('div', {}, chess && panels.board, !chess && panels.text, panels.changes),
+      h('div', {}, chess && panels.text, panels.next), panels.inside);
     show();
   };
   document.addEventListener('keydown', event => {

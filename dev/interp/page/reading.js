@@ -20,7 +20,9 @@ function changeOf(list) {
 
 // --- Readers: a decoder and the records of the tokens it has read
 
-const newReader = (model, change) => ({decoder: newDecoder(model, change), tokens: [], records: []});
+function newReader(model, change = null) {
+  return {decoder: newDecoder(model, change), tokens: [], records: []};
+}
 const strongestUnits = 5; // kept of each expert
 // What the last token did: the probabilities of the next one, and per layer the chosen experts, each with its gate weight
 // w, how many of its units fire, and the strongest of them by w z.
@@ -86,7 +88,7 @@ function nextMoves(reader, position, written) {
     if (same) same.p += p;
     else list.push({san, p, move: legal.get(unmarked(san)) || null});
   }
-  return list;
+  return list.sort((a, b) => b.p - a.p);
 }
 
 // --- What it writes
