@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(row_threads) add_and_route_kernel(Stream strea
         scores[j] = r.topk ? mu : sparsity_score(mu + r.statistics.mb[j], router_sd(r, int(j), var));
     }
     __syncthreads();
-    if (warp == 0) choose_experts(r.choice + s * r.K, r.weight + s * r.K, scores, int(r.E), int(r.K));
+    if (warp == 0) choose_experts(r.choice + s * r.K, r.weight + s * r.K, scores, r);
 }
 
 // x += sum over the chosen experts of w (W_dec's part + b_dec).  y (parts,S*K,C), gate weights included,
@@ -521,12 +521,19 @@ struct Decoder {
     Block<float> weight, z;              // (L,S,K) (L,S*K,D); dense: z (L,S,W)
     Block<unsigned long long> rows_read; // (1) of the experts' matrices, in all steps
     double other_bytes = 0;              // that all steps had to move besides those rows
+    size_t K;                            // experts of a token
+    uint64_t ranks;                      // dev/run/routing.h
+    Block<int8_t> standing;              // (L,E) or none
 
-    Decoder(Model& model, size_t S)
+    Decoder(Model& model, size_t S) : Decoder(model, S, model.config.n_expert_active, Routing()) {}
+    // With K experts per token, at most as many as the model has memory for, chosen as the routing says.
+    Decoder(Model& model, size_t S, size_t K, const Routing& routing)
         : model(model), S(S), keys(cache_elements(model.config) * S), values(keys.count), length(S),
-          logits(S * model.config.vocab_size), inputs(2 * S), gpu_inputs(2 * S), rows_read(1) {
+          logits(S * model.config.vocab_size), inputs(2 * S), gpu_inputs(2 * S), rows_read(1), K(K),
+          ranks(routing.ranks), standing(routing.standing.size()) {
         const Config& c = model.config;
-        const size_t C = c.n_embd, K = c.n_expert_active, HS = C / c.n_head;
+        const size_t C = c.n_embd, HS = C / c.n_head;
+        if (standing.count) standing.upload(routing.standing.data(), standing.count);
         if (S < 1 || S > max_places) fail("%zu places, expected 1 to %zu", S, max_places);
         x = Block<float>(S * C);
         norm = Block<float>(S * C);
@@ -558,6 +565,7 @@ struct Decoder {
         if (n == 0) return;
         upload_batch(model, tokens, nullptr, 1, n, false);
         zero_totals(model);
+        change_routing();
         forward(model);
         for (size_t l = 0; l < c.n_layer; l++) {
             const size_t at = (l * S + place) * c.block_size * C;
@@ -602,8 +610,8 @@ struct Decoder {
     // long as running it.
     void launch_step() {
         const Config& c = model.config;
-        const size_t C = c.n_embd, V = c.vocab_size, NH = c.n_head, E = c.n_expert, K = c.n_expert_active,
-                     D = c.d_expert, W = c.dense_width(), bytes = C * sizeof(float);
+        const size_t C = c.n_embd, V = c.vocab_size, NH = c.n_head, E = c.n_expert, D = c.d_expert,
+                     W = c.dense_width(), bytes = C * sizeof(float);
         const cudaStream_t stream = model.gpu.stream;
         const Activation act = c.geglu() || c.solu() ? Activation::none
                                : c.relu()            ? Activation::relu
@@ -611,6 +619,7 @@ struct Decoder {
         const unsigned experts = unsigned(std::min(E, S * K)), places = unsigned(S);
         const int *tokens = gpu_inputs.data, *positions = tokens + S;
         const size_t heads = S * NH * piece_count(c.block_size);
+        change_routing();
         const Pieces pieces = {piece_block.data, piece_block.data + heads, piece_block.data + 2 * heads};
         const std::vector<LayerParameters<floatX>>& h = model.w.h;
         auto normed_by = [&](const floatX* w, const floatX* b) {
@@ -682,9 +691,10 @@ struct Decoder {
         return other_bytes + double(rows) * model.config.n_embd * sizeof(floatX);
     }
 
-    std::vector<TraceLayer> trace(size_t place) const {
+    // changes: what a unit puts into the output is its value times its factor
+    std::vector<TraceLayer> trace(size_t place, const Intervention& changes = {}) const {
         const Config& c = model.config;
-        const size_t K = c.moe() ? c.n_expert_active : 1, D = c.moe() ? c.d_expert : c.dense_width();
+        const size_t K = c.moe() ? this->K : 1, D = c.moe() ? c.d_expert : c.dense_width();
         std::vector<int> experts(K);
         std::vector<float> weights(K, 1), units(K * D);
         std::vector<TraceLayer> layers(c.n_layer);
@@ -698,15 +708,21 @@ struct Decoder {
             for (size_t k = 0; k < K; k++) {
                 const size_t expert = size_t(experts[k]);
                 if (c.moe()) layers[l].experts.push_back({expert, weights[k]});
-                for (size_t u = 0; u < D; u++)
-                    if (units[k * D + u] > 0)
-                        layers[l].units.push_back({expert, u, double(weights[k]) * units[k * D + u]});
+                for (size_t u = 0; u < D; u++) {
+                    if (!(units[k * D + u] > 0)) continue;
+                    const double factor = changes.factor(l, expert, u);
+                    if (factor != 0)
+                        layers[l].units.push_back(
+                            {expert, u, double(weights[k]) * factor * units[k * D + u]});
+                }
             }
         }
         return layers;
     }
 
   private:
+    // What the model does from here on it does as this decoder does: several may share it.
+    void change_routing() { model.routing = {K, ranks, standing.count ? standing.data : nullptr}; }
     template <class T> static void copy_out(std::vector<T>& to, const T* from) {
         cuda_check(cudaMemcpy(to.data(), from, to.size() * sizeof(T), cudaMemcpyDeviceToHost));
     }
@@ -717,11 +733,12 @@ struct Decoder {
 // ---------------------------------------------------------------------------------------------------------
 
 // How many prompts can be gone on from side by side: as many as there are, up to max_places, and as the
-// memory holds the caches of. Refuses a model that does not leave room for one.
-inline size_t fitting_places(const Config& config, size_t prompts, size_t free, const std::string& where) {
+// memory holds the caches of, `decoders` for each. Refuses a model that does not leave room for one.
+inline size_t fitting_places(const Config& config, size_t prompts, size_t free, const std::string& where,
+                             size_t decoders = 1) {
     const double weights = double(block_elements(gpu_tensor_table(config))) * (sizeof(floatX) < 4 ? 6 : 4);
     const Shape shape = {config, 1, config.block_size, 2, true, false};
-    const double cache = 2.0 * double(Decoder::cache_elements(config)) * sizeof(floatX);
+    const double cache = double(decoders) * 2.0 * double(Decoder::cache_elements(config)) * sizeof(floatX);
     const double rest = weights + double(activation_bytes(shape)) +
                         double(Gpu::most_branches * Gpu::workspace_bytes) + unaccounted_bytes;
     if (rest + cache > double(free))
@@ -738,25 +755,46 @@ inline int sample_program(int argc, char** argv) {
     const std::vector<std::string> prompts = flags.texts();
     flags.ckpt = find_checkpoint(flags.ckpt);
     const SafeTensorsFile file(flags.ckpt);
-    const Config config = read_config(file);
-    check_gpu_config(config, flags.ckpt);
-    if (!flags.changes.text().empty() || flags.contrast.given())
-        fail("interventions are known to sample_cpu only");
+    const Config trained = read_config(file);
+    check_gpu_config(trained, flags.ckpt);
+    const Intervention changes = flags.changes.read(trained, flags.ckpt);
+    const Config config = changes.apply(trained);
+    std::optional<Intervention> weak; // the other routing of --contrast, which reads the same texts
+    if (flags.contrast.given()) weak = flags.contrast.weak(changes, trained, flags.ckpt);
+    Config largest = config; // what the model has memory for
+    if (weak) largest.n_expert_active = std::max(config.n_expert_active, weak->K);
     const UsedGpu gpu = use_gpu(Ranks());
-    const size_t places = fitting_places(config, prompts.size(), gpu.free, flags.ckpt);
+    const size_t places = fitting_places(largest, prompts.size(), gpu.free, flags.ckpt, weak ? 2 : 1);
 
-    Model model(config, 1, config.block_size, 2, false);
-    load_weights(model, 0, 0, [&](const Tensor& t, float* to) { read_floats(*file.find(t.name), to); });
-    Decoder decoder(model, places);
+    Model model(largest, 1, config.block_size, 2, false);
+    load_weights(model, 0, 0, [&](const Tensor& t, float* to) {
+        read_floats(*file.find(t.name), to);
+        changes.apply(config, t, to);
+    });
+    std::vector<std::unique_ptr<Decoder>> decoders;
+    decoders.push_back(std::make_unique<Decoder>(model, places, config.n_expert_active, changes.routing));
+    if (weak) decoders.push_back(std::make_unique<Decoder>(model, places, weak->K, weak->routing));
     Engine engine;
     engine.places = places;
     engine.restart = [&](size_t place, const int32_t* tokens, size_t n) {
-        decoder.restart(place, tokens, n);
+        for (const auto& decoder : decoders) decoder->restart(place, tokens, n);
     };
-    engine.step = [&](const std::vector<int32_t>& tokens) { decoder.step(tokens.data()); };
-    engine.logits = [&](size_t place) { return decoder.logits.data + place * config.vocab_size; };
-    engine.trace = [&](size_t place) { return decoder.trace(place); };
-    engine.bytes = [&] { return decoder.bytes(); };
+    engine.step = [&](const std::vector<int32_t>& tokens) {
+        for (const auto& decoder : decoders) decoder->step(tokens.data());
+    };
+    const auto logits_of = [&](size_t decoder) {
+        return [&, decoder](size_t place) {
+            return (const float*)decoders[decoder]->logits.data + place * config.vocab_size;
+        };
+    };
+    engine.logits = logits_of(0);
+    if (weak) engine.weak_logits = logits_of(1);
+    engine.trace = [&](size_t place) { return decoders[0]->trace(place, changes); };
+    engine.bytes = [&] {
+        double bytes = 0;
+        for (const auto& decoder : decoders) bytes += decoder->bytes();
+        return bytes;
+    };
     sample(flags, prompts, config, engine);
     return 0;
 }

@@ -1484,7 +1484,24 @@ struct Router {
     float* weight;                      // (N,K) gate weights
     int *slot, *token, *begin;          // (N,K) (N*K) (E+1) see dispatch()
     float* rho = nullptr;               // (E) null: 1
+    // What is changed after training (dev/run/routing.h): the order in which experts are taken, and of it the
+    // places whose bit is set.
+    const int8_t* standing = nullptr; // (E) null: all alike
+    uint64_t ranks = 0;               // 0: the first K; else it has K bits
 };
+
+// The same for all layers, and K; 0 and null: as trained.
+struct ChangedRouting {
+    size_t K = 0;
+    uint64_t ranks = 0;
+    const int8_t* standing = nullptr; // (L,E)
+};
+
+// Is expert i, of score a, taken before expert j, of score b?
+__device__ inline bool taken_before(const int8_t* standing, int i, float a, int j, float b) {
+    const int more = standing ? standing[i] - standing[j] : 0;
+    return more ? more > 0 : a > b || (a == b && i < j);
+}
 
 __device__ inline float rho_of(const Router& r, int j) { return r.rho ? r.rho[j] : 1; }
 __device__ inline float router_sd(const Router& r, int j, float var) { // var: v_j . (x*x)
@@ -1493,12 +1510,12 @@ __device__ inline float router_sd(const Router& r, int j, float var) { // var: v
 __device__ inline float sparsity_score(float mu, float sd) { return -erff(0.70710678f * mu / sd); }
 
 // The place, after expert `last` of score `most` in falling order, of the best expert among those of a warp.
-__device__ inline void next_best(float* most, int* last, const float* g, int E) {
+__device__ inline void next_best(float* most, int* last, const float* g, const int8_t* standing, int E) {
     float best = -INFINITY;
     int index = E;
     for (int j = threadIdx.x % warp_size; j < E; j += warp_size) {
-        const bool after = *last < 0 || g[j] < *most || (g[j] == *most && j > *last);
-        if (after && (index == E || g[j] > best)) {
+        const bool after = *last < 0 || taken_before(standing, *last, *most, j, g[j]);
+        if (after && (index == E || taken_before(standing, j, g[j], index, best))) {
             best = g[j];
             index = j;
         }
@@ -1507,7 +1524,7 @@ __device__ inline void next_best(float* most, int* last, const float* g, int E) 
     for (int offset = 16; offset > 0; offset /= 2) {
         const float other = __shfl_xor_sync(0xffffffff, best, offset);
         const int other_index = __shfl_xor_sync(0xffffffff, index, offset);
-        if (other_index < E && (index == E || other > best || (other == best && other_index < index))) {
+        if (other_index < E && (index == E || taken_before(standing, other_index, other, index, best))) {
             best = other;
             index = other_index;
         }
@@ -1517,22 +1534,26 @@ __device__ inline void next_best(float* most, int* last, const float* g, int E) 
     *last = index < E ? index : 0;
 }
 
-// A warp chooses the experts of one token by its scores g (E): choice weight (K). Returns the highest score.
-__device__ inline float choose_experts(int* choice, float* weight, const float* g, int E, int K) {
-    const int lane = threadIdx.x % warp_size;
+// A warp chooses the experts of one token by its scores g (E): choice weight (K). Returns the highest score
+// of those it chose.
+__device__ inline float choose_experts(int* choice, float* weight, const float* g, const Router& r) {
+    const int lane = threadIdx.x % warp_size, E = int(r.E), K = int(r.K);
     float score = 0, highest = 0, sum = 0;
     int expert = -1;
-    for (int k = 0; k < K; k++) {
-        next_best(&score, &expert, g, E);
-        if (k == 0) highest = score;
-        const float e = expf(score - highest);
-        sum += e;
-        if (lane > 0) continue;
-        choice[k] = expert;
-        weight[k] = e;
+    for (int k = 0, rank = 0; k < K; rank++) {
+        next_best(&score, &expert, g, r.standing, E);
+        if (r.ranks && !(r.ranks >> rank & 1)) continue;
+        highest = k == 0 ? score : fmaxf(highest, score); // the first has it, unless it is on
+        if (lane == 0) {
+            choice[k] = expert;
+            weight[k] = score;
+        }
+        k++;
     }
     __syncwarp();
-    for (int k = lane; k < K; k += warp_size) weight[k] /= sum;
+    for (int k = 0; k < K; k++) sum += expf(weight[k] - highest);
+    __syncwarp(); // all lanes have read the scores
+    for (int k = lane; k < K; k += warp_size) weight[k] = expf(weight[k] - highest) / sum;
     return highest;
 }
 
@@ -1584,7 +1605,7 @@ __global__ void router_forward_kernel(Router r, float* partial, const floatX* x)
     for (int t = 0; t < router_tokens && first + t < N; t++) {
         const size_t n = first + t;
         const float* g = r.g + n * E;
-        const float highest = choose_experts(r.choice + n * K, r.weight + n * K, g, E, K);
+        const float highest = choose_experts(r.choice + n * K, r.weight + n * K, g, r);
         float all = 0;
         for (int j = lane; j < E; j += warp_size) all += expf(g[j] - highest);
         all = warp_sum(all);
@@ -3342,6 +3363,7 @@ struct Model {
     bool keep_slots = false;      // the experts' gathered inputs are kept for the backward pass
     bool count_units = true;      // forward() with a gradient_scale counts the units that fired
     bool statistics_stale = true; // the weights changed since the expert statistics were computed
+    ChangedRouting routing;       // how experts are chosen, where not as trained: for sampling
 
     // For batches of up to B x T tokens; with training = false there is no backward pass. With B = 0 there
     // are the weights alone.
@@ -3488,7 +3510,9 @@ struct Model {
         Router r = a.h[l].router;
         r.N = B * T;
         r.E = config.n_expert;
-        r.K = config.n_expert_active;
+        r.K = routing.K ? routing.K : config.n_expert_active;
+        r.ranks = routing.ranks;
+        if (routing.standing) r.standing = routing.standing + l * r.E;
         r.C = config.n_embd;
         r.topk = config.topk();
         return r;

@@ -90,8 +90,9 @@ void add_variances(double* sums, const double* h, const double* sd, const double
 void move_rho(double* rho, const double* sums, size_t E) {
     cpu::move_rho(rho, (const cpu::Variances*)sums, E);
 }
-void choice_forward(int32_t* choice, double* weight, const double* g, size_t N, size_t E, size_t K) {
-    cpu::choice_forward(choice, weight, g, N, E, K);
+void choice_forward(int32_t* choice, double* weight, const double* g, size_t N, size_t E, size_t K,
+                    const int8_t* standing, uint64_t ranks) {
+    cpu::choice_forward(choice, weight, g, N, E, K, {nullptr, false, standing, ranks});
 }
 void choice_backward(double* dg, const double* dweight, const double* weight, const int32_t* choice, size_t N,
                      size_t E, size_t K) {

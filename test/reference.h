@@ -62,7 +62,9 @@ void router_forward(double* g, double* mu, double* sd, const double* x, const do
 void router_backward(double* dx, double* dm, double* dv, double* dmb, double* dvb, double* dmu, double* dvar,
                      double* scratch, const double* dg, const double* x, const double* mu, const double* sd,
                      const double* m, const double* v, const double* rho, size_t N, size_t E, size_t C);
-void choice_forward(int32_t* choice, double* weight, const double* g, size_t N, size_t E, size_t K);
+// standing (E) and ranks: of dev/run/routing.h
+void choice_forward(int32_t* choice, double* weight, const double* g, size_t N, size_t E, size_t K,
+                    const int8_t* standing = nullptr, uint64_t ranks = 0);
 void choice_backward(double* dg, const double* dweight, const double* weight, const int32_t* choice, size_t N,
                      size_t E, size_t K);
 extern double (*const balance_forward)(double* p, double* mean, const double* g, const int32_t* begin,

@@ -4,6 +4,7 @@
 // is what the kernel itself rounds; the tolerance of a check says how often that is. Runs on a GPU (make
 // test-gpu) or under dev/emu (make test). MOEX_TEST_VERBOSE=1 prints every error beside its tolerance.
 #define MOEX_LIBRARY
+#include "../dev/run/routing.h"
 #include "../train_moex.cu"
 #include "check.h"
 #include "reference.h"
@@ -608,6 +609,31 @@ static void test_router_forward(Gpu& gpu, const RouterCase& c, Kind kind) {
     check(choice.result() == rchoice, "%s: the choice", what.c_str());
     if (N > 1 && E > 1) check(scores[0] == scores[1], "%s: x = 0 makes a tie", what.c_str());
     compare(what + " weight", weight, rweight, fp32_sum);
+    for (const bool by_rank : {false, true}) { // experts off and on; other ranks than the first
+        if (K + 1 > E || K > 62) continue;
+        std::vector<int8_t> standings(E);
+        standings[0] = Routing::off, standings[E - 1] = E > 2 ? Routing::on : Routing::as_scored;
+        const uint64_t ranks = by_rank ? ((uint64_t(1) << K) - 1) << 1 : 0;
+        const Array<int8_t> standing(standings);
+        Router changed = router;
+        if (by_rank)
+            changed.ranks = ranks;
+        else
+            changed.standing = standing;
+        const std::string how = what + (by_rank ? ", ranks" : ", standing");
+        run(
+            how, [&] { router_forward(changed, sum_p, partial, x, gpu.stream); }, mu, sd, g, choice, weight,
+            sum_p, partial);
+        std::vector<int> other(N * K);
+        Numbers other_weight(N * K);
+        reference::choice_forward(other.data(), other_weight.data(), scores.data(), N, E, K,
+                                  by_rank ? nullptr : standings.data(), ranks);
+        check(choice.result() == other && other != rchoice, "%s: the choice", how.c_str());
+        compare(how + " weight", weight, other_weight, fp32_sum);
+    }
+    run(
+        what, [&] { router_forward(router, sum_p, partial, x, gpu.stream); }, mu, sd, g, choice, weight,
+        sum_p, partial);
     reference::dispatch(begin.data(), slot.data(), token.data(), rchoice.data(), N, E, K);
     const double raux =
         reference::balance_forward(p.data(), rsum_p.data(), scores.data(), begin.data(), N, E, K);

@@ -478,6 +478,7 @@ static void test_program(const string& cpu) {
     const vector<string> lines = {"1.e4 e5", "", "1.d4 d5 2.c4 e6 3.Nc3 Nf6 4.Bg5 Be7 5.e3", ";1.c4"};
 
     bool first = true;
+    size_t other_texts = 0; // with something changed
     for (Variant& v : variants()) {
         if (v.config.vocab_size != 32) continue;
         v.config.tokenizer = "chess-32";
@@ -501,6 +502,23 @@ static void test_program(const string& cpu) {
             check(all.out == expected, "%s: %s\nexpected %s", v.name, all.out.c_str(), expected.c_str());
             const Output other = run_cpu(program, flags + how + "--prompts prompts");
             check(other.status == 0 && (!fp32 || other.out == all.out), "%s", other.err.c_str());
+        }
+        // Interventions and self-contrast: what sample_cpu makes of them.
+        const bool some_left = v.config.n_expert > v.config.n_expert_active;
+        vector<string> changes = {"--units-off 0/0/3,1/0/0", "--units-scale 0/0/1=-20,0/0/2=30"};
+        if (v.config.moe()) changes.push_back("--active 1");
+        if (v.config.moe() && some_left)
+            for (const char* change : {"--experts-off 0/1", "--experts-on 0/1,1/0", "--ranks 1",
+                                       "--contrast 1 --contrast-beta 0.7 --experts-off 0/0"})
+                changes.push_back(change);
+        const string as_trained = run_gpu(flags + "--temperature 0 --prompts prompts").out;
+        for (const string& change : changes) {
+            if (change.find("1/0") != string::npos && v.config.n_layer < 2) continue;
+            const string whole = flags + "--temperature 0 --prompts prompts " + change;
+            const Output ours = run_gpu(whole);
+            check(ours.status == 0, "%s %s: %s", v.name, change.c_str(), ours.err.c_str());
+            other_texts += ours.out != as_trained;
+            if (fp32) check(ours.out == run_cpu(program, whole).out, "%s %s", v.name, change.c_str());
         }
         if (!std::exchange(first, false) && v.config.moe()) continue;
         const Output board = run_gpu(flags + "--board --prompt '1.e4 e5'");
@@ -527,6 +545,7 @@ static void test_program(const string& cpu) {
                   their_line.c_str());
         }
     }
+    check(other_texts > 15, "%zu", other_texts);
     const string flags = "--ckpt model.safetensors ";
     const Output speed = run_gpu(flags + "-n 3 --temperature 0");
     check(speed.err.find(" tokens/s, ") != string::npos && speed.err.find("moved at ") != string::npos &&
@@ -536,8 +555,9 @@ static void test_program(const string& cpu) {
     // Refused in the same words.
     std::ofstream("empty").flush();
     std::ofstream("wrong") << "1.e4\n1.e4 z5\n";
-    for (const char* wrong : {"--prompts empty", "--prompts wrong", "--prompts none", "--prompt ';1.e4 z'",
-                              "--prompts wrong --prompt 1.e4", "--tokens -1", "--nonsense"}) {
+    for (const char* wrong :
+         {"--experts-off 9/0", "--prompts empty", "--prompts wrong", "--prompts none", "--prompt ';1.e4 z'",
+          "--prompts wrong --prompt 1.e4", "--tokens -1", "--nonsense"}) {
         const Output gpu = run_gpu(flags + wrong), other = run_cpu(program, flags + wrong);
         check(gpu.status > 0 && gpu.status == other.status && gpu.err == other.err, "%s\nexpected %s",
               gpu.err.c_str(), other.err.c_str());
