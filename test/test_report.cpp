@@ -700,8 +700,16 @@ async function playing(d, w, say) {
   never.click();
   type($('.desk-changes li:last-child input[type=number]'), '3', 'change');
   say($('.desk-changes li:last-child input[type=number]').value === '3' && all('.expert p.changed').length === 1, 'scaled instead');
+  d.querySelector('.unit .small').click();
+  say(all('.desk-changes li').length === 3 && all('.desk-changes li')[2].textContent.startsWith(d.querySelector('.unit .kicker').textContent), 'the unit of a card switched off');
   press(d.body, 'Escape');
   say(all('.desk-changes li').length === 0 && $('.desk-next').textContent === before && said() === 'The model is as it was.', 'one key puts everything back');
+
+  all('.reader button')[0].click();
+  say($('.reader input').value === '1', 'it reads from the beginning');
+  await new Promise(done => w.setTimeout(done, 900));
+  say(+$('.reader input').value >= 4 && +$('.reader input').value <= 6, 'and on: ' + $('.reader input').value);
+  type($('.reader input'), '7');
 
   // A unit that features knows: its name leads to its card, pointing at it shows its squares.
   const link = $('.strongest a');
@@ -849,6 +857,8 @@ static void test_browser(const std::string& folder) {
         const std::string html = read_text(dir + "/report.html");
         check(bytes == html.size() && bytes < 5 << 20, "%s: %zu bytes", page.name, bytes);
         check(count(html, "://") == 0, "%s: an address in the page", page.name);
+        check(html.find("default-src 'none'; style-src 'unsafe-inline'; script-src 'nonce-page'\"") !=
+              std::string::npos);
         const size_t scripts = !page.measured                            ? 3
                                : page.run.config.tokenizer == "chess-32" ? 7
                                                                          : 6; // run, tools, model, the script

@@ -39,8 +39,11 @@ function playMove(san) {
 // The model's move: drawn at the temperature; what is not legal is said, and drawn again.
 function answer() {
   const {position, rest, error} = game(), legal = namedMoves(position), reader = active();
-  if (error || !legal.length || desk.text.length + 12 > +config.block_size) return;
-  if (rest && rest !== moveNumber(position)) return;
+  if (error || !legal.length || rest && rest !== moveNumber(position)) return;
+  if (desk.text.length + 12 > +config.block_size) {
+    desk.said = `The game is as long as the model can read: ${config.block_size} characters.`;
+    return show();
+  }
   desk.refused = [];
   const played = () => {
     for (let i = 0; i < (desk.temperature > 0 ? 8 : 1); i++) {
@@ -108,8 +111,26 @@ function redraw(host, ...children) {
   if (again) again.focus({preventScroll: true});
 }
 function setText(text) {
+  clearInterval(alongTimer);
   desk.text = text, desk.cursor = null, desk.from = null;
   show();
+}
+
+// From the first token to the last, a few a second.
+let alongTimer = 0;
+function lookAlong() {
+  const last = active().tokens.length - 1;
+  desk.cursor = 0;
+  lookAt(desk.cursor);
+  clearInterval(alongTimer);
+  alongTimer = setInterval(() => {
+    if (desk.cursor === null || desk.cursor >= last) return clearInterval(alongTimer);
+    lookAt(desk.cursor + 1);
+  }, 200);
+}
+function lookAt(token) {
+  desk.cursor = token >= active().tokens.length - 1 ? null : Math.max(0, token);
+  drawNext(chess ? game() : null, true), drawInside(true);
 }
 
 // Reads the text with the model as it is and as changed; false: there is nothing to read.
@@ -250,7 +271,7 @@ function drawNext(now, reads) {
   if (now && !now.error && legalMoves(now.position).length) {
     const number = moveNumber(now.position), begun = now.rest.startsWith(number) ? now.rest.slice(number.length) : null;
     if (now.rest === '' || begun !== null) {
-      const moves = reader => nextMoves(reader, now.position, begun || ''), before = moves(plain), after = changed ? moves(changed) : [];
+      const moves = reader => reader.moves = reader.moves || nextMoves(reader, now.position, begun || ''), before = moves(plain), after = changed ? moves(changed) : [];
       const share = m => sum(m.filter(x => !x.move).map(x => x.p));
       parts.push(chances('The next move', 'move', sideBySide(before, after, 'san').slice(0, 10).map(m => ({...m, name: m.san || '∅', bad: !m.move}))),
         h('p', {class: 'note'},
@@ -287,8 +308,8 @@ function drawInside(reads) {
   if (!reads) return redraw(panels.inside);
   const {tokens, records} = active(), at = desk.cursor === null ? tokens.length - 1 : Math.min(desk.cursor, tokens.length - 1);
   const go = to => {
-    desk.cursor = to >= tokens.length - 1 ? null : Math.max(0, to);
-    drawNext(chess ? game() : null, true), drawInside(true);
+    clearInterval(alongTimer);
+    lookAt(to);
   };
   const most = Math.max(1e-9, ...records[at].layers.flat().flatMap(e => e.units.map(u => u.value)));
   const unitLine = (layer, e, u) => {
@@ -320,7 +341,8 @@ function drawInside(reads) {
   redraw(panels.inside, h('h3', {}, `Inside, while it reads “${shownToken(tokens[at])}”`),
     h('div', {class: 'strip', 'aria-hidden': 'true'}, tokens.map((t, i) => h('span', {class: i === at ? 'here' : '', click: () => go(i)}, shownToken(t)))),
     h('label', {class: 'reader'}, `Token ${at + 1} of ${tokens.length} `,
-      h('input', {type: 'range', min: '1', max: String(tokens.length), value: String(at + 1), 'data-key': 'cursor', input: event => go(event.target.value - 1)})),
+      h('input', {type: 'range', min: '1', max: String(tokens.length), value: String(at + 1), 'data-key': 'cursor', input: event => go(event.target.value - 1)}),
+      button('From the beginning', lookAlong, {class: 'small', 'data-key': 'along'})),
     h('div', {class: 'grid two'},
       records[at].layers.map((experts, layer) => h('div', {class: 'layer'}, h('h4', {}, `Layer ${layer}`), experts.map(e => expertPart(layer, e))))),
     h('p', {class: 'note'},
@@ -332,9 +354,19 @@ function drawInside(reads) {
 
 // --- The section
 
+const runs = embedded && !embedded.none && (chess || config.tokenizer === 'bytes');
+// For the card of a unit: a button that switches it off up here.
+function tryUnit({layer, expert, unit}) {
+  return runs && h('p', {}, button('Switch it off in the model at work', () => {
+    startPlay();
+    setChange({layer, expert, unit}, {off: false, factor: 0});
+    document.getElementById('play').scrollIntoView();
+  }, {class: 'small'}));
+}
+
 function play() {
   if (!embedded || embedded.none) return [h('p', {class: 'absent'}, embedded ? embedded.none : 'The model is not in this page.')];
-  if (!chess && config.tokenizer !== 'bytes')
+  if (!runs)
     return [h('p', {class: 'absent'}, 'This page has the model but not its tokenizer, so that nothing can be typed for it to read.')];
   const begin = h('p', {class: 'note'}, 'Unpacking the model …');
   const host = h('div', {class: 'desk'}, begin);

@@ -18,10 +18,10 @@ function changeOf(list) {
   return layers;
 }
 
-// --- Readers: a decoder and the records of the tokens it has read
+// --- Readers: a decoder, the records of the tokens it has read, and what of that text has been found once
 
 function newReader(model, change = null) {
-  return {decoder: newDecoder(model, change), tokens: [], records: []};
+  return {decoder: newDecoder(model, change), tokens: [], records: [], moves: null};
 }
 const strongestUnits = 5; // kept of each expert
 // What the last token did: the probabilities of the next one, and per layer the chosen experts, each with its gate weight
@@ -44,7 +44,8 @@ function recordOf({model, logits, layers}) {
 function follow(reader, tokens) {
   let same = 0;
   while (same < tokens.length && same < reader.tokens.length && tokens[same] === reader.tokens[same]) same++;
-  reader.decoder.back(same), reader.tokens.length = reader.records.length = same;
+  if (same === tokens.length && same === reader.tokens.length) return reader;
+  reader.decoder.back(same), reader.tokens.length = reader.records.length = same, reader.moves = null;
   for (const token of tokens.slice(same)) {
     reader.decoder.step(token);
     reader.tokens.push(token), reader.records.push(recordOf(reader.decoder));
@@ -57,7 +58,7 @@ const nextOf = reader => reader.records[reader.records.length - 1].p;
 
 // The likeliest continuations that end(text) calls whole, each with its probability, found by going on from the
 // likeliest beginning until they have a probability of `enough` together, or `most` tokens are read.
-function lookAhead(reader, textOf, end, enough = .995, most = 200) {
+function lookAhead(reader, textOf, end, enough = .995, most = 150) {
   const {decoder} = reader, base = reader.tokens.length, room = decoder.model.T - base, whole = [];
   let open = [{text: '', p: 1, tokens: [], columns: []}], found = 0;
   for (let read = 0; open.length && read <= most && found < enough; read++) {

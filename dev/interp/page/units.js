@@ -275,7 +275,7 @@ function unitPage(u) {
     : u.verdict === 'reads'           ? 'Reads the text: ' + u.text
                                       : 'Nothing found that it tells';
   return h('div', {class: 'unit'},
-    h('p', {class: 'kicker'}, unitName(u)[0].toUpperCase() + unitName(u).slice(1)), h('h3', {}, title),
+    h('p', {class: 'kicker'}, unitName(u)[0].toUpperCase() + unitName(u).slice(1)), h('h3', {}, title), tryUnit(u),
     u.verdict === 'knows' &&
       h('p', {class: 'note'},
         `More than the text says: the best rule for it (${u.rule}) has Matthews ${fix(u.rule_mcc)}, the unit ${
