@@ -56,7 +56,10 @@ function answer() {
     return list.length ? list[0].move : null;
   };
   const move = played();
-  desk.said = (desk.refused.length ? `It wrote ${desk.refused.join(', ')}, which is not legal here. ` : '') +
+  const times = new Map();
+  desk.refused.forEach(word => times.set(word, (times.get(word) || 0) + 1));
+  const wrote = [...times].map(([word, n]) => (word || '∅') + (n > 1 ? ` ${n} times` : '')).join(', ');
+  desk.said = (wrote ? `It wrote ${wrote}, not legal here. ` : '') +
     (move ? `It plays ${move.san}.` : 'It finds no legal move.');
   if (move) playMove(move.san);
   else show();
