@@ -1,15 +1,19 @@
-// The rules of chess: positions, legal moves, SAN, the game text that models read (data/chess.h). Squares run a1 = 0,
-// b1 = 1, .. h8 = 63; a piece is its letter in a FEN, '' for none.
+// The rules of chess: positions, legal moves, SAN, the game text that models read (data/chess.h). Squares run
+// a1 = 0, b1 = 1, .. h8 = 63; a piece is its letter in a FEN, '' for none.
 
 // --- Positions
 
 const startFen = 'rnbqkbnr/pppppppp/8/8/8/8/PPPPPPPP/RNBQKBNR w KQkq - 0 1';
-// castling: letters as in a FEN; passed: the square a pawn has just passed over, or -1; full: number of the move
+// castling: letters as in a FEN; passed: the square a pawn has just passed over, or -1; full: number of the
+// move
 function positionOf(fen) {
   const [, turn, castling, passed, , full] = fen.split(' ');
   return {
-    board: squares(fen), white: turn === 'w', castling: castling.replace('-', ''),
-    passed: passed === '-' ? -1 : squareOf(passed), full: +full
+    board: squares(fen),
+    white: turn === 'w',
+    castling: castling.replace('-', ''),
+    passed: passed === '-' ? -1 : squareOf(passed),
+    full: +full
   };
 }
 const squareOf = name => 'abcdefgh'.indexOf(name[0]) + 8 * (name[1] - 1);
@@ -22,7 +26,10 @@ function stepFrom(s, files, ranks) {
 const straight = [[1, 0], [-1, 0], [0, 1], [0, -1]], diagonal = [[1, 1], [1, -1], [-1, 1], [-1, -1]];
 const steps = {
   n: [[1, 2], [2, 1], [2, -1], [1, -2], [-1, -2], [-2, -1], [-2, 1], [-1, 2]],
-  b: diagonal, r: straight, q: [...straight, ...diagonal], k: [...straight, ...diagonal]
+  b: diagonal,
+  r: straight,
+  q: [...straight, ...diagonal],
+  k: [...straight, ...diagonal]
 };
 
 // --- Moves: {from, to, promotion}, promotion a letter of q r b n or ''
@@ -38,8 +45,8 @@ function attacked(board, s, byWhite) {
   });
   const up = byWhite ? -1 : 1; // where a pawn that attacks it stands
   return is(stepFrom(s, 1, up), 'p') || is(stepFrom(s, -1, up), 'p') ||
-    steps.n.some(([f, r]) => is(stepFrom(s, f, r), 'n')) || steps.k.some(([f, r]) => is(stepFrom(s, f, r), 'k')) ||
-    along(straight, 'rq') || along(diagonal, 'bq');
+    steps.n.some(([f, r]) => is(stepFrom(s, f, r), 'n')) ||
+    steps.k.some(([f, r]) => is(stepFrom(s, f, r), 'k')) || along(straight, 'rq') || along(diagonal, 'bq');
 }
 const inCheck = (p, white = p.white) => attacked(p.board, p.board.indexOf(white ? 'K' : 'k'), !white);
 
@@ -49,7 +56,8 @@ function pseudoMoves({board, white, castling, passed}) {
   const add = (from, to, pawn) => {
     if (pawn && (to < 8 || to > 55))
       for (const promotion of 'qrbn') moves.push({from, to, promotion});
-    else moves.push({from, to, promotion: ''});
+    else
+      moves.push({from, to, promotion: ''});
   };
   for (let s = 0; s < 64; s++) {
     if (!own(s)) continue;
@@ -74,15 +82,23 @@ function pseudoMoves({board, white, castling, passed}) {
   }
   const king = white ? 4 : 60, safe = s => !attacked(board, s, !white);
   for (const [letter, way, empty] of [['k', 1, [1, 2]], ['q', -1, [-1, -2, -3]]])
-    if (castling.includes(white ? letter.toUpperCase() : letter) && empty.every(i => board[king + i] === '') &&
-      [0, way, 2 * way].every(i => safe(king + i)))
+    if (castling.includes(white ? letter.toUpperCase() : letter) &&
+      empty.every(i => board[king + i] === '') && [0, way, 2 * way].every(i => safe(king + i)))
       add(king, king + 2 * way);
   return moves;
 }
 // Those that lose a right to castle when something moves from them or to them.
-const rights = {0: 'Q', 4: 'KQ', 7: 'K', 56: 'q', 60: 'kq', 63: 'k'};
+const rights = {
+  0: 'Q',
+  4: 'KQ',
+  7: 'K',
+  56: 'q',
+  60: 'kq',
+  63: 'k'
+};
 function afterMove(p, {from, to, promotion}) {
-  const board = [...p.board], piece = board[from], pawn = piece.toLowerCase() === 'p', king = piece.toLowerCase() === 'k';
+  const board = [...p.board], piece = board[from], pawn = piece.toLowerCase() === 'p',
+        king = piece.toLowerCase() === 'k';
   if (pawn && to === p.passed) board[to + (p.white ? -8 : 8)] = '';
   if (king && Math.abs(to - from) === 2) { // the rook hops over
     const [rook, place] = to > from ? [from + 3, from + 1] : [from - 4, from - 1];
@@ -91,8 +107,11 @@ function afterMove(p, {from, to, promotion}) {
   board[to] = promotion ? (p.white ? promotion.toUpperCase() : promotion) : piece, board[from] = '';
   const lost = (rights[from] || '') + (rights[to] || '');
   return {
-    board, white: !p.white, castling: [...p.castling].filter(c => !lost.includes(c)).join(''),
-    passed: pawn && Math.abs(to - from) === 16 ? (from + to) / 2 : -1, full: p.full + (p.white ? 0 : 1)
+    board,
+    white: !p.white,
+    castling: [...p.castling].filter(c => !lost.includes(c)).join(''),
+    passed: pawn && Math.abs(to - from) === 16 ? (from + to) / 2 : -1,
+    full: p.full + (p.white ? 0 : 1)
   };
 }
 const legalMoves = p => pseudoMoves(p).filter(m => !inCheck(afterMove(p, m), p.white));
@@ -106,14 +125,17 @@ function perft(p, depth) {
 function sanOf(p, m, legal) {
   const piece = p.board[m.from], kind = piece.toLowerCase(), next = afterMove(p, m);
   let text;
-  if (kind === 'k' && Math.abs(m.to - m.from) === 2) text = m.to > m.from ? 'O-O' : 'O-O-O';
+  if (kind === 'k' && Math.abs(m.to - m.from) === 2)
+    text = m.to > m.from ? 'O-O' : 'O-O-O';
   else {
     const captures = p.board[m.to] !== '' || kind === 'p' && m.to === p.passed;
     const rivals = legal.filter(o => o.to === m.to && o.from !== m.from && p.board[o.from] === piece);
-    const sameFile = rivals.some(o => o.from % 8 === m.from % 8), sameRank = rivals.some(o => o.from >> 3 === m.from >> 3);
+    const sameFile = rivals.some(o => o.from % 8 === m.from % 8),
+          sameRank = rivals.some(o => o.from >> 3 === m.from >> 3);
     const from = square(m.from);
     text = kind === 'p' ? (captures ? from[0] : '')
-      : kind.toUpperCase() + (rivals.length && (!sameFile || sameRank) ? from[0] : '') + (sameFile ? from[1] : '');
+                        : kind.toUpperCase() + (rivals.length && (!sameFile || sameRank) ? from[0] : '') +
+        (sameFile ? from[1] : '');
     text += (captures ? 'x' : '') + square(m.to) + (m.promotion ? '=' + m.promotion.toUpperCase() : '');
   }
   return text + (inCheck(next) ? legalMoves(next).length ? '+' : '#' : '');
@@ -133,8 +155,8 @@ function moveNamed(p, san) {
 const moveNumber = p => p.white ? p.full + '.' : '';
 
 // Reads the last game of a text: its moves, the position behind them, what stands there of a move that is not
-// complete, and what is wrong with the first move that is not legal (at: where in the text it begins). A move is
-// complete when a space follows it.
+// complete, and what is wrong with the first move that is not legal (at: where in the text it begins). A move
+// is complete when a space follows it.
 function readGame(text) {
   const begin = text.lastIndexOf(';'), moves = [];
   let p = positionOf(startFen), at = begin + 1, error = begin < 0 ? 'A game begins with “;”.' : '', rest = '';
@@ -143,7 +165,8 @@ function readGame(text) {
       rest = word;
       break;
     }
-    const number = moveNumber(p), move = word.startsWith(number) && moveNamed(p, word.slice(number.length, -1));
+    const number = moveNumber(p),
+          move = word.startsWith(number) && moveNamed(p, word.slice(number.length, -1));
     if (!move) {
       error = `“${word.trim()}” is not a legal move here.`;
       break;

@@ -1,6 +1,6 @@
-// The model itself, read from the page and run forward, one token at a time with a cache of keys and values, as
-// dev/cpu/decode.cpp does it. Symbols as in DESIGN.md: L layers, NH heads, C channels, E experts of D units, K of them
-// per token, V tokens, T positions. Weights and activations are fp32, sums are double.
+// The model itself, read from the page and run forward, one token at a time with a cache of keys and values,
+// as dev/cpu/decode.cpp does it. Symbols as in DESIGN.md: L layers, NH heads, C channels, E experts of D
+// units, K of them per token, V tokens, T positions. Weights and activations are fp32, sums are double.
 
 // --- Weights: matrices come as a scale for every row and whole numbers of 8 bits (dev/interp/embed.h)
 
@@ -108,24 +108,38 @@ function softmax(logits, temperature = 1) {
 function readModel(embedded, config) {
   const size = name => +config[name];
   const m = {
-    L: size('n_layer'), NH: size('n_head'), C: size('n_embd'), T: size('block_size'), V: size('vocab_size'),
-    moe: config.ffn === 'moe', relu: config.act === 'relu', linearRouter: config.router === 'topk',
-    gateAll: config.gate === 'all', unitTop: +(config.unit_top || 0), w: unpackWeights(embedded)
+    L: size('n_layer'),
+    NH: size('n_head'),
+    C: size('n_embd'),
+    T: size('block_size'),
+    V: size('vocab_size'),
+    moe: config.ffn === 'moe',
+    relu: config.act === 'relu',
+    linearRouter: config.router === 'topk',
+    gateAll: config.gate === 'all',
+    unitTop: +(config.unit_top || 0),
+    w: unpackWeights(embedded)
   };
   // A dense layer is one expert that every token chooses.
   m.E = m.moe ? size('n_expert') : 1, m.K = m.moe ? size('n_expert_active') : 1;
   m.D = m.moe ? size('d_expert') : size('n_expert_active') * size('d_expert');
   m.layers = Array.from({length: m.L}, (_, l) => {
     const of = name => m.w[`h.${l}.${name}`], layer = {
-      ln1: [of('ln_1.weight'), of('ln_1.bias')], ln2: [of('ln_2.weight'), of('ln_2.bias')],
-      attn: [of('attn.c_attn.weight'), of('attn.c_attn.bias')], proj: [of('attn.c_proj.weight'), of('attn.c_proj.bias')],
-      router: of('moe.router'), rho: of('moe.rho'), balance: of('moe.balance')
+      ln1: [of('ln_1.weight'), of('ln_1.bias')],
+      ln2: [of('ln_2.weight'), of('ln_2.bias')],
+      attn: [of('attn.c_attn.weight'), of('attn.c_attn.bias')],
+      proj: [of('attn.c_proj.weight'), of('attn.c_proj.bias')],
+      router: of('moe.router'),
+      rho: of('moe.rho'),
+      balance: of('moe.balance')
     };
     if (m.moe)
-      Object.assign(layer, {enc: of('moe.w_enc'), encBias: of('moe.b_enc'), dec: of('moe.w_dec'), decBias: of('moe.b_dec')});
+      Object.assign(layer,
+        {enc: of('moe.w_enc'), encBias: of('moe.b_enc'), dec: of('moe.w_dec'), decBias: of('moe.b_dec')});
     else {
       const out = of('mlp.c_proj.weight'), W = m.D; // (C,W): its columns are what the units write
-      layer.enc = of('mlp.c_fc.weight'), layer.encBias = of('mlp.c_fc.bias'), layer.decBias = of('mlp.c_proj.bias');
+      layer.enc = of('mlp.c_fc.weight'), layer.encBias = of('mlp.c_fc.bias'),
+      layer.decBias = of('mlp.c_proj.bias');
       layer.dec = new Float32Array(out.length);
       for (let c = 0; c < m.C; c++)
         for (let u = 0; u < W; u++) layer.dec[u * m.C + c] = out[c * W + u];
@@ -154,18 +168,23 @@ function expertStatistics({enc, encBias}, {E, D, C}) {
 
 // --- The decoder: a text read so far
 
-// change: what is changed inside. change.get(layer) is a Map from an expert to {off, factor, units}: off: it is never
-// chosen; factor of what it writes; units a Map from a unit to the factor of its value. null: nothing is.
+// change: what is changed inside. change.get(layer) is a Map from an expert to {off, factor, units}: off: it
+// is never chosen; factor of what it writes; units a Map from a unit to the factor of its value. null:
+// nothing is.
 function newDecoder(model, change = null) {
   const {L, NH, C, E, K, D, T, V} = model, HS = C / NH;
   const array = n => new Float32Array(n);
   const keys = array(L * T * C), values = array(L * T * C), x = array(C), norm = array(C), square = array(C),
-        qkv = array(3 * C), att = array(C), y = array(C), scores = array(T), mu = array(E), variance = array(E),
-        rows = new Int32Array(Math.max(T, D)), factors = array(D);
+        qkv = array(3 * C), att = array(C), y = array(C), scores = array(T), mu = array(E),
+        variance = array(E), rows = new Int32Array(Math.max(T, D)), factors = array(D);
   const d = {
-    model, change, position: 0, logits: array(V),
+    model,
+    change,
+    position: 0,
+    logits: array(V),
     // What the last token did in each layer; z: units before any factor, (K,D)
-    layers: model.layers.map(() => ({choice: Array(K).fill(0), weight: Array(K).fill(1), g: array(E), z: array(K * D)}))
+    layers: model.layers.map(
+      () => ({choice: Array(K).fill(0), weight: Array(K).fill(1), g: array(E), z: array(K * D)}))
   };
 
   function attend(l) {
@@ -184,7 +203,8 @@ function newDecoder(model, change = null) {
   }
   function route(layer, state, changed) { // choice and gate weights, from norm
     const {g, choice, weight} = state;
-    if (model.linearRouter) matrixVector(g, layer.router, null, norm, E);
+    if (model.linearRouter)
+      matrixVector(g, layer.router, null, norm, E);
     else {
       for (let i = 0; i < C; i++) square[i] = norm[i] * norm[i];
       matrixVector(mu, layer.mean, layer.meanBias, norm, E);
@@ -194,14 +214,20 @@ function newDecoder(model, change = null) {
         g[j] = -erf(mu[j] / (Math.SQRT2 * sd));
       }
     }
-    const score = j => changed && changed.get(j) && changed.get(j).off ? -Infinity : g[j] + (layer.balance ? layer.balance[j] : 0);
-    Array.from(g, (_, j) => j).sort((a, b) => score(b) - score(a) || a - b).slice(0, K).forEach((j, k) => choice[k] = j);
+    const score = j => changed && changed.get(j) && changed.get(j).off
+      ? -Infinity
+      : g[j] + (layer.balance ? layer.balance[j] : 0);
+    Array.from(g, (_, j) => j)
+      .sort((a, b) => score(b) - score(a) || a - b)
+      .slice(0, K)
+      .forEach((j, k) => choice[k] = j);
     const most = Math.max(...choice.map(j => g[j])), e = j => Math.exp(g[j] - most);
     const total = (model.gateAll ? Array.from(g, (_, j) => j) : choice).reduce((a, j) => a + e(j), 0);
     choice.forEach((j, k) => weight[k] = e(j) / total);
   }
   function expert(layer, state, k, changed) { // adds w y of the k-th chosen expert to x
-    const j = state.choice[k], z = state.z.subarray(k * D, (k + 1) * D), {factor = 1, units = null} = changed || {};
+    const j = state.choice[k], z = state.z.subarray(k * D, (k + 1) * D),
+          {factor = 1, units = null} = changed || {};
     matrixVector(z, layer.enc, layer.encBias, norm, D, j * D);
     for (let u = 0; u < D; u++) z[u] = model.relu ? Math.max(0, z[u]) : gelu(z[u]);
     if (model.unitTop) { // the largest stay, a tie to the lower index
@@ -265,11 +291,13 @@ const chessCharacters = ' #+-.0123456789;=BKNOQRabcdefghx';
 // A text as tokens; null for a character that is none.
 function encodeText(text, tokenizer) {
   if (tokenizer === 'bytes') return [...new TextEncoder().encode(text)];
-  return tokenizer === 'chess-32' ? [...text].map(c => chessCharacters.indexOf(c)).map(i => i < 0 ? null : i) : null;
+  return tokenizer === 'chess-32' ? [...text].map(c => chessCharacters.indexOf(c)).map(i => i < 0 ? null : i)
+                                  : null;
 }
 function tokenText(token, tokenizer) {
   if (tokenizer === 'chess-32') return chessCharacters[token];
   if (tokenizer !== 'bytes') return '#' + token;
-  return token === 256 ? '(end)' : token < 32 && token !== 10 && token !== 9 || token > 126 ? '\\x' + token.toString(16).padStart(2, '0')
-                                                                : String.fromCharCode(token);
+  return token === 256                                         ? '(end)'
+    : token < 32 && token !== 10 && token !== 9 || token > 126 ? '\\x' + token.toString(16).padStart(2, '0')
+                                                               : String.fromCharCode(token);
 }

@@ -1,5 +1,5 @@
-// A text read by the model: what it made of every token, what it would write next, and what it writes. Nothing here
-// draws.
+// A text read by the model: what it made of every token, what it would write next, and what it writes.
+// Nothing here draws.
 
 // --- Changes: {layer, expert, unit (null: the whole expert), off, factor}
 
@@ -10,9 +10,12 @@ function changeOf(list) {
   for (const {layer, expert, unit, off, factor} of list) {
     if (!layers.has(layer)) layers.set(layer, new Map());
     const experts = layers.get(layer), e = experts.get(expert) || {off: false, factor: 1, units: new Map()};
-    if (unit !== null) e.units.set(unit, factor);
-    else if (off) e.off = true;
-    else e.factor = factor;
+    if (unit !== null)
+      e.units.set(unit, factor);
+    else if (off)
+      e.off = true;
+    else
+      e.factor = factor;
     experts.set(expert, e);
   }
   return layers;
@@ -24,17 +27,20 @@ function newReader(model, change = null) {
   return {decoder: newDecoder(model, change), tokens: [], records: [], moves: null};
 }
 const strongestUnits = 5; // kept of each expert
-// What the last token did: the probabilities of the next one, and per layer the chosen experts, each with its gate weight
-// w, how many of its units fire, and the strongest of them by w z.
+// What the last token did: the probabilities of the next one, and per layer the chosen experts, each with its
+// gate weight w, how many of its units fire, and the strongest of them by w z.
 function recordOf({model, logits, layers}) {
   const {D} = model;
   return {
     p: softmax(logits),
     layers: layers.map(({choice, weight, z}) => choice.map((expert, k) => {
       const values = z.subarray(k * D, (k + 1) * D);
-      const firing = Array.from(values, (value, unit) => ({unit, value: weight[k] * value})).filter(u => u.value > 0);
+      const firing =
+        Array.from(values, (value, unit) => ({unit, value: weight[k] * value})).filter(u => u.value > 0);
       return {
-        expert, weight: weight[k], active: firing.length,
+        expert,
+        weight: weight[k],
+        active: firing.length,
         units: firing.sort((a, b) => b.value - a.value).slice(0, strongestUnits)
       };
     }))
@@ -56,8 +62,8 @@ const nextOf = reader => reader.records[reader.records.length - 1].p;
 
 // --- What it would write next
 
-// The likeliest continuations that end(text) calls whole, each with its probability, found by going on from the
-// likeliest beginning until they have a probability of `enough` together, or `most` tokens are read.
+// The likeliest continuations that end(text) calls whole, each with its probability, found by going on from
+// the likeliest beginning until they have a probability of `enough` together, or `most` tokens are read.
 function lookAhead(reader, textOf, end, enough = .995, most = 150) {
   const {decoder} = reader, base = reader.tokens.length, room = decoder.model.T - base, whole = [];
   let open = [{text: '', p: 1, tokens: [], columns: []}], found = 0;
@@ -73,21 +79,26 @@ function lookAhead(reader, textOf, end, enough = .995, most = 150) {
     (depth ? softmax(decoder.logits) : nextOf(reader)).forEach((q, token) => {
       const p = best.p * q, text = best.text + textOf(token);
       if (p < 1e-4) return;
-      if (end(text)) whole.push({text, p}), found += p;
-      else open.push({text, p, tokens: [...best.tokens, token], columns});
+      if (end(text))
+        whole.push({text, p}), found += p;
+      else
+        open.push({text, p, tokens: [...best.tokens, token], columns});
     });
   }
   decoder.back(base);
   return whole.sort((a, b) => b.p - a.p);
 }
 const endsMove = text => /[ ;#]$/.test(text);
-// The same of moves of chess: text without its end, and whether it is legal. written: what of the move stands already.
+// The same of moves of chess: text without its end, and whether it is legal. written: what of the move stands
+// already.
 function nextMoves(reader, position, written) {
   const legal = new Map(namedMoves(position).map(m => [unmarked(m.san), m])), list = [];
   for (const {text, p} of lookAhead(reader, t => chessCharacters[t], endsMove)) {
     const san = written + text.replace(/[ ;]$/, ''), same = list.find(m => m.san === san);
-    if (same) same.p += p;
-    else list.push({san, p, move: legal.get(unmarked(san)) || null});
+    if (same)
+      same.p += p;
+    else
+      list.push({san, p, move: legal.get(unmarked(san)) || null});
   }
   return list.sort((a, b) => b.p - a.p);
 }
@@ -103,7 +114,8 @@ function drawToken(logits, temperature) {
     if ((left -= p[i]) < 0) return i;
   return p.length - 1;
 }
-// Tokens written behind those read, until end(token) is true or there are `most`; the reader is left where it was.
+// Tokens written behind those read, until end(token) is true or there are `most`; the reader is left where it
+// was.
 function write(reader, temperature, most, end) {
   const {decoder} = reader, base = reader.tokens.length, tokens = [];
   let logits = Array.from(nextOf(reader), Math.log);
