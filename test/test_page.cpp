@@ -109,6 +109,15 @@ static void test_rounding(const std::string& folder) {
     check_near(cost.rounded, losses[1], 1e-4);
     check(std::fabs(cost.loss - cost.rounded) > 1e-6);
 
+    // Weights that are not finite: the page says so, and no file is made of them.
+    a[table.back().offset] = NAN;
+    save_model(model_path(dir, 8), c, table, a.data(), 8);
+    ReportOptions broken;
+    broken.run = dir;
+    check(write_report(broken, {}).model.find("ln_f.bias are not finite") != std::string::npos);
+    check_error(write_page(dir), "model_00000008", "ln_f.bias are not finite");
+    check(unlink(model_path(dir, 8).c_str()) == 0);
+
     // What is not put into a page, and what the page says of it.
     check(write_page(dir, 1000).model.find("With --embed") != std::string::npos);
     const Config peer = config_of("chess-32", "peer", "relu", "sparsity", {4, 2, 2, 8});

@@ -23,7 +23,7 @@ static int8_t whole(float x, float scale) {
 }
 static void check_finite(const Tensor& t, const float* x) {
     for (size_t i = 0; i < t.count; i++)
-        if (!std::isfinite(x[i])) fail("its weights are not finite (%s)", t.name.c_str());
+        if (!std::isfinite(x[i])) fail("the weights %s are not finite", t.name.c_str());
 }
 
 void round_weights(const std::vector<Tensor>& table, float* weights) {
@@ -190,6 +190,10 @@ std::string embedded_model(const SafeTensorsFile& file, const Config& config, si
 void write_rounded(const std::string& path, const SafeTensorsFile& file, const Config& config, int64_t step) {
     const std::vector<Tensor> table = tensor_table(config);
     std::vector<float> weights = read_weights(file, table);
-    round_weights(table, weights.data());
+    try {
+        round_weights(table, weights.data());
+    } catch (const Error& e) {
+        fail("%s: %s", file.path.c_str(), e.what());
+    }
     save_model(path, config, table, weights.data(), step);
 }
