@@ -56,7 +56,7 @@ TESTS     = test_chess test_make_chess test_data test_safetensors test_log test_
             $(if $(filter 1,$(SAN)),,test_sae) test_sae_gradients test_paper # (the sanitizers would take ten minutes to learn a dictionary)
 BENCHES   = bench_cpu bench_bsp perft
 
-BY_NAME   = $(filter-out report,$(PROGRAMS)) $(GPU_PROGRAMS) $(EMULATED) # make report writes one
+BY_NAME   = $(filter-out report,$(PROGRAMS)) $(GPU_PROGRAMS) $(EMULATED) train_moex_gdb # make report writes one
 
 .PHONY: FORCE all help found demo report paper paper-plan paper-tables test test-torch test-gpu test-gpu-programs sanitize-gpu bench fuzz clean $(BY_NAME)
 all: found $(addprefix $(B)/,$(PROGRAMS) $(GPU_PROGRAMS))
@@ -75,7 +75,7 @@ help:
 	@echo "make paper         train and compare the paper's methods (make paper-plan: how long it takes; paper-tables: with what is there)"
 	@echo "make test          all tests, as many at a time as there are cores (SAN=1: under the sanitizers; TEST_JOBS=1: one by one)"
 	@echo "make test-gpu      kernels, whole model and sampler on the GPU (also test-gpu-programs; sanitize-gpu: compute-sanitizer)"
-	@echo "make train_moex_emu  the CUDA trainer on the CPU, to step through a kernel in gdb (also sample_emu)"
+	@echo "make train_moex_gdb  the CUDA trainer on the CPU, to step through a kernel in gdb (also, faster, train_moex_emu and sample_emu)"
 	@echo "make test-torch    the reference against an independent PyTorch twin (needs python3 with torch, numpy)"
 	@echo "make bench         speed of the reference and of bsp beside the machine's peak, and beside PyTorch when it is there (GPU: dev/bench/gpu.sh)"
 	@echo "make fuzz          fuzz the readers of hostile files (needs clang++; FUZZ_SECONDS=600 each)"
@@ -214,6 +214,8 @@ $(B)/emu/%.o: $(B)/emu/%.cpp Makefile $(B)/emu.flags
 	$(EMU_COMPILE)
 $(B)/emu/train_moex_without_nccl.o: $(B)/emu/train_moex.cpp Makefile $(B)/emu.flags
 	$(EMU_COMPILE) -UMOEX_NCCL -O0
+$(B)/emu/train_moex_gdb.o: $(B)/emu/train_moex.cpp Makefile $(B)/emu.flags
+	$(EMU_COMPILE) -O0 -g
 
 EMU_BINARIES = $(addprefix $(B)/,$(EMULATED) $(foreach t,$(CUDA_TESTS),$(t)_emu $(t)_fp32_emu) \
                test_emu test_nccl test_exchange_emu bench_gpu_emu train_moex_without_nccl_emu)
@@ -222,13 +224,14 @@ EMU_PROGRAMS = $(filter-out $(B)/test_emu $(B)/test_nccl $(B)/train_moex_without
 $(B)/test_emu: $(B)/emu/test_emu.o $(B)/emu/test_library.o
 $(B)/test_nccl: $(B)/emu/test_nccl.o
 $(B)/train_moex_without_nccl_emu: $(B)/emu/train_moex_without_nccl.o
+$(B)/train_moex_gdb: $(B)/emu/train_moex_gdb.o
 $(EMU_PROGRAMS): $(B)/%_emu: $(B)/emu/%.o
 $(B)/test_sample_emu: $(B)/emu/sample.o
 $(B)/test_sample_fp32_emu: $(B)/emu/sample_fp32.o
 $(filter-out %_fp32_emu,$(EMU_PROGRAMS)): $(B)/emu/train_moex.o
 $(filter %_fp32_emu,$(EMU_PROGRAMS)): $(B)/emu/train_moex_fp32.o
 $(foreach t,$(CUDA_TESTS),$(B)/$(t)_emu $(B)/$(t)_fp32_emu): $(B)/double/test/reference.o
-$(sort $(EMU_BINARIES) $(EMU_PROGRAMS)): $(CUDA_LAYERS)
+$(sort $(EMU_BINARIES) $(EMU_PROGRAMS)) $(B)/train_moex_gdb: $(CUDA_LAYERS)
 	$(LINK)
 .SECONDARY:
 -include $(wildcard $(B)/emu/*.d)
@@ -284,10 +287,10 @@ CUDA_TEST_RUNS = $(foreach t,$(CUDA_TEST_BINARIES),"$(t) $(ARGUMENTS_$(patsubst 
 else
 # By nvcc: the programs, and in fp32 the sampler, which has the trainer's kernels, too.
 COMPILED = $(addprefix $(B)/,$(sort $(GPU_PROGRAMS) $(if $(NVCC),sample_fp32)))
-CUDA_TEST_BINARIES = $(EMU_BINARIES) $(B)/test_training_ranks $(COMPILED)
+CUDA_TEST_BINARIES = $(EMU_BINARIES) $(B)/test_training_ranks $(B)/train_moex_gdb $(COMPILED)
 CUDA_TEST_RUNS = "$(B)/test_training_ranks $(B)" "$(B)/test_emu" "$(B)/test_nccl" "$(B)/test_exchange_emu" $(foreach t,$(CUDA_TESTS),$(foreach p,_emu _fp32_emu,"$(SETTING_$(t)$(p)) $(B)/$(t)$(p) $(ARGUMENTS_$(t))")) \
     "EMU_ORDER=random:1 $(B)/test_kernels_emu" \
-    "test/test_bench_gpu.sh $(B)/bench_gpu_emu" "test/test_gpu_scripts.sh $(B)" \
+    "test/test_gdb.sh $(B)" "test/test_bench_gpu.sh $(B)/bench_gpu_emu" "test/test_gpu_scripts.sh $(B)" \
     "$(B)/test_programs $(B) train_moex_emu sample_emu inputs variants" \
     "$(B)/test_programs $(B) train_moex_fp32_emu sample_fp32_emu inputs variants exchange sampling board trace" \
     "$(B)/test_programs $(B) train_moex_emu sample_emu inputs help usage printed log checkpoints not_finite bad_models exchange gpu board" \
