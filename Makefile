@@ -314,7 +314,7 @@ test-torch: $(addprefix $(B)/,dump_reference test_safetensors bsp make_chess tra
 	@test -n "$(PYTHON)" || { echo "moex: no python3 with torch and numpy (Debian: apt-get install python3-torch)" >&2; exit 1; }
 	@rm -rf $(B)/dump && $(B)/dump_reference $(B)/dump
 	@test/run.sh "$(PYTHON) dev/torch/test_torch.py $(B)/dump" "$(PYTHON) test/test_safetensors_interop.py $(B)/test_safetensors $(B)/interop" "$(PYTHON) test/test_bsp_numpy.py $(B)" \
-	    "$(PYTHON) dev/torch/test_gpt2.py $(B)" "$(PYTHON) test/test_text_eval.py $(B)" "$(PYTHON) test/test_ask.py $(B)" "$(PYTHON) test/test_mixed_text.py"
+	    "$(PYTHON) dev/torch/test_gpt2.py $(B)" "$(PYTHON) test/test_text_eval.py $(B)" "$(PYTHON) test/test_ask.py $(B)" "$(PYTHON) test/test_mixed_text.py" "$(PYTHON) dev/doc/figures.py --check"
 
 bench: $(addprefix $(B)/,$(BENCHES))
 	@$(B)/perft
