@@ -35,7 +35,7 @@ report() { # INDEX COMMAND
     local status seconds last name
     read -r status seconds < "$dir/$1.ended"
     last=$(tail -n 1 "$dir/$1.output")
-    name=$(tr ' ' '\n' <<< "$2" | grep -m 1 test_ | xargs basename)
+    name=$(tr ' ' '\n' <<< "$2" | grep -m 1 -E 'test_|\.py$' | xargs basename)
     if [[ $last =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]]; then
         passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
         if [[ $status -ne 0 && ${BASH_REMATCH[2]} -eq 0 ]]; then failed=$((failed + 1)); fi
