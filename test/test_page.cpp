@@ -131,27 +131,27 @@ static void test_rounding(const std::string& folder) {
 // ---------------------------------------------------------------------------------------------------------
 // The script beside the reference
 
-// A change as the page's script takes it, and the same of the reference's weights. unit < 0: of the expert,
-// which a factor of 0 says is never chosen.
+// A change as the page's script takes it. unit < 0: of the expert, which a factor of 0 says is never chosen.
 struct Change {
     size_t layer, expert;
     int unit;
     double factor;
 };
-static void apply(Model& model, const Change& change) {
-    const Config& c = model.config;
-    LayerParameters<real>& w = model.w.h[change.layer];
-    const size_t D = c.d_expert, C = c.n_embd, j = change.expert;
-    const auto scale = [&](real* x, size_t n) {
-        std::for_each(x, x + n, [&](real& y) { y *= real(change.factor); });
-    };
-    if (change.unit >= 0) return scale(w.w_dec + (j * D + size_t(change.unit)) * C, C);
-    if (change.factor == 0) {
-        w.balance[j] = -1e30f;
-        return;
-    }
-    scale(w.w_dec + j * D * C, D * C);
-    scale(w.b_dec + j * C, C);
+// The same of the reference.
+static Intervention intervention(const Config& c, const std::vector<Change>& changes) {
+    Intervention v;
+    for (const Change& x : changes)
+        if (x.unit >= 0)
+            v.units.push_back({x.layer, x.expert, size_t(x.unit), x.factor});
+        else if (x.factor == 0)
+            v.routing.set(c, x.layer, x.expert, Routing::off);
+    return v;
+}
+static void scale_expert(Model& model, const Change& x) {
+    const LayerParameters<real>& w = model.w.h[x.layer];
+    const size_t D = model.config.d_expert, C = model.config.n_embd;
+    for (size_t i = 0; i < D * C; i++) w.w_dec[x.expert * D * C + i] *= real(x.factor);
+    for (size_t i = 0; i < C; i++) w.b_dec[x.expert * C + i] *= real(x.factor);
 }
 
 // The logits of every position, as the decoder of sample_cpu has them.
@@ -161,8 +161,9 @@ static void add_logits(JsonWriter& out, const std::string& checkpoint,
     Model model(read_config(file));
     read_block(file, model.table, "", model.weights.data);
     out.key("changes").open('[');
+    apply(model, intervention(model.config, changes));
     for (const Change& x : changes) {
-        apply(model, x);
+        if (x.unit < 0 && x.factor != 0) scale_expert(model, x);
         out.open('{').member("layer", x.layer).member("expert", x.expert).key("unit");
         x.unit < 0 ? out.value(NAN) : out.value(x.unit); // NaN: null
         out.member("off", x.unit < 0 && x.factor == 0).member("factor", x.factor).close();
@@ -333,8 +334,10 @@ static void test_browser(const std::string& folder) {
                    {{1, 2, 3, 0}, {2, 0, -1, .5}, {2, 0, 4, -2}}},
                   {"scaled", scaled, {}},
                   {"changed", scaled, {{0, 1, -1, 0}, {2, 3, -1, 0}}},
-                  {"switch", config_of("chess-32", "moe", "gelu", "topk", {0, 0, 0, 0, 0, "all"}), {}},
-                  {"dense", config_of("chess-32", "dense", "gelu", "sparsity", {}), {}},
+                  {"switch",
+                   config_of("chess-32", "moe", "gelu", "topk", {0, 0, 0, 0, 0, "all"}),
+                   {{0, 2, -1, 0}, {1, 0, -1, 0}}},
+                  {"dense", config_of("chess-32", "dense", "gelu", "sparsity", {}), {{1, 0, 7, -1}}},
                   {"text", config_of("bytes", "moe", "relu", "sparsity", {}), {}}};
     std::string frames,
         looks = strf("sameChess(page('moe-x'), %s);\nsameMoves(page('moe-x'));\nfast(page('demo'));\n",

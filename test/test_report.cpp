@@ -693,7 +693,10 @@ async function playing(d, w, say) {
   off.focus(), off.click();
   say(d.activeElement.dataset.key === key && d.activeElement.textContent === 'on' && all('.desk-changes li').length === 1, 'a unit switched off');
   say([...$('.desk-next thead').querySelectorAll('th')].map(x => x.textContent).join() === 'move,as it is,changed', 'before and after');
+  say($('.flags').textContent === '--units-off ' + key, 'the flags of the same: ' + $('.flags').textContent);
+  const expert = $('.expert p button').dataset.key;
   $('.expert p button').click();
+  say($('.flags').textContent === `--experts-off ${expert} --units-off ${key}`, 'and with an expert: ' + $('.flags').textContent);
   say(all('.desk-changes li').length === 2 && $('.desk-next').textContent !== before, 'an expert, too');
   const never = $('.desk-changes input[type=checkbox]');
   say(never.checked && !all('.layer')[0].textContent.includes($('.desk-changes li:last-child span').textContent.split(', ')[1].replace('e', 'E') + ' '), 'it is not chosen any more');
@@ -702,9 +705,13 @@ async function playing(d, w, say) {
   say($('.desk-changes li:last-child input[type=number]').value === '3' && all('.expert p.changed').length === 1, 'scaled instead');
   d.querySelector('.unit .small').click();
   say(all('.desk-changes li').length === 3 && all('.desk-changes li')[2].textContent.startsWith(d.querySelector('.unit .kicker').textContent), 'the unit of a card switched off');
+  say(!$('.flags'), 'an expert scaled has no flag');
   press(d.body, 'Escape');
   say(all('.desk-changes li').length === 0 && $('.desk-next').textContent === before && said() === 'The model is as it was.', 'one key puts everything back');
 
+  for (let i = 0; i < 7; i++) $('.layer .expert p button').click();
+  say(all('.desk-changes li input:checked').length === 6 && said().includes('no more experts to spare'), 'as many as a token goes to stay: ' + said());
+  press(d.body, 'Escape');
   all('.reader button')[0].click();
   say($('.reader input').value === '1', 'it reads from the beginning');
   await new Promise(done => w.setTimeout(done, 900));

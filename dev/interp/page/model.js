@@ -169,7 +169,7 @@ function expertStatistics({enc, encBias}, {E, D, C}) {
 // --- The decoder: a text read so far
 
 // change: what is changed inside. change.get(layer) is a Map from an expert to {off, factor, units}: off: it
-// is never chosen; factor of what it writes; units a Map from a unit to the factor of its value. null:
+// is never chosen (K of a layer stay); factor of what it writes; units a Map from a unit to the factor of its value. null:
 // nothing is.
 function newDecoder(model, change = null) {
   const {L, NH, C, E, K, D, T, V} = model, HS = C / NH;
@@ -214,15 +214,11 @@ function newDecoder(model, change = null) {
         g[j] = -erf(mu[j] / (Math.SQRT2 * sd));
       }
     }
-    const score = j => changed && changed.get(j) && changed.get(j).off
-      ? -Infinity
-      : g[j] + (layer.balance ? layer.balance[j] : 0);
-    Array.from(g, (_, j) => j)
-      .sort((a, b) => score(b) - score(a) || a - b)
-      .slice(0, K)
-      .forEach((j, k) => choice[k] = j);
+    const score = j => g[j] + (layer.balance ? layer.balance[j] : 0);
+    const on = Array.from(g, (_, j) => j).filter(j => !(changed && changed.get(j) && changed.get(j).off));
+    on.sort((a, b) => score(b) - score(a) || a - b).slice(0, K).forEach((j, k) => choice[k] = j);
     const most = Math.max(...choice.map(j => g[j])), e = j => Math.exp(g[j] - most);
-    const total = (model.gateAll ? Array.from(g, (_, j) => j) : choice).reduce((a, j) => a + e(j), 0);
+    const total = (model.gateAll ? on : choice).reduce((a, j) => a + e(j), 0);
     choice.forEach((j, k) => weight[k] = e(j) / total);
   }
   function expert(layer, state, k, changed) { // adds w y of the k-th chosen expert to x

@@ -102,6 +102,11 @@ const sameThing = (a, b) => a.layer === b.layer && a.expert === b.expert && a.un
 const changeIn = thing => desk.changes.find(c => sameThing(c, thing));
 function setChange(thing, what) { // what: {off, factor}, or null to take the change away
   desk.changes = desk.changes.filter(c => !sameThing(c, thing));
+  const {E, K} = plain.decoder.model, off = desk.changes.filter(c => c.off && c.layer === thing.layer).length;
+  if (what && what.off && off >= E - K) {
+    desk.said = `Layer ${thing.layer} has no more experts to spare: a token goes to ${K}.`;
+    what = null;
+  }
   if (what) desk.changes.push({...thing, ...what});
   changed = null;
   show();
@@ -345,6 +350,17 @@ function drawNext(now, reads) {
   redraw(panels.next, parts);
 }
 
+// The same changes as flags of the programs (dev/run/routing.h), '' if there is one that they have no flag for.
+function flagsOf(list) {
+  if (list.some(c => c.unit === null && !c.off)) return '';
+  const at = ({layer, expert, unit}) => [layer, expert, unit].filter(x => x !== null).join('/');
+  const flag = (name, part, text = at) => part.length ? [`--${name} ${part.map(text).join(',')}`] : [];
+  return [
+    ...flag('experts-off', list.filter(c => c.off)),
+    ...flag('units-off', list.filter(c => c.unit !== null && c.factor === 0)),
+    ...flag('units-scale', list.filter(c => c.unit !== null && c.factor !== 0), c => `${at(c)}=${c.factor}`)
+  ].join(' ');
+}
 function drawChanges() {
   const line = c => {
     const expert = c.unit === null, key = `${c.layer}/${c.expert}/${c.unit}`;
@@ -372,7 +388,10 @@ function drawChanges() {
   redraw(panels.changes, desk.changes.length > 0 && [
     h('h3', {}, 'Changed'), h('ul', {}, desk.changes.map(line)),
     h('p', {class: 'hint'}, button('Reset', reset, {class: 'small', 'data-key': 'reset'}), ' or ',
-      h('kbd', {}, 'Esc'), ' puts everything back.')
+      h('kbd', {}, 'Esc'), ' puts everything back.'),
+    flagsOf(desk.changes) &&
+      h('p', {class: 'note'}, 'The same of ', h('code', {}, 'sample_cpu'), ' and ', h('code', {}, 'evaluate'),
+        ': ', h('code', {class: 'flags'}, flagsOf(desk.changes)))
   ]);
 }
 
