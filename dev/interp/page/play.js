@@ -390,7 +390,7 @@ function drawChanges() {
     h('p', {class: 'hint'}, button('Reset', reset, {class: 'small', 'data-key': 'reset'}), ' or ',
       h('kbd', {}, 'Esc'), ' puts everything back.'),
     flagsOf(desk.changes) &&
-      h('p', {class: 'note'}, 'The same of ', h('code', {}, 'sample_cpu'), ' and ', h('code', {}, 'evaluate'),
+      h('p', {class: 'note'}, 'The same by flags of ', h('code', {}, 'sample_cpu'), ' and ', h('code', {}, 'evaluate'),
         ': ', h('code', {class: 'flags'}, flagsOf(desk.changes)))
   ]);
 }
