@@ -302,6 +302,13 @@ function sameMoves(w) {
   w.follow(reader, w.encodeText(';1.d4 d5 ', 'chess-32')), w.follow(reader, tokens);
   const fresh = w.follow(w.newReader(model), tokens);
   say(JSON.stringify(fresh.records) === JSON.stringify(reader.records), 'going back');
+  // The units that are shown: those that fire, the strongest first.
+  fresh.records[tokens.length - 1].layers.forEach((experts, l) => experts.forEach((e, k) => {
+    const {choice, weight, z} = fresh.decoder.layers[l], all = [...z].slice(k * model.D, (k + 1) * model.D).map((x, unit) => ({unit, value: weight[k] * x}));
+    const firing = all.filter(u => u.value > 0).sort((a, b) => b.value - a.value);
+    say(e.expert === choice[k] && e.weight === weight[k] && e.active === firing.length && firing.length > 0 && JSON.stringify(e.units) === JSON.stringify(firing.slice(0, 5)),
+        `units of layer ${l}, expert ${e.expert}`);
+  }));
 }
 function fast(w) {
   const model = w.readModel(embeddedOf(w, 'model'), embeddedOf(w, 'run').config), tokens = [];

@@ -34,15 +34,19 @@ function recordOf({model, logits, layers}) {
   return {
     p: softmax(logits),
     layers: layers.map(({choice, weight, z}) => choice.map((expert, k) => {
-      const values = z.subarray(k * D, (k + 1) * D);
-      const firing =
-        Array.from(values, (value, unit) => ({unit, value: weight[k] * value})).filter(u => u.value > 0);
-      return {
-        expert,
-        weight: weight[k],
-        active: firing.length,
-        units: firing.sort((a, b) => b.value - a.value).slice(0, strongestUnits)
-      };
+      const units = []; // in falling order, a tie to the lower unit
+      let active = 0;
+      for (let unit = 0; unit < D; unit++) {
+        const value = weight[k] * z[k * D + unit];
+        if (!(value > 0)) continue;
+        active++;
+        if (units.length === strongestUnits && !(value > units[strongestUnits - 1].value)) continue;
+        let at = units.length;
+        while (at > 0 && value > units[at - 1].value) at--;
+        units.splice(at, 0, {unit, value});
+        units.length = Math.min(units.length, strongestUnits);
+      }
+      return {expert, weight: weight[k], active, units};
     }))
   };
 }
