@@ -1,6 +1,7 @@
 // Tests of detect.h, text_labels.h and features.h: what a unit detects, on planted units whose answer is
 // known and against slow versions that count one place after the other; and the program, end to end, on
 // models made by hand and at random.
+#include "../dev/cpu/model.h"
 #include "../dev/interp/features.h"
 #include "../dev/interp/units_cpu.h"
 #include "check.h"
@@ -722,6 +723,102 @@ static string json_without_time(Features f) {
     return features_json(f);
 }
 
+// What a unit does, against two plain passes: one of them of a model without its decoder row.
+static void test_effects(const string& folder) {
+    for (const char* ffn : {"moe", "dense"}) {
+        const Config c = small_config("chess-32", 32, ffn);
+        const size_t T = 128, rows = 6, per_game = 19, D = c.moe() ? c.d_expert : c.dense_width(),
+                     C = c.n_embd;
+        const string path = folder + "/effects.safetensors";
+        save(
+            path, c,
+            [&](Parameters<float>& w) {
+                for (size_t i = 0; i < c.vocab_size * C; i++) w.wte[i] *= 20;
+                for (LayerParameters<float>& h : w.h)
+                    for (size_t i = 0; i < (c.moe() ? c.n_expert : 1) * D * C; i++)
+                        (c.moe() ? h.w_dec : h.fc_proj_weight)[i] *= 20;
+            },
+            3);
+        const GameSet games = read_games(write_games(folder + "/effects.txt", 12, 4), T, 10, 12);
+        const PlacedRows set = placed_games(games, {games.dots, true});
+        check(games.size() >= 8 && set.places[0].size() == per_game);
+        Reader reader = cpu_reader(c, 4, T);
+        const SafeTensorsFile file(path);
+        load_weights(reader, file);
+        const size_t count = block_elements(reader.table);
+        const vector<float> before(reader.weights(), reader.weights() + count);
+        // The two units that fire most where moves begin, since many are silent there.
+        reader.read(set.rows.tokens.data(), 4, T);
+        vector<std::pair<size_t, size_t>> fires(reader.units());
+        for (size_t u = 0; u < fires.size(); u++) fires[u].second = u;
+        for (size_t g = 0; g < 4; g++)
+            for (const size_t t : set.places[g])
+                reader.layer(1).each(g * T + t, true,
+                                     [&](size_t u, float value) { fires[u].first += value > 0; });
+        std::sort(fires.rbegin(), fires.rend());
+        const size_t most = fires[0].second, next = fires[1].second;
+        EffectTask task = {1, most / D, most % D, next / D, next % D, {}};
+        for (size_t n = 0; n < rows * per_game; n++) task.holds.push_back(random_uniform(5, 1, n) < 0.3);
+        const vector<uint64_t> legal = legal_beginnings(games.texts, set.places, rows);
+        const UnitEffect e = unit_effects(reader, set, rows, per_game, legal, {task})[0];
+        check(memcmp(before.data(), reader.weights(), count * sizeof(float)) == 0,
+              "the weights are as before");
+
+        double inside[2] = {}, outside[2] = {}, legal_inside = 0;
+        size_t holds = 0, wrong = 0;
+        for (const bool control : {false, true}) {
+            double change[2][2] = {}; // (log p, legal), by whether the property holds
+            vector<double> with;
+            for (const bool off : {false, true}) {
+                Model model(c, rows, T, false);
+                read_block(file, model.table, "", model.weights.data);
+                const size_t expert = control ? task.control_expert : task.expert,
+                             unit = control ? task.control_unit : task.unit;
+                for (size_t i = 0; i < C && off; i++)
+                    (c.moe() ? model.w.h[1].w_dec[(expert * D + unit) * C + i]
+                             : model.w.h[1].fc_proj_weight[i * D + unit]) = 0;
+                forward_logits(model, set.rows.tokens.data(), rows, T);
+                for (size_t g = 0, n = 0; g < rows; g++)
+                    for (const size_t t : set.places[g]) {
+                        const float* logits = model.a.logits + (g * T + t) * c.vocab_size;
+                        double sum = 0, allowed = 0;
+                        uint64_t bits = 0;
+                        const auto game = chess::parse_game_text(games.texts[g].substr(0, t + 1));
+                        const auto moves = chess::legal_moves(game.position);
+                        for (const chess::Move m : moves)
+                            bits |= uint64_t(1) << chess_id(chess::to_san(game.position, m, moves)[0]);
+                        wrong += bits != legal[n];
+                        for (size_t v = 0; v < c.vocab_size; v++) {
+                            sum += std::exp(double(logits[v]));
+                            if (bits >> v & 1) allowed += std::exp(double(logits[v]));
+                        }
+                        const double log_p = logits[set.rows.tokens[g * T + t + 1]] - std::log(sum);
+                        const bool in = task.holds[n++];
+                        change[0][in] += off ? log_p : -log_p;
+                        change[1][in] += (off ? allowed : -allowed) / sum;
+                    }
+            }
+            holds = size_t(std::count(task.holds.begin(), task.holds.end(), 1));
+            inside[control] = change[0][1] / double(holds);
+            outside[control] = change[0][0] / double(rows * per_game - holds);
+            if (!control) legal_inside = change[1][1] / double(holds);
+        }
+        check(wrong == 0 && e.places == holds && e.games == rows);
+        check_near(e.off.inside.value, inside[0], 1e-5);
+        check_near(e.off.outside.value, outside[0], 1e-5);
+        check_near(e.control.inside.value, inside[1], 1e-5);
+        check_near(e.beyond.value, inside[0] - inside[1], 1e-5);
+        check_near(e.off.legal_inside.value, legal_inside, 1e-5);
+        const Interval within = e.off.inside.interval;
+        check(e.off.inside.value != 0 && within.low <= e.off.inside.value &&
+                  e.off.inside.value <= within.high,
+              "%s: %g (%g to %g), outside %g", ffn, e.off.inside.value, within.low, within.high,
+              e.off.outside.value);
+    }
+    check(nearest_rate({0.5, 0.1, 0, 0.11, 0.2}, 1) == 3 && nearest_rate({0, 0.1, 0.0}, 1) == SIZE_MAX);
+    check(nearest_rate({0.3, 0.2, 0.1}, 1) == 0, "a tie to the lower index");
+}
+
 // A random model of chess: contexts, marks, experts and the JSON against slow versions.
 static void test_chess_model(const string& folder) {
     for (const char* ffn : {"moe", "dense"}) {
@@ -843,6 +940,12 @@ static void test_chess_model(const string& folder) {
               plain.units[0].unit != features.units[0].unit);
         o.ungated = false;
 
+        // What the best do is measured, of all that were asked for by name.
+        size_t measured = 0;
+        for (const Feature& f : features.units)
+            measured += f.effect.games == 40 && std::isfinite(f.effect.beyond.value);
+        check(measured == 5, "%zu", measured);
+
         // JSON as the report reads it.
         const Json json = parse_json(features_json(features), "features");
         const Json *units = json.find("units"), *summary = json.find("summary"), *data = json.find("games");
@@ -862,6 +965,10 @@ static void test_chess_model(const string& folder) {
                   "beyond",    "beyond_error", "on_anywhere", "places",        "precision_high"})
                 check(unit.find(key) && (unit.find(key)->is_number() || unit.find(key)->type == Json::Null),
                       "%s", key);
+            const Json* effect = unit.find("effect");
+            check(effect && (effect->type == Json::Null ||
+                             (effect->find("inside")->items.size() == 3 && effect->find("legal_outside") &&
+                              effect->find("control")->find("inside")->items.size() == 3)));
             check(unit.find("found")->type == Json::Boolean && !unit.find("property")->text.empty() &&
                   unit.find("heat")->items.size() == 64 && unit.find("promotes")->items.size() == 5 &&
                   unit.find("with")->type == Json::Array);
@@ -1070,6 +1177,7 @@ int main() {
         test_squares(folder.path);
         test_board_labels();
         test_direct_logits();
+        test_effects(folder.path);
         test_chess_model(folder.path);
         test_text_model(folder.path);
         test_program(folder.path);

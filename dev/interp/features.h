@@ -14,6 +14,7 @@
 #include "detect.h"
 #include "results.h"
 #include "text_labels.h"
+#include "unit_effects.h"
 
 // ---------------------------------------------------------------------------------------------------------
 // 1 One unit: squares, output tokens, contexts, experts
@@ -49,6 +50,9 @@ struct Feature {
         double share, base; // of the tokens where the unit is on; of all where its expert works
     };
     std::vector<Companion> with; // other experts
+    size_t control = SIZE_MAX;   // the unit of the layer that fires nearest as often at the places
+    double control_rate = 0;     // .. the share of them
+    UnitEffect effect;           // of the few best units: when it is off
 
     const std::string& words() const { return property.words[finding.choice.negated]; }
 };
@@ -134,7 +138,7 @@ struct UnitName {
 
 struct FeatureOptions {
     std::string ckpt, games, test_games, data, tokenizer, json, unit;
-    int64_t count = 1000, best = 3, per_expert = 12, seed = 1;
+    int64_t count = 1000, best = 3, per_expert = 12, effects = 5, seed = 1;
     bool ungated = false;
     std::vector<std::string> units; // more of --unit
 
@@ -151,6 +155,8 @@ struct FeatureOptions {
         o.add(0, "ungated", &ungated, "units without the gate weight of their expert");
         o.add(0, "best", "UNITS", &best, 0, 1 << 20, "units to print, the best of all");
         o.add(0, "per-expert", "UNITS", &per_expert, 1, 1 << 20, "units of every expert in the JSON");
+        o.add(0, "effects", "UNITS", &effects, 0, 1 << 20,
+              "of so many of the best: what the model loses when the unit is off");
         o.add(0, "seed", "SEED", &seed, 0, INT64_MAX, "of the permutations and the resampling");
         o.add(0, "json", "FILE", &json,
               "where the numbers go (none: interp/features.json beside the checkpoint)");
@@ -256,7 +262,13 @@ std::string best_sentence(const Features& features);
 // The boards of a page, side by side: where it fires most strongly, and the lift of every square in percent.
 std::string boards_text(const Feature& f);
 
+inline std::string change_text(const Estimate& e, int digits) {
+    return strf("%+.*f (%+.*f to %+.*f)", digits, e.value, digits, e.interval.low, digits, e.interval.high);
+}
 inline std::string range_text(Interval i) { return share_text(i.low) + " to " + share_text(i.high); }
+
+// What the model loses without it.
+void print_effect(const Feature& f, const Features& features);
 
 void print_finding(const Feature& f, const Features& features, size_t i);
 

@@ -81,6 +81,28 @@ void print_finding(const Feature& f, const Features& features, size_t i) {
            finding.beyond.errors());
 }
 
+void print_effect(const Feature& f, const Features& features) {
+    const UnitEffect& e = f.effect;
+    const size_t D = features.config.moe() ? features.config.d_expert : features.config.dense_width();
+    const std::string control =
+        features.config.moe() ? strf("%zu/%zu", f.control / D, f.control % D) : strf("%zu", f.control % D);
+    const auto line = [&](const UnitOff& off) {
+        printf("                 log p of the next %s where that holds %s, elsewhere %s\n",
+               features.chess ? "character" : "token", change_text(off.inside, 4).c_str(),
+               change_text(off.outside, 4).c_str());
+        if (features.chess)
+            printf("                 characters that begin legal moves %s, elsewhere %s\n",
+                   change_text(off.legal_inside, 4).c_str(), change_text(off.legal_outside, 4).c_str());
+    };
+    printf("  when it is off   at %zu places of %zu %s where that holds, and the others:\n", e.places,
+           e.games, features.chess ? "games" : "blocks of rows");
+    line(e.off);
+    printf("                 with unit %s off instead, which fires at %.1f%% of the places (log p where that "
+           "holds: difference %s)\n",
+           control.c_str(), 100 * f.control_rate, change_text(e.beyond, 4).c_str());
+    line(e.control);
+}
+
 void print_feature(const Features& features, size_t i) {
     const Feature& f = features.units[i];
     printf("\n%s\n", unit_text(f, features.config).c_str());
@@ -92,6 +114,7 @@ void print_feature(const Features& features, size_t i) {
         printf("  property       none: it is on at fewer than %zu %s in %zu %s\n", least_places,
                features.chess ? "boundaries of moves, where properties are compared," : "tokens", least_games,
                features.chess ? "games" : "blocks of rows");
+    if (f.effect.games) print_effect(f, features);
     for (const bool promotes : {true, false}) {
         printf(promotes ? "  promotes      " : "  suppresses    ");
         for (const OutputToken& t : promotes ? f.promotes : f.suppresses)
@@ -150,6 +173,35 @@ void print_features(const Features& features, size_t best) {
     printf("%s\n", best_sentence(features).c_str());
 }
 
+// null where it was not measured
+static void effect_json(JsonWriter& out, const Feature& f, const Features& features) {
+    const UnitEffect& e = f.effect;
+    out.key("effect");
+    if (!e.games) {
+        out.value(undefined);
+        return;
+    }
+    const size_t D = features.config.moe() ? features.config.d_expert : features.config.dense_width();
+    const auto estimate = [&](const char* name, const Estimate& x) {
+        out.key(name).open('[').value(x.value, 4).value(x.interval.low, 4).value(x.interval.high, 4).close();
+    };
+    const auto changes = [&](const UnitOff& off) {
+        estimate("inside", off.inside);
+        estimate("outside", off.outside);
+        if (!features.chess) return;
+        estimate("legal_inside", off.legal_inside);
+        estimate("legal_outside", off.legal_outside);
+    };
+    out.open('{').member("places", e.places).member("games", e.games);
+    changes(e.off);
+    out.key("control").open('{').member("expert", f.control / D).member("unit", f.control % D);
+    out.key("rate").value(f.control_rate, 4);
+    changes(e.control);
+    out.close();
+    estimate("beyond", e.beyond);
+    out.close();
+}
+
 void unit_json(JsonWriter& out, const Features& features, size_t i) {
     const Feature& f = features.units[i];
     const Finding& finding = f.finding;
@@ -193,6 +245,7 @@ void unit_json(JsonWriter& out, const Features& features, size_t i) {
     number("text_mcc", finding.text_counts.mcc());
     number("beyond", finding.beyond_mcc());
     number("beyond_error", finding.beyond_error());
+    effect_json(out, f, features);
     out.member("heat_function", f.heat_words).key("heat").open('[');
     for (const double lift : f.heat) out.value(std::lround(100 * lift));
     out.close().key("contexts").open('[');

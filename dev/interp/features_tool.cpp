@@ -69,6 +69,9 @@ static std::vector<Feature> listed_units(const std::vector<size_t>& units,
                                          size_t layer, size_t expert, size_t D, size_t most, bool all,
                                          const std::vector<Property>& properties) {
     std::vector<Feature> list;
+    std::vector<double> on_places; // the share where each unit fires
+    for (size_t u = 0; u < fires.units; u++)
+        on_places.push_back(double(fires.test.on(u, 0)) / double(fires.test.tokens));
     for (size_t i = 0; i < units.size(); i++) {
         const size_t u = units[i];
         const Choice& choice = findings[i].choice;
@@ -82,6 +85,8 @@ static std::vector<Feature> listed_units(const std::vector<size_t>& units,
         f.max = f.rate > 0 ? fires.max[u] : 0;
         f.cut = fires.cuts[u * n_thresholds + choice.threshold];
         if (choice.any()) f.property = properties[choice.property];
+        f.control = nearest_rate(on_places, u);
+        if (f.control != SIZE_MAX) f.control_rate = on_places[f.control];
         list.push_back(f);
     }
     std::stable_sort(list.begin(), list.end(),
@@ -142,6 +147,31 @@ static void add_contexts(std::vector<Feature>& units, Reader& reader, const Mate
     });
 }
 
+// What the model loses without each of the best units: those that were found to tell something.
+constexpr size_t effect_tokens = 25600;
+static void add_effects(Features& out, Reader& reader, const Material& m, size_t most) {
+    const Config& c = out.config;
+    const size_t D = c.moe() ? c.d_expert : c.dense_width();
+    if (!c.moe() && !c.dense()) return; // a unit has no decoder row of its own
+    std::vector<size_t> which;
+    std::vector<EffectTask> tasks;
+    const Truth truth(m.evidence.test, nullptr);
+    for (const size_t i : out.ranking) {
+        const Feature& f = out.units[i];
+        if (which.size() == most) break;
+        if (!f.finding.choice.any() || f.control == SIZE_MAX) continue;
+        which.push_back(i);
+        tasks.push_back(
+            {f.layer, f.expert, f.unit, f.control / D, f.control % D, truth.holds(f.finding.choice)});
+    }
+    const size_t rows = std::max<size_t>(2, effect_tokens / m.T());
+    const std::vector<uint64_t> legal =
+        m.chess ? legal_beginnings(m.test_texts, m.test.places, rows) : std::vector<uint64_t>();
+    const std::vector<UnitEffect> effects =
+        unit_effects(reader, m.test, rows, m.evidence.test.per_game, legal, tasks);
+    for (size_t i = 0; i < which.size(); i++) out.units[which[i]].effect = effects[i];
+}
+
 // The words of the rules beside every listed unit.
 static void add_rule_words(Features& out, const Evidence& e) {
     for (const Feature& f : out.units) {
@@ -194,6 +224,8 @@ Features measure_features(const FeatureOptions& o, const MakeReader& make_reader
                          progress.finish(double(group.size()));
                      });
     add_contexts(out.units, reader, m, out.gated);
+    out.ranking = rank_units(out.units);
+    add_effects(out, reader, m, out.all ? size_t(o.effects) : out.units.size());
     if (out.all) {
         const std::vector<size_t> every = units_of_layer(out.config, 0, {});
         untrained_weights(reader, out.untrained_seed);
@@ -203,7 +235,6 @@ Features measure_features(const FeatureOptions& o, const MakeReader& make_reader
                                  out.untrained.add(find(layer, every, e), every, layer.test, e.properties);
                          });
     }
-    out.ranking = rank_units(out.units);
     add_rule_words(out, e);
     out.seconds = now_seconds() - begin;
     return out;

@@ -50,17 +50,19 @@ struct Intervention {
         if (K) c.n_expert_active = K;
         return c;
     }
-    // Puts the factors on the values of a tensor of the model, if they are its.
-    template <class T> void apply(const Config& c, const Tensor& t, T* values) const {
+    // f(i, factor) for every value i of a tensor of the model that a unit's factor goes on.
+    template <class F> void each_value(const Config& c, const Tensor& t, F f) const {
         for (const UnitFactor& u : units) {
             const std::string at = "h." + std::to_string(u.layer);
             const size_t C = c.n_embd, W = c.dense_width();
             if (t.name == at + ".moe.w_dec") // (E,D,C)
-                for (size_t i = 0; i < C; i++)
-                    values[(u.expert * c.d_expert + u.unit) * C + i] *= T(u.factor);
+                for (size_t i = 0; i < C; i++) f((u.expert * c.d_expert + u.unit) * C + i, u.factor);
             if (t.name == at + ".mlp.c_proj.weight") // (C,W)
-                for (size_t i = 0; i < C; i++) values[i * W + u.unit] *= T(u.factor);
+                for (size_t i = 0; i < C; i++) f(i * W + u.unit, u.factor);
         }
+    }
+    template <class T> void apply(const Config& c, const Tensor& t, T* values) const {
+        each_value(c, t, [&](size_t i, double factor) { values[i] *= T(factor); });
     }
     // By how much a unit counts.
     double factor(size_t layer, size_t expert, size_t unit) const {

@@ -231,6 +231,26 @@ function keys(event) {
 
 const live = h('p', {class: 'hidden', 'aria-live': 'polite'}); // says which unit is shown
 const browser = h('div', {class: 'browser', tabindex: '-1', keydown: keys});
+// What the model loses when the unit is off, beside another that fires as often.
+function effectFacts(e) {
+  const signed = x => (x > 0 ? '+' : '') + fix(x, 4);
+  const change = ([value, low, high]) =>
+    number(value) ? `${signed(value)} (${signed(low)} to ${signed(high)})` : 'not known';
+  const line = (name, q) =>
+    row(name, change(q.inside), change(q.outside), ...(chess ? [change(q.legal_inside), change(q.legal_outside)] : []));
+  return [
+    h('h4', {}, 'When it is switched off'),
+    table(['<off', 'log p of what follows, where the property holds', 'elsewhere',
+            ...(chess ? ['p of characters that begin legal moves?', 'elsewhere?'] : [])],
+      [line('this unit', e),
+        line(`unit ${moe ? e.control.expert + '/' : ''}${e.control.unit}, as often on`, e.control)],
+      'What the model loses when the unit is off'),
+    h('p', {class: 'note'},
+      `Without it less with it, with 95% intervals, at ${whole(e.places)} places where the property holds and the ` +
+        `others of ${whole(e.games)} ${chess ? 'games' : 'blocks of text'}. Beyond what the other unit does there: ${
+          change(e.beyond)}.`)
+  ];
+}
 function unitPage(u) {
   const contexts = u.contexts || [], context = contexts[chosen.context];
   const fact = (name, value, note) =>
@@ -297,6 +317,7 @@ function unitPage(u) {
       fact('is above zero on', percent(u.rate, 1), chess ? 'of characters' : 'of tokens'),
       fact('counts as on', `the strongest ${percent(u.share)}`,
         `of its firings, above ${percent(u.threshold)} of ${fix(u.max)}`)),
+    u.effect && effectFacts(u.effect),
     against(u),
     h('ul', {class: 'legend'},
       [
