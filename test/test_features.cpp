@@ -723,6 +723,49 @@ static string json_without_time(Features f) {
     return features_json(f);
 }
 
+// Pairs with what is planted: two independent units and properties that are their exclusive or, one of them,
+// and chance.
+static void test_pairs() {
+    const size_t games = 60, per_game = 50, n = games * per_game;
+    Places sets[2]; // train, test
+    vector<uint8_t> independent[2], copies[2];
+    for (size_t s = 0; s < 2; s++) {
+        Places& p = sets[s];
+        p.games = games;
+        p.per_game = per_game;
+        p.properties = empty_labels(3, n);
+        for (size_t i = 0; i < n; i++) {
+            const bool a = random_uniform(9, s * 4, i) < 0.5, b = random_uniform(9, s * 4 + 1, i) < 0.5;
+            independent[s].push_back(uint8_t(a + 2 * b));
+            copies[s].push_back(uint8_t(3 * a));
+            if (a != b) p.properties.set(0, i);
+            if (a) p.properties.set(1, i);
+            if (random_uniform(9, s * 4 + 2, i) < 0.3) p.properties.set(2, i);
+        }
+    }
+    const Order orders[2] = {same_move_order(games, per_game, 1), same_move_order(games, per_game, 2)};
+    const PairFinding f = measure_pair(independent[0], independent[1], sets[0], sets[1], orders, 1);
+    check(f.property == 0 && f.more());
+    check_near(f.beyond.value, 1, 0.02); // one bit, told by neither
+    check_near(f.apart.value, 0, 0.01);
+    check_near(f.null.value, 0, 0.01);
+    check_near(f.lift.value, 1, 0.1);
+    check_near(f.rate_a, 0.5, 0.05);
+    // A unit's copy is on wherever it is, twice as often as by chance, and tells nothing of its own.
+    const PairFinding copy = measure_pair(copies[0], copies[1], sets[0], sets[1], orders, 1);
+    check_near(copy.lift.value, 1 / copy.rate_a, 1e-12);
+    check(!copy.more() && copy.lift.interval.low > 1.5);
+    // What one of them tells is told apart, not beyond.
+    Places one[2] = {sets[0], sets[1]};
+    for (Places& p : one) p.properties = chosen_cells(p.properties, {1});
+    const PairFinding alone = measure_pair(independent[0], independent[1], one[0], one[1], orders, 1);
+    check(!alone.more() && (alone.property == SIZE_MAX || std::fabs(alone.beyond.value) < 0.01));
+    // Chance: whatever is chosen tells nothing on the test places.
+    for (size_t s = 0; s < 2; s++) one[s].properties = chosen_cells(sets[s].properties, {2});
+    const PairFinding chance = measure_pair(independent[0], independent[1], one[0], one[1], orders, 1);
+    check(!chance.more() && std::fabs(chance.beyond.value) < 0.005);
+}
+
 // What a unit does, against two plain passes: one of them of a model without its decoder row.
 static void test_effects(const string& folder) {
     for (const char* ffn : {"moe", "dense"}) {
@@ -945,6 +988,10 @@ static void test_chess_model(const string& folder) {
         for (const Feature& f : features.units)
             measured += f.effect.games == 40 && std::isfinite(f.effect.beyond.value);
         check(measured == 5, "%zu", measured);
+        check(features.pairs.size() == 2 && features.pairs[0].size() == 5);
+        for (const PairFinding& f : features.pairs[0])
+            check(f.a < f.b && f.b < E * D && f.both <= std::min(f.rate_a, f.rate_b) && f.lift.value > 0 &&
+                  !f.more());
 
         // JSON as the report reads it.
         const Json json = parse_json(features_json(features), "features");
@@ -1177,6 +1224,7 @@ int main() {
         test_squares(folder.path);
         test_board_labels();
         test_direct_logits();
+        test_pairs();
         test_effects(folder.path);
         test_chess_model(folder.path);
         test_text_model(folder.path);

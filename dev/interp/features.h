@@ -15,6 +15,7 @@
 #include "results.h"
 #include "text_labels.h"
 #include "unit_effects.h"
+#include "unit_pairs.h"
 
 // ---------------------------------------------------------------------------------------------------------
 // 1 One unit: squares, output tokens, contexts, experts
@@ -138,7 +139,7 @@ struct UnitName {
 
 struct FeatureOptions {
     std::string ckpt, games, test_games, data, tokenizer, json, unit;
-    int64_t count = 1000, best = 3, per_expert = 12, effects = 5, seed = 1;
+    int64_t count = 1000, best = 3, per_expert = 12, effects = 5, pairs = 5, seed = 1;
     bool ungated = false;
     std::vector<std::string> units; // more of --unit
 
@@ -157,6 +158,8 @@ struct FeatureOptions {
         o.add(0, "per-expert", "UNITS", &per_expert, 1, 1 << 20, "units of every expert in the JSON");
         o.add(0, "effects", "UNITS", &effects, 0, 1 << 20,
               "of so many of the best: what the model loses when the unit is off");
+        o.add(0, "pairs", "PAIRS", &pairs, 0, 1000,
+              "of so many pairs of units of each layer: what they tell beyond the two apart");
         o.add(0, "seed", "SEED", &seed, 0, INT64_MAX, "of the permutations and the resampling");
         o.add(0, "json", "FILE", &json,
               "where the numbers go (none: interp/features.json beside the checkpoint)");
@@ -220,11 +223,12 @@ struct Features {
     std::vector<Feature> units; // by layer and expert; what knows most first
     std::vector<size_t>
         ranking; // of units: what knows most first, one of every property before a second of any
-    Census trained, untrained, other_labels; // untrained weights; labels of another game at the same move
-    bool all = true;                         // every unit was tested, and the controls were made
-    std::vector<std::string> text_words;     // by listed unit: its rule about the text
-    std::vector<std::string> rule_words;     // .. and the best one for its property
-    std::vector<Property> asked;             // the properties, in the order of Choice::property
+    Census trained, untrained, other_labels;     // untrained weights; labels of another game at the same move
+    bool all = true;                             // every unit was tested, and the controls were made
+    std::vector<std::string> text_words;         // by listed unit: its rule about the text
+    std::vector<std::string> rule_words;         // .. and the best one for its property
+    std::vector<Property> asked;                 // the properties, in the order of Choice::property
+    std::vector<std::vector<PairFinding>> pairs; // (L) those that fire together most often
     double seconds = 0;
 
     bool any_found() const { return !ranking.empty() && units[ranking[0]].finding.found(); }

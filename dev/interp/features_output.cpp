@@ -152,6 +152,60 @@ std::string census_text(const Census& c) {
         100 * c.share(c.reads_firing));
 }
 
+// Two units of a layer by name.
+static std::string pair_text(const Features& features, size_t layer, const PairFinding& f) {
+    const size_t D = features.config.moe() ? features.config.d_expert : features.config.dense_width();
+    return features.config.moe()
+               ? strf("%zu/%zu/%zu and %zu/%zu/%zu", layer, f.a / D, f.a % D, layer, f.b / D, f.b % D)
+               : strf("%zu/%zu and %zu/%zu", layer, f.a, layer, f.b);
+}
+
+static void print_pairs(const Features& features) {
+    size_t pairs = 0, more = 0;
+    for (size_t l = 0; l < features.pairs.size(); l++)
+        for (const PairFinding& f : features.pairs[l]) {
+            pairs++;
+            more += f.more();
+            if (!f.more()) continue;
+            printf("units %s fire together at %.1f%% of the places, %.2f times the product of their rates; "
+                   "together "
+                   "they tell %s bits more than apart (%.4f) of: %s\n",
+                   pair_text(features, l, f).c_str(), 100 * f.both, f.lift.value,
+                   change_text(f.beyond, 4).c_str(), f.apart.value,
+                   features.asked[f.property].words[0].c_str());
+        }
+    if (pairs)
+        printf("%zu of the %zu pairs of units that fire together most often tell a property beyond what the "
+               "two tell "
+               "apart\n",
+               more, pairs);
+}
+
+static void pairs_json(JsonWriter& out, const Features& features) {
+    const auto estimate = [&](const char* name, const Estimate& x) {
+        out.key(name).open('[').value(x.value, 4).value(x.interval.low, 4).value(x.interval.high, 4).close();
+    };
+    out.key("pairs").open('[');
+    for (size_t l = 0; l < features.pairs.size(); l++)
+        for (const PairFinding& f : features.pairs[l]) {
+            out.open('{').member("layer", l).member("a", f.a).member("b", f.b);
+            out.key("rate_a")
+                .value(f.rate_a, 4)
+                .key("rate_b")
+                .value(f.rate_b, 4)
+                .key("both")
+                .value(f.both, 4);
+            out.member("property",
+                       f.property < features.asked.size() ? features.asked[f.property].words[0] : "");
+            estimate("lift", f.lift);
+            estimate("apart", f.apart);
+            estimate("beyond", f.beyond);
+            estimate("null", f.null);
+            out.member("more", f.more()).close();
+        }
+    out.close();
+}
+
 void print_features(const Features& features, size_t best) {
     const char* games = features.chess ? "games" : "blocks of rows";
     printf("%s: %zu properties and %zu questions about the text, chosen on %zu %s of %s, measured on %zu of "
@@ -170,6 +224,7 @@ void print_features(const Features& features, size_t best) {
                features.chess ? "game" : "block", features.chess ? "move" : "place",
                (unsigned long long)features.seed, features.other_labels.knows);
     }
+    print_pairs(features);
     printf("%s\n", best_sentence(features).c_str());
 }
 
@@ -289,7 +344,9 @@ std::string features_json(const Features& features) {
     out.member("seed", features.seed).member("untrained_seed", features.untrained_seed);
     out.key("units").open('[');
     for (size_t i = 0; i < features.units.size(); i++) unit_json(out, features, i);
-    out.close().member("sentence", best_sentence(features)).key("best");
+    out.close();
+    pairs_json(out, features);
+    out.member("sentence", best_sentence(features)).key("best");
     if (features.ranking.empty())
         out.value(undefined);
     else

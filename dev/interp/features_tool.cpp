@@ -96,8 +96,8 @@ static std::vector<Feature> listed_units(const std::vector<size_t>& units,
 }
 
 // Tests the units wanted of one layer, all if none is, counts them and lists the best of every expert.
-static void search_layer(Features& out, const std::set<UnitName>& wanted, size_t per_expert, size_t layer,
-                         const LayerFires& fires, const Material& m) {
+static void search_layer(Features& out, const std::set<UnitName>& wanted, size_t per_expert, size_t pairs,
+                         size_t layer, const LayerFires& fires, const Material& m) {
     const Config& c = out.config;
     const Evidence& e = m.evidence;
     const size_t E = c.moe() ? c.n_expert : 1, D = fires.units / E;
@@ -105,6 +105,7 @@ static void search_layer(Features& out, const std::set<UnitName>& wanted, size_t
     const std::vector<Finding> findings = find(fires, units, e);
     out.trained.add(findings, units, fires.test, e.properties);
     if (out.all) {
+        out.pairs.push_back(frequent_pairs(fires, e, pairs, out.seed));
         const Order other_games[2] = {same_move_order(e.train.games, e.train.per_game, out.seed),
                                       same_move_order(e.test.games, e.test.per_game, out.seed + 1)};
         out.other_labels.add(find(fires, units, e, other_games), units, fires.test, e.properties);
@@ -218,7 +219,8 @@ Features measure_features(const FeatureOptions& o, const MakeReader& make_reader
                      [&](const std::vector<size_t>& group, std::vector<LayerFires>& fires) {
                          Progress progress("units", "layers", double(group.size()));
                          for (size_t i = 0; i < group.size(); i++) {
-                             search_layer(out, wanted, size_t(o.per_expert), group[i], fires[i], m);
+                             search_layer(out, wanted, size_t(o.per_expert), size_t(o.pairs), group[i],
+                                          fires[i], m);
                              progress.update(double(i + 1));
                          }
                          progress.finish(double(group.size()));
