@@ -343,7 +343,22 @@ static std::string made_up_features(const MadeUp& m, size_t per_expert) {
                 out.member("verdict", verdict).member("found", p > .7).member("outright", p > .9);
                 out.key("rivals").open('[');
                 if (index % 3 == 0) out.value(property);
-                out.close().member("precision", p).member("precision_low", p - .03 * (1 - p));
+                out.close().key("effect"); // of some of them
+                if (index % 2) {
+                    out.value(NAN);
+                } else {
+                    const std::vector<double> none = {NAN, NAN, NAN}, less = {-.0123, -.02, -.004};
+                    const auto changes = [&] {
+                        out.key("inside").values(less).key("outside").values(index % 4 ? less : none);
+                        if (chess) out.key("legal_inside").values(less).key("legal_outside").values(less);
+                    };
+                    out.open('{').member("places", 450).member("games", 100);
+                    changes();
+                    out.key("control").open('{').member("expert", e).member("unit", 3).member("rate", .04);
+                    changes();
+                    out.close().key("beyond").values(less).close();
+                }
+                out.member("precision", p).member("precision_low", p - .03 * (1 - p));
                 out.member("precision_high", p + .01 * (1 - p)).member("recall", p * .8);
                 out.member("f1", p * .87).member("f1_low", p * .84).member("f1_high", p * .9);
                 out.member("mcc", p * .8).member("base", .05 + .2 * share(index, 3));
@@ -761,6 +776,7 @@ static const char* const whole_tests = R"js(async (d, w, say) => {
   const now = () => w.location.hash, current = () => $('.units [aria-current=true]').textContent;
   const key = (k, shift) => $('.browser').dispatchEvent(new w.KeyboardEvent('keydown', {key: k, shiftKey: !!shift, bubbles: true, cancelable: true}));
   say($('.unit .kicker').textContent === 'Layer 0, expert 0, unit 90', 'opens on the best unit');
+  say(!$('.unit table'), 'nothing is said of what was not measured');
   say(all('.units li').length === 12 && all('.units [aria-current]').length === 1, 'the units of one expert');
   say(all('.board rect').length >= 64 && all('.board g').length === 64, 'a board of 64 squares');
   say(all('.board path').length > 20, 'pieces on it: ' + all('.board path').length);
@@ -787,6 +803,7 @@ static const char* const whole_tests = R"js(async (d, w, say) => {
   w.location.hash = '#unit=2/5/39/1';
   await new Promise(done => w.setTimeout(done, 100));
   say($('.unit .kicker').textContent === 'Layer 2, expert 5, unit 39', 'the address chooses');
+  say($('.unit table').textContent.includes('0.0123') && $('.unit table').textContent.includes('unit 5/3, as often on'), 'what it does');
   w.location.hash = '#unit=9/9/9';
   await new Promise(done => w.setTimeout(done, 100));
   say($('.unit .kicker').textContent === 'Layer 2, expert 5, unit 39', 'an address without a unit changes nothing');
