@@ -719,6 +719,29 @@ inline void attention_backward_plain(floatX* dqkv, float* delta, const floatX* d
     cuda_check(cudaGetLastError());
 }
 
+// ---------------------------------------------------------------------------------------------------------
+// Copies from global to shared memory that go on while a block computes
+
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+    return uint32_t(__cvta_generic_to_shared(pointer));
+}
+
+// Copies 16 bytes from global to shared memory without passing through registers and without waiting; of
+// them only the first valid_bytes are read, the rest becomes zero. Both addresses are multiples of 16.
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global, int valid_bytes) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(valid_bytes)
+                 : "memory");
+}
+
+// Copies are counted in groups: commit closes one, wait<N> returns when at most the N latest of this thread's
+// groups are still under way. A barrier then shows the data to the other threads.
+__device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int N> __device__ __forceinline__ void copy_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
 #ifndef PRECISION_FP32 // from here to the launchers floatX is __nv_bfloat16
 // ---------------------------------------------------------------------------------------------------------
 // Tensor cores: the instructions that the attention kernels are made of, by name
@@ -760,30 +783,11 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t r[4], uint32_t addres
                  : "memory");
 }
 
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-    return uint32_t(__cvta_generic_to_shared(pointer));
-}
-
-// Copies 16 (4) bytes from global to shared memory without passing through registers and without waiting; of
-// them only the first valid_bytes are read, the rest becomes zero. Both addresses are multiples of 16 (4).
-__device__ __forceinline__ void copy_async_16(void* shared, const void* global, int valid_bytes) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
-                 "r"(valid_bytes)
-                 : "memory");
-}
-
+// Copies 4 bytes, otherwise like copy_async_16().
 __device__ __forceinline__ void copy_async_4(void* shared, const void* global, int valid_bytes) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global),
                  "r"(valid_bytes)
                  : "memory");
-}
-
-// Copies are counted in groups: commit closes one, wait<N> returns when at most the N latest of this thread's
-// groups are still under way. A barrier then shows the data to the other threads.
-__device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-template <int N> __device__ __forceinline__ void copy_async_wait() {
-    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
 constexpr float ln_2 = 0.6931471805599453f;
@@ -1289,22 +1293,6 @@ template <class F> bool with_tensor_cores(size_t HS, F f) {
     return HS == 32 || HS == 64 || HS == 128;
 }
 #endif // PRECISION_FP32
-
-// A block gets more than 48 KB of shared memory only if its kernel has asked for it, once.
-inline void prepare_kernels() {
-    const auto ask = [](auto kernel, size_t bytes) {
-        cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
-    };
-    ask(layernorm_backward_kernel, layernorm_sums * most_channels * sizeof(float));
-#ifndef PRECISION_FP32
-    for (const size_t head_size : {32, 64, 128})
-        with_tensor_cores(head_size, [&](auto HS) {
-            ask(attention_forward_kernel<HS>, AttentionForward<HS>::shared_bytes);
-            ask(attention_backward_dkv_kernel<HS>, AttentionBackward<HS>::shared_bytes);
-            ask(attention_backward_dq_kernel<HS>, AttentionBackward<HS>::shared_bytes);
-        });
-#endif
-}
 
 // ---------------------------------------------------------------------------------------------------------
 // Attention: what the model calls
@@ -2421,6 +2409,189 @@ __global__ void update_kernel(floatX* weights, float* master, const float* gradi
 }
 
 // ---------------------------------------------------------------------------------------------------------
+// Experts by hand: the products of all experts in one launch, a grouped product
+//
+// Expert j multiplies its own rows by its own matrix and adds its own bias:
+//   out_s = act(a_s B_j + bias_j)    begin[j] <= s < begin[j + 1],    a_s the row s, or token[s], of a
+// One product for each is a product too small for a large card, launched by a host that must first wait for
+// the counts. Here the whole is cut into tiles of 128 rows of one expert by 128 columns, numbered expert by
+// expert, and a block takes every gridDim.x-th of them. Which expert a tile belongs to it finds by going
+// through begin: its tiles come in rising order, so once through is enough for all of them. The host need not
+// know any count, and rows come by way of token[]: no copy of them is gathered before.
+//
+// A tile's sum over K goes in steps of 64 bytes of each row. While a step is multiplied, the next two are on
+// their way to shared memory (cp.async); rows, columns and channels that there are not arrive as zeros and
+// are not read. 8 warps, 2 x 4 of them, have 64 x 32 numbers of the tile each, in registers, in fp32, a lane
+// those that mma.sync gives it; in the fp32 build every lane sums the same ones by itself. On sm_90 wgmma
+// would take the place of multiply_step(), and its layout of the sums that of the epilogue.
+//
+// A number of out is one block's sum over K in rising order: its bits depend on its row of a and on its
+// expert's matrix alone, not on who else visits the expert, nor on the number of blocks.
+
+constexpr int grouped_tile = 128, grouped_threads = 256, grouped_stages = 3;
+constexpr int grouped_depth = 64 / sizeof(floatX);
+// Rows of shared memory with 16 bytes between, as in attention: (128, depth) of a, and of B stored (M,K);
+// (depth, 128) of B stored (K,M) needs less.
+constexpr int grouped_stride = grouped_depth + pack, grouped_wide_stride = grouped_tile + pack;
+constexpr int grouped_operand = grouped_tile * grouped_stride;
+constexpr size_t grouped_shared_bytes = grouped_stages * 2 * grouped_operand * sizeof(floatX);
+constexpr unsigned grouped_blocks = 2 * multiprocessors;
+static_assert(grouped_depth * grouped_wide_stride <= grouped_operand);
+
+enum class Unit { none, relu, gelu };
+
+struct Grouped {
+    floatX *out, *before;       // (rows,M) both; before: what the activation was applied to, null: not kept
+    const floatX *a, *b, *bias; // (.,K), (E,M,K) or (E,K,M), (E,M)
+    const int *begin, *token;   // (E+1), (rows) or null
+    int E, M, K;                // M, K multiples of pack
+    Unit unit;
+};
+
+// c += a b of one step, for the warp's 64 rows of a and its 32 columns of b
+template <bool b_transposed>
+__device__ __forceinline__ void multiply_step(float c[4][4][4], const floatX* a, const floatX* b) {
+#ifndef PRECISION_FP32
+    const uint32_t a_at = lane_address<grouped_depth>(a);
+    const uint32_t b_at =
+        b_transposed ? lane_address_transposed<grouped_depth>(b) : lane_address<grouped_tile>(b);
+#pragma unroll
+    for (int k = 0; k < grouped_depth; k += 16) {
+        uint32_t rows[4][4];
+        load_operand<grouped_depth, 4>(rows, a_at + k * sizeof(floatX));
+        if constexpr (b_transposed) {
+            tile_multiply_transposed<grouped_depth, 4, 32>(c, rows, b_at + k * sizeof(floatX));
+        } else {
+#pragma unroll
+            for (int n = 0; n < 4; n += 2) {
+                uint32_t columns[4];
+                ldmatrix_x4_trans(columns, b_at + (k * grouped_wide_stride + n * 8) * sizeof(floatX));
+#pragma unroll
+                for (int m = 0; m < 4; m++) {
+                    mma_m16n8k16(c[m][n], rows[m], columns[0], columns[1]);
+                    mma_m16n8k16(c[m][n + 1], rows[m], columns[2], columns[3]);
+                }
+            }
+        }
+    }
+#else
+    const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
+#pragma unroll 4
+    for (int k = 0; k < grouped_depth; k++) {
+        float rows[8], columns[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const int n = column + i / 2 * 8 + i % 2;
+            rows[i] = a[(row + i * 8) * grouped_stride + k];
+            columns[i] = b_transposed ? b[n * grouped_stride + k] : b[k * grouped_wide_stride + n];
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+#pragma unroll
+            for (int j = 0; j < 8; j++) c[i / 2][j / 2][i % 2 * 2 + j % 2] += rows[i] * columns[j];
+    }
+#endif
+}
+
+// b_transposed: B is stored (E,M,K)
+template <bool b_transposed> __global__ void __launch_bounds__(grouped_threads, 2) grouped_kernel(Grouped g) {
+    extern __shared__ uint4 grouped_memory[];
+    floatX* const shared = (floatX*)grouped_memory; // stages of a, b
+    const int lane = threadIdx.x % warp_size, warp = threadIdx.x / warp_size;
+    const int warp_row = warp / 4 * 64, warp_column = warp % 4 * 32;
+    const int steps = (g.K + grouped_depth - 1) / grouped_depth,
+              across = (g.M + grouped_tile - 1) / grouped_tile;
+    int expert = 0, first = 0, down = 0; // its first tile; how many of them lie below each other
+    for (int tile = blockIdx.x;; tile += gridDim.x) {
+        for (;; expert++) {
+            if (expert == g.E) return;
+            down = (g.begin[expert + 1] - g.begin[expert] + grouped_tile - 1) / grouped_tile;
+            if (tile < first + down * across) break;
+            first += down * across;
+        }
+        const int from = g.begin[expert] + (tile - first) / across * grouped_tile;
+        const int rows = min(grouped_tile, g.begin[expert + 1] - from);
+        const int column = (tile - first) % across * grouped_tile, columns = min(grouped_tile, g.M - column);
+        const floatX* const b = g.b + size_t(expert) * g.M * g.K;
+
+        // Of each step a thread copies 16 bytes of two rows of a, and twice 16 bytes of B.
+        constexpr int packs = grouped_depth / pack, half = grouped_tile / 2, wide_packs = grouped_tile / pack;
+        const int row = threadIdx.x / packs, channel = threadIdx.x % packs * pack;
+        const int wide_row = threadIdx.x / wide_packs, wide_column = threadIdx.x % wide_packs * pack;
+        const floatX* a_rows[2];
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int s = from + min(row + i * half, rows - 1);
+            a_rows[i] = g.a + size_t(g.token ? g.token[s] : s) * g.K;
+        }
+        const auto load = [&](int step) {
+            floatX* const to_a = shared + step % grouped_stages * 2 * grouped_operand;
+            floatX* const to_b = to_a + grouped_operand;
+            const int k = step * grouped_depth + channel;
+#pragma unroll
+            for (int i = 0; i < 2 && step < steps; i++) {
+                const int r = row + i * half;
+                const bool there = r < rows && k < g.K;
+                copy_async_16(to_a + r * grouped_stride + channel, a_rows[i] + (there ? k : 0),
+                              there ? 16 : 0);
+                if (b_transposed) {
+                    const bool known = r < columns && k < g.K;
+                    copy_async_16(to_b + r * grouped_stride + channel,
+                                  known ? b + size_t(column + r) * g.K + k : b, known ? 16 : 0);
+                } else {
+                    const int at = wide_row + i * (grouped_depth / 2), wide_k = step * grouped_depth + at;
+                    const bool known = wide_column < columns && wide_k < g.K;
+                    copy_async_16(to_b + at * grouped_wide_stride + wide_column,
+                                  known ? b + size_t(wide_k) * g.M + column + wide_column : b,
+                                  known ? 16 : 0);
+                }
+            }
+            copy_async_commit(); // also of nothing, so that groups are counted as steps are
+        };
+
+        float c[4][4][4] = {};
+        for (int step = 0; step < grouped_stages - 1; step++) load(step);
+        for (int step = 0; step < steps; step++) {
+            copy_async_wait<grouped_stages - 2>();
+            __syncthreads(); // the step is there for all; and all have left the one before, whose place is
+                             // next
+            load(step + grouped_stages - 1);
+            const floatX* const a_step = shared + step % grouped_stages * 2 * grouped_operand;
+            const floatX* const b_step = a_step + grouped_operand;
+            multiply_step<b_transposed>(c, a_step + warp_row * grouped_stride,
+                                        b_step + warp_column * (b_transposed ? grouped_stride : 1));
+        }
+        __syncthreads(); // before the next tile's first steps come
+
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+            const int at = warp_column + n * 8 + lane % 4 * 2;
+            if (at >= columns) continue;
+            const floatX* const bias = g.bias + size_t(expert) * g.M + column + at;
+            const float bias_0 = float(bias[0]), bias_1 = float(bias[1]);
+#pragma unroll
+            for (int i = 0; i < 8; i++) { // row i / 2 * 16 + i % 2 * 8 from the lane's first
+                const int r = warp_row + i * 8 + lane / 4;
+                if (r >= rows) continue;
+                const size_t place = size_t(from + r) * g.M + column + at;
+                const float h_0 = c[i / 2][n][i % 2 * 2] + bias_0, h_1 = c[i / 2][n][i % 2 * 2 + 1] + bias_1;
+                if (g.before) *(ChannelPair*)(g.before + place) = {floatX(h_0), floatX(h_1)};
+                const auto unit = [&](float h) { // NaN stays NaN
+                    return g.unit == Unit::none ? h : g.unit == Unit::gelu ? gelu(h) : h <= 0 ? 0 : h;
+                };
+                *(ChannelPair*)(g.out + place) = {floatX(unit(h_0)), floatX(unit(h_1))};
+            }
+        }
+    }
+}
+
+void grouped_multiply(const Grouped& g, bool b_transposed, cudaStream_t stream) {
+    const auto kernel = b_transposed ? grouped_kernel<true> : grouped_kernel<false>;
+    kernel<<<grouped_blocks, grouped_threads, grouped_shared_bytes, stream>>>(g);
+    cuda_check(cudaGetLastError());
+}
+
+// ---------------------------------------------------------------------------------------------------------
 // 3. Matrix products
 // ---------------------------------------------------------------------------------------------------------
 // out (M,N) = a (M,K) b (K,N), or += with accumulate; all row-major, an operand that is stored the other way
@@ -2444,6 +2615,24 @@ struct Product {
     size_t& tokens() { return a_transposed ? K : M; }
     size_t tokens() const { return a_transposed ? K : M; }
 };
+
+// A block gets more than 48 KB of shared memory only if its kernel has asked for it, once.
+inline void prepare_kernels() {
+    const auto ask = [](auto kernel, size_t bytes) {
+        cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
+    };
+    ask(grouped_kernel<true>, grouped_shared_bytes);
+    ask(grouped_kernel<false>, grouped_shared_bytes);
+    ask(layernorm_backward_kernel, layernorm_sums * most_channels * sizeof(float));
+#ifndef PRECISION_FP32
+    for (const size_t head_size : {32, 64, 128})
+        with_tensor_cores(head_size, [&](auto HS) {
+            ask(attention_forward_kernel<HS>, AttentionForward<HS>::shared_bytes);
+            ask(attention_backward_dkv_kernel<HS>, AttentionBackward<HS>::shared_bytes);
+            ask(attention_backward_dq_kernel<HS>, AttentionBackward<HS>::shared_bytes);
+        });
+#endif
+}
 
 // A stream, and the memory that products on it may use meanwhile. Products on several branches run side by
 // side: one expert's alone leaves much of a large card idle. The bits are the same for any number of
@@ -2678,7 +2867,11 @@ struct Experts {
     uint8_t* mask;                 // (slots, mask_stride bits), relu when fused
     floatX *dh, *db;               // (slots,D) (E,D) scratch of the backward pass
     float* partial;                // (bias_parts(slots,E), max(C,D)) likewise
-    bool keeps_h = false;          // pre-activations are wanted of relu, too: then it is not fused
+    bool by_hand = false;          // forward by grouped_kernel; then it is not fused
+    const floatX* tokens_x =
+        nullptr; // by hand: (N,C) what x is gathered from by token (slots); null: x itself
+    const int* token = nullptr;
+    bool keeps_h = false; // pre-activations are wanted of relu, too: then it is not fused
     // Of a dense layer, which then is not fused either
     bool geglu = false, solu = false;
     Linear to_gate = {};                      // geglu: from x to what goes through gelu
@@ -2762,6 +2955,13 @@ inline void units_backward(Gpu& gpu, const Experts& e, size_t j, size_t first, s
 inline void experts_encode(Gpu& gpu, const Experts& e) {
     gpu.mark("experts_encode");
     std::fill(e.own, e.own + e.E, uint8_t(e.fused ? 0 : Experts::own_forward));
+    if (e.by_hand) {
+        grouped_multiply({e.z, e.relu && !e.keeps_h ? nullptr : e.h, e.token ? e.tokens_x : e.x, e.w_enc,
+                          e.b_enc, e.begin, e.token, int(e.E), int(e.D), int(e.C),
+                          e.relu ? Unit::relu : Unit::gelu},
+                         true, gpu.stream);
+        return;
+    }
     fork_branches(gpu);
     e.each([&](size_t j, size_t first, size_t rows) {
         if (e.fused && try_multiply(gpu, e.encode(j, first, rows, true), j)) return;
@@ -2775,6 +2975,12 @@ inline void experts_encode(Gpu& gpu, const Experts& e) {
 // y = z W_dec + b_dec
 inline void experts_decode(Gpu& gpu, const Experts& e) {
     gpu.mark("experts_decode");
+    if (e.by_hand) {
+        grouped_multiply(
+            {e.y, nullptr, e.z, e.w_dec, e.b_dec, e.begin, nullptr, int(e.E), int(e.C), int(e.D), Unit::none},
+            e.w_dec_transposed, gpu.stream);
+        return;
+    }
     fork_branches(gpu);
     e.each([&](size_t j, size_t first, size_t rows) {
         Product p{e.y + first * e.C, e.z + first * e.D, e.w_dec + j * e.D * e.C, rows, e.C, e.D};
@@ -3334,7 +3540,7 @@ struct Model {
     Gpu gpu;
     size_t max_B, max_T;
     int recompute;
-    bool fused = false;
+    bool fused = false, by_hand = false; // see Experts
     Block<floatX> weights;
     Block<float> master, gradients, moment_1, moment_2, dstatistics;
     Exchange exchange;                // with the other GPUs
@@ -3368,7 +3574,8 @@ struct Model {
     // For batches of up to B x T tokens; with training = false there is no backward pass. With B = 0 there
     // are the weights alone.
     explicit Model(const Config& config, size_t B, size_t T, int recompute = 0, bool training = true,
-                   const std::string& epilogues = "auto", Exchange others = Exchange())
+                   const std::string& epilogues = "auto", Exchange others = Exchange(),
+                   const std::string& experts_by = "library")
         : config(config), table(gpu_tensor_table(config)), max_B(B), max_T(T), recompute(recompute),
           exchange(std::move(others)) {
         check_gpu_config(config, "model");
@@ -3403,8 +3610,14 @@ struct Model {
             decays.upload(decay.data(), decay.size());
         }
         const size_t slots = B * T * (config.moe() ? config.n_expert_active : 1);
-        fused = choose_epilogues(gpu, experts(0), epilogues, std::max<size_t>(1, slots / E));
-        keep_slots = training && recompute == 0 && leaves_room_for_slots();
+        by_hand = experts_by == "hand";
+        if (by_hand && (config.geglu() || config.solu()))
+            fail("--experts-by hand knows relu and gelu, expected --experts-by library for %s",
+                 config.geglu() ? "GEGLU" : "SoLU");
+        if (by_hand && epilogues == "library")
+            fail("--experts-by hand does bias and activation itself, expected --epilogues own or auto");
+        fused = !by_hand && choose_epilogues(gpu, experts(0), epilogues, std::max<size_t>(1, slots / E));
+        keep_slots = training && !by_hand && recompute == 0 && leaves_room_for_slots();
         activations = Block<char>(activation_bytes(shape(training)));
         char* place = activations.data;
         for_each_activation(shape(training), a, [&](auto*& pointer, size_t elements) {
@@ -3539,6 +3752,7 @@ struct Model {
         e.dh = a.dh;
         e.db = a.db;
         e.partial = a.partial;
+        e.by_hand = by_hand;
         e.keeps_h = config.scaled();
         e.geglu = config.geglu();
         e.solu = config.solu();
@@ -3548,6 +3762,8 @@ struct Model {
         if (a.h.empty()) return e;
         e.begin = moe ? a.h[l].router.begin : whole_batch;
         e.x = moe ? a.h[l].slots_x : a.h[l].ln_2;
+        e.tokens_x = a.h[l].ln_2;
+        e.token = moe ? a.h[l].router.token : nullptr;
         e.y = moe ? a.h[l].y : a.proj;
         e.dx = moe ? a.dslots : a.dln;
         e.dy = moe ? a.dy : a.dresidual;
@@ -3649,7 +3865,7 @@ inline void refresh_statistics(Model& model, size_t l) {
         expert_statistics_forward(s, w.w_enc, w.b_enc, c.n_expert, c.d_expert, c.n_embd, model.gpu.stream);
 }
 
-// Which experts of layer l the tokens go to, and h.ln_2 in their slots.
+// Which experts of layer l the tokens go to, and, for the library, h.ln_2 in their slots.
 inline void route(Model& model, size_t l, float share) {
     Activations& a = model.a;
     const LayerActivations& h = a.h[l];
@@ -3664,6 +3880,7 @@ inline void route(Model& model, size_t l, float share) {
                                (router.E + 1) * sizeof(int), cudaMemcpyDeviceToHost, gpu.copies));
     cuda_check(cudaEventRecord(model.begin_copied, gpu.copies));
     balance_forward(&model.totals->aux, router, a.sum_p, share, gpu.marked("balance_forward"));
+    if (model.by_hand) return; // whose products need neither
     gather(h.slots_x, h.ln_2, router.token, router.N * router.K, router.C, gpu.marked("gather"));
     gpu.mark("wait for the counts");
     cuda_check(cudaEventSynchronize(model.begin_copied)); // the one wait of the layer
@@ -3715,12 +3932,14 @@ inline void forward(Model& model, float gradient_scale = 0, float share = 1) {
         if (model.count_units && gradient_scale != 0)
             count_active(&model.totals->active, experts.solu ? experts.u : experts.z,
                          experts.all_masked() ? (const uint4*)experts.mask : nullptr,
-                         experts.slots() * experts.D, gpu.marked("count_active"));
+                         N * (c.moe() ? c.n_expert_active : 1) * experts.D, gpu.marked("count_active"));
         if (c.scaled() && gradient_scale != 0)
             add_variances(model.variances + l * c.n_expert, model.router(l), experts.h, experts.D, a.partial,
                           gpu.marked("add_variances"));
         x = h.out;
     }
+    // By hand no layer waited; the counts are for the backward pass, and for who asks afterwards.
+    if (model.by_hand && c.moe()) cuda_check(cudaEventSynchronize(model.begin_copied));
     gpu.mark("head");
     Product head{a.logits, a.ln_f, model.w.wte, N, Vp, C};
     head.b_transposed = true;
@@ -3975,7 +4194,8 @@ inline float time_experts(Model& model) {
     model.T = model.max_T;
     model.whole_batch = model.batch.data;
     zero_gradients(model);
-    const Experts e = model.experts(0);
+    Experts e = model.experts(0);
+    e.token = nullptr; // nothing was dispatched
     const size_t slots = model.B * model.T * (moe ? model.config.n_expert_active : 1);
     for (size_t j = 0; j <= e.E; j++) model.host_begin[j] = int(slots * j / e.E);
     int* const begin = moe ? a.h[0].router.begin : model.whole_batch;
@@ -4433,7 +4653,7 @@ inline int train_rank(Ranks& ranks, Options& options, Flags& flags, const std::v
                    memory_of(run, free_memory(), exchange.sharing, network));
 
     Model model(run.config, run.B, run.T, int(run.flags.recompute), true, run.flags.epilogues,
-                std::move(exchange));
+                std::move(exchange), run.flags.experts_by);
     try {
         return train(model, run, ranks, options, flags, program);
     } catch (...) {

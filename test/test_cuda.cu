@@ -136,8 +136,9 @@ static bool empty_behind_vocabulary(Model& model) {
     std::vector<floatX> narrow(count);
     model.weights.download(narrow.data(), count);
     for (size_t i = begin; i < end; i++) empty &= float(narrow[i]) == 0;
-    for (const float* from : {(const float*)model.master_weights(model.pieces[0]), (const float*)model.gradients.data,
-                              (const float*)model.moment_1.data, (const float*)model.moment_2.data}) {
+    for (const float* from :
+         {(const float*)model.master_weights(model.pieces[0]), (const float*)model.gradients.data,
+          (const float*)model.moment_1.data, (const float*)model.moment_2.data}) {
         cuda_check(cudaMemcpy(block.data(), from, count * sizeof(float), cudaMemcpyDeviceToHost));
         for (size_t i = begin; i < end; i++) empty &= block[i] == 0;
     }
@@ -192,8 +193,9 @@ static std::vector<int> chosen(const Setting& s, std::vector<int> choice) {
     return choice;
 }
 
-static void check_against_reference(const Setting& s, const char* name, double tolerance) {
-    Model model(s.c, s.B, s.T);
+static void check_against_reference(const Setting& s, const char* name, double tolerance,
+                                    const char* experts_by = "library") {
+    Model model(s.c, s.B, s.T, 0, true, "auto", Exchange(), experts_by);
     load(model, s);
     const Step run = one_step(model, s);
     const reference::Results& expected = s.expected;
@@ -244,11 +246,12 @@ static void check_against_reference(const Setting& s, const char* name, double t
 
 // The same bits however often, with or without recomputation, on any number of streams, and whatever else the
 // model did in between.
-static void check_against_itself(const Setting& s, const char* name) {
+static void check_against_itself(const Setting& s, const char* name, const char* experts_by = "library") {
     std::vector<Step> runs;
     for (const int recompute : {0, 0, 1, 2}) {
-        Model model(s.c, s.B, s.T, recompute);
-        check(model.keep_slots == (s.c.moe() && recompute == 0));
+        Model model(s.c, s.B, s.T, recompute, true, "auto", Exchange(), experts_by);
+        const bool by_hand = experts_by == std::string("hand");
+        check(model.by_hand == by_hand && model.keep_slots == (s.c.moe() && recompute == 0 && !by_hand));
         model.gpu.branch_count = std::min<size_t>(runs.size() + 1, Gpu::most_branches);
         if (runs.size() == 1) model.keep_slots = false; // as where memory is short
         load(model, s);
@@ -344,8 +347,14 @@ static bool library_by_default(bool relu) {
     return major >= 9 && (relu || !fp32);
 }
 
-// --epilogues: what is asked for is what is done, or it is refused.
+// --epilogues, --experts-by: what is asked for is what is done, or it is refused.
 static void check_epilogues() {
+    auto by_hand = [](const Case& v, const char* epilogues) {
+        Model(config_of(v), 2, 9, 0, true, epilogues, Exchange(), "hand");
+    };
+    check_error(by_hand(cases[0], "library"), "--experts-by hand", "expected --epilogues own or auto");
+    check_error(by_hand(cases[6], "auto"), "--experts-by hand", "GEGLU", "expected --experts-by library");
+    check_error(by_hand(cases[7], "auto"), "SoLU");
     for (const Case& v : {cases[0], cases[1]}) {
         check(Model(config_of(v), 2, 9, 0, true, "library").fused);
         check(!Model(config_of(v), 2, 9, 0, true, "own").fused);
@@ -413,9 +422,11 @@ static void check_choices() {
     measure_choices(model, flags);
     check(flags.streams == 2 && model.gpu.branch_count == 2);
     for (const Case& v : {cases[0], cases[4]}) {
-        Model other(config_of(v), 2, v.T);
-        const float ms = time_experts(other);
-        check(ms > 0 && std::isfinite(ms), "%g ms", ms);
+        for (const char* experts_by : {"library", "hand"}) {
+            Model other(config_of(v), 2, v.T, 0, true, "auto", Exchange(), experts_by);
+            const float ms = time_experts(other);
+            check(ms > 0 && std::isfinite(ms), "%g ms", ms);
+        }
     }
     const float ms = time_experts(model);
     const Step after = one_step(model, s);
@@ -456,10 +467,12 @@ static void check_not_finite() {
     load(model, s);
     check(!std::isfinite(one_step(model, s).totals.loss));
     std::vector<float> before(model.weights.count), after(before.size());
-    cuda_check(cudaMemcpy(before.data(), model.master_weights(model.pieces[0]), before.size() * 4, cudaMemcpyDeviceToHost));
+    cuda_check(cudaMemcpy(before.data(), model.master_weights(model.pieces[0]), before.size() * 4,
+                          cudaMemcpyDeviceToHost));
     update(model, {}, 1, 1);
     read_totals(model);
-    cuda_check(cudaMemcpy(after.data(), model.master_weights(model.pieces[0]), after.size() * 4, cudaMemcpyDeviceToHost));
+    cuda_check(cudaMemcpy(after.data(), model.master_weights(model.pieces[0]), after.size() * 4,
+                          cudaMemcpyDeviceToHost));
     check(memcmp(before.data(), after.data(), before.size() * 4) == 0);
     model.moment_1.download(after.data(), after.size());
     check(std::all_of(after.begin(), after.end(), [](float x) { return x == 0; }));
@@ -487,6 +500,12 @@ int main() {
             check_against_reference(s, v.name, gradient_tolerance);
             check_against_itself(s, v.name);
         }
+        for (const Case& v : {cases[0], cases[1], cases[4], cases[8], cases[15]}) // relu, gelu, dense, scaled
+            check_against_reference(untied_setting(v, true), (std::string(v.name) + ", by hand").c_str(),
+                                    gradient_tolerance, "hand");
+        for (const Case& v : {cases[0], cases[9]})
+            check_against_itself(setting_of(v, 2, v.T, true), (std::string(v.name) + ", by hand").c_str(),
+                                 "hand");
         for (const Case& v : {cases[0], cases[5]})
             check_against_reference(untied_setting(v, false), (std::string(v.name) + ", undecided").c_str(),
                                     relu_tolerance);

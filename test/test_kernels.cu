@@ -1425,21 +1425,30 @@ struct ExpertsCase {
 };
 
 // Returns how many experts had fused epilogues.
-static size_t test_experts(Gpu& gpu, const ExpertsCase& c, bool relu, bool fused) {
+static size_t test_experts(Gpu& gpu, const ExpertsCase& c, bool relu, bool fused, bool by_hand = false) {
     const bool dense = c.how == std::string("dense");
     const size_t N = c.N, E = c.E, K = c.K, D = c.D, C = c.C, slots = N * K;
     std::vector<int> begins(E + 1), slot(slots), token(slots);
     reference::dispatch(begins.data(), slot.data(), token.data(), choices(N, E, K, c.how).data(), N, E, K);
     const std::string what = strf("experts %s%s N %zu E %zu K %zu D %zu C %zu, %s", relu ? "relu" : "gelu",
-                                  fused ? " fused" : "", N, E, K, D, C, c.how);
+                                  by_hand ? " by hand"
+                                  : fused ? " fused"
+                                          : "",
+                                  N, E, K, D, C, c.how);
     // The library's gelu is not as exact as ours: --epilogues auto does not use it in fp32.
     const double least = fused && !relu ? 1e-3 : 0, once = std::max(rounded, least),
                  twice = std::max(rounded_twice, least);
     const Array<floatX> w_enc = normals<floatX>(E * D * C, 1 / std::sqrt(double(C))),
                         b_enc = normals<floatX>(E * D, 0.5), b_dec = normals<floatX>(E * C),
                         w_dec = normals<floatX>(E * D * C, 1 / std::sqrt(double(D))),
-                        x = normals<floatX>(slots * C);
-    const Array<int> begin(begins);
+                        tokens_x = normals<floatX>(N * C);
+    std::vector<floatX> gathered;
+    for (size_t s = 0; s < slots; s++) {
+        const auto row = tokens_x.initial.begin() + std::ptrdiff_t((dense ? s : size_t(token[s])) * C);
+        gathered.insert(gathered.end(), row, row + std::ptrdiff_t(C));
+    }
+    const Array<floatX> x(gathered);
+    const Array<int> begin(begins), tokens(token);
     const Array<floatX> h(relu ? 0 : slots * D), z(slots * D), y(slots * C);
     const Array<uint8_t> mask(relu && fused ? slots * round_up(D, 128) / 8 : 0);
     std::vector<uint8_t> own(E, 7);
@@ -1447,10 +1456,12 @@ static size_t test_experts(Gpu& gpu, const ExpertsCase& c, bool relu, bool fused
     const Array<float> dw_enc = normals<float>(E * D * C), db_enc = normals<float>(E * D),
                        dw_dec = normals<float>(E * D * C), db_dec = normals<float>(E * C),
                        partial(bias_parts(slots, E) * std::max(C, D));
-    const Experts e = {E,          D,      C,      relu,   fused,  w_enc, b_enc, w_dec,
-                       b_dec,      dw_enc, db_enc, dw_dec, db_dec, dense, begin, begins.data(),
-                       own.data(), x,      y,      dx,     dy,     h,     z,     mask,
-                       dh,         db,     partial};
+    Experts e = {E,      D,      C,     relu,  fused,         w_enc,      b_enc, w_dec, b_dec, dw_enc, db_enc,
+                 dw_dec, db_dec, dense, begin, begins.data(), own.data(), x,     y,     dx,    dy,     h,
+                 z,      mask,   dh,    db,    partial};
+    e.by_hand = by_hand;
+    e.tokens_x = tokens_x;
+    if (!dense) e.token = tokens;
     if (fused && !fused_epilogues(gpu, e, std::max<size_t>(1, slots / E))) return 0;
 
     run(
@@ -1515,6 +1526,40 @@ static size_t test_experts(Gpu& gpu, const ExpertsCase& c, bool relu, bool fused
     return library;
 }
 
+// By hand the bits of a slot are those of its own row and expert: alone, or with all the others.
+static void test_neighbours(Gpu& gpu) {
+    const size_t E = 3, M = 136, K = 40, rows = 300;
+    const Array<floatX> a = normals<floatX>(rows * K), b = normals<floatX>(E * M * K),
+                        bias = normals<floatX>(E * M), before(rows * M), together(rows * M), alone(M);
+    const Array<int> begin(std::vector<int>{0, 130, 130, int(rows)});
+    run(
+        "grouped",
+        [&] {
+            grouped_multiply(
+                {together, before, a, b, bias, begin, nullptr, int(E), int(M), int(K), Unit::relu}, true,
+                gpu.stream);
+        },
+        together, before);
+    const Numbers all = together.after(), h = before.after();
+    size_t wrong = 0;
+    for (size_t i = 0; i < all.size(); i++) wrong += !(all[i] == std::max(h[i], 0.0));
+    check(wrong == 0, "grouped: %zu units are not the relu of what they were before", wrong);
+    for (const int row : {0, 127, 128, 129, 130, 257, 299}) {
+        const Array<int> one(row < 130 ? std::vector<int>{0, 1, 1, 1} : std::vector<int>{0, 0, 0, 1}),
+            token(std::vector<int>{row});
+        run(
+            "grouped, alone",
+            [&] {
+                grouped_multiply({alone, nullptr, a, b, bias, one, token, int(E), int(M), int(K), Unit::relu},
+                                 true, gpu.stream);
+            },
+            alone);
+        const Numbers got = alone.after();
+        check(std::equal(got.begin(), got.end(), all.begin() + row * std::ptrdiff_t(M)), "grouped: row %d",
+              row);
+    }
+}
+
 static void test_all_experts(Gpu& gpu) {
     const std::vector<ExpertsCase> cases = {
         {1, 1, 1, 8, 8, "random"},       {31, 2, 1, 64, 64, "random"},  {63, 3, 3, 72, 136, "random"},
@@ -1526,7 +1571,12 @@ static void test_all_experts(Gpu& gpu) {
         for (const ExpertsCase& c : cases) {
             test_experts(gpu, c, relu, false);
             fused += test_experts(gpu, c, relu, true);
+            test_experts(gpu, c, relu, false, true);
         }
+    // By hand, where tiles end in every way: rows, columns, channels of the sum.
+    for (const ExpertsCase& c : {ExpertsCase{129, 1, 1, 136, 72, "dense"}, {300, 5, 2, 144, 152, "random"}})
+        test_experts(gpu, c, true, false, true);
+    test_neighbours(gpu);
     if (!getenv("EMU_CUBLASLT_EPILOGUES")) check(fused > 0, "no fused epilogue was tested");
 
     // Some experts have too few tokens for any fused algorithm, forward or backward: bias and activation are

@@ -25,7 +25,7 @@ struct Flags {
     int64_t layers = 0, heads = 0, embd = 0, experts = 0, active = 0, d_expert = 0; // 0: as the preset says
     int64_t keys = 0, retrieve = 0, top = 0, d_key = 0, share = 0;                  // likewise
     std::string ffn = "moe", act = "relu", router = "sparsity", gate = "chosen", balance = "loss";
-    std::string epilogues = "auto";
+    std::string epilogues = "auto", experts_by = "library";
     std::string router_sd = "diagonal";
     double balance_rate = 1e-3, l0_weight = 0, l0_target = 0, l1_weight = 0, bias_init = 0;
     int64_t unit_top = 0;
