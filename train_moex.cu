@@ -2435,7 +2435,7 @@ constexpr int grouped_depth = 64 / sizeof(floatX);
 constexpr int grouped_stride = grouped_depth + pack, grouped_wide_stride = grouped_tile + pack;
 constexpr int grouped_operand = grouped_tile * grouped_stride;
 constexpr size_t grouped_shared_bytes = grouped_stages * 2 * grouped_operand * sizeof(floatX);
-constexpr unsigned grouped_blocks = 2 * multiprocessors;
+constexpr unsigned grouped_blocks = 2; // of a multiprocessor, as far as they fit
 static_assert(grouped_depth * grouped_wide_stride <= grouped_operand);
 
 enum class Unit { none, relu, gelu };
@@ -2585,9 +2585,10 @@ template <bool b_transposed> __global__ void __launch_bounds__(grouped_threads, 
     }
 }
 
-void grouped_multiply(const Grouped& g, bool b_transposed, cudaStream_t stream) {
+// On a card of so many multiprocessors: that all blocks begin at once is what makes their shares even.
+void grouped_multiply(const Grouped& g, bool b_transposed, unsigned multiprocessors, cudaStream_t stream) {
     const auto kernel = b_transposed ? grouped_kernel<true> : grouped_kernel<false>;
-    kernel<<<grouped_blocks, grouped_threads, grouped_shared_bytes, stream>>>(g);
+    kernel<<<grouped_blocks * multiprocessors, grouped_threads, grouped_shared_bytes, stream>>>(g);
     cuda_check(cudaGetLastError());
 }
 
@@ -2666,7 +2667,8 @@ struct Gpu {
     }
     // The algorithm of every kind of product met so far; none where cuBLASLt knows none.
     std::map<std::array<size_t, 7>, std::optional<cublasLtMatmulAlgo_t>> algorithms;
-    size_t refused = 0; // how often an algorithm of the kind did not serve the size
+    unsigned multiprocessors = 0; // of the card; bits do not depend on it
+    size_t refused = 0;           // how often an algorithm of the kind did not serve the size
 
     Gpu() {
         for (Branch& branch : branches) {
@@ -2678,6 +2680,10 @@ struct Gpu {
         cuda_check(cudaStreamCreate(&copies));
         cuda_check(cudaEventCreateWithFlags(&forked, cudaEventDisableTiming));
         cublas_check(cublasLtCreate(&blas));
+        int device = 0, count = 0;
+        cuda_check(cudaGetDevice(&device));
+        cuda_check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+        multiprocessors = unsigned(count);
         prepare_kernels();
     }
     Gpu(const Gpu&) = delete;
@@ -2959,7 +2965,7 @@ inline void experts_encode(Gpu& gpu, const Experts& e) {
         grouped_multiply({e.z, e.relu && !e.keeps_h ? nullptr : e.h, e.token ? e.tokens_x : e.x, e.w_enc,
                           e.b_enc, e.begin, e.token, int(e.E), int(e.D), int(e.C),
                           e.relu ? Unit::relu : Unit::gelu},
-                         true, gpu.stream);
+                         true, gpu.multiprocessors, gpu.stream);
         return;
     }
     fork_branches(gpu);
@@ -2978,7 +2984,7 @@ inline void experts_decode(Gpu& gpu, const Experts& e) {
     if (e.by_hand) {
         grouped_multiply(
             {e.y, nullptr, e.z, e.w_dec, e.b_dec, e.begin, nullptr, int(e.E), int(e.C), int(e.D), Unit::none},
-            e.w_dec_transposed, gpu.stream);
+            e.w_dec_transposed, gpu.multiprocessors, gpu.stream);
         return;
     }
     fork_branches(gpu);

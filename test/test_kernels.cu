@@ -1526,17 +1526,18 @@ static size_t test_experts(Gpu& gpu, const ExpertsCase& c, bool relu, bool fused
     return library;
 }
 
-// By hand the bits of a slot are those of its own row and expert: alone, or with all the others.
+// By hand the bits of a slot are those of its own row and expert: alone, or with all the others, by many
+// blocks or by few.
 static void test_neighbours(Gpu& gpu) {
     const size_t E = 3, M = 136, K = 40, rows = 300;
     const Array<floatX> a = normals<floatX>(rows * K), b = normals<floatX>(E * M * K),
                         bias = normals<floatX>(E * M), before(rows * M), together(rows * M), alone(M);
     const Array<int> begin(std::vector<int>{0, 130, 130, int(rows)});
-    run(
+    run( // on one multiprocessor, so that blocks have several tiles
         "grouped",
         [&] {
             grouped_multiply(
-                {together, before, a, b, bias, begin, nullptr, int(E), int(M), int(K), Unit::relu}, true,
+                {together, before, a, b, bias, begin, nullptr, int(E), int(M), int(K), Unit::relu}, true, 1,
                 gpu.stream);
         },
         together, before);
@@ -1551,7 +1552,7 @@ static void test_neighbours(Gpu& gpu) {
             "grouped, alone",
             [&] {
                 grouped_multiply({alone, nullptr, a, b, bias, one, token, int(E), int(M), int(K), Unit::relu},
-                                 true, gpu.stream);
+                                 true, gpu.multiprocessors, gpu.stream);
             },
             alone);
         const Numbers got = alone.after();
