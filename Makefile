@@ -10,11 +10,12 @@ CXXFLAGS ?= -O3 -march=native
 FLAGS    := -std=c++20 -fno-math-errno -Wall -Wextra
 space    := $(subst ,, )
 comma    := ,
+CLANG    := $(findstring clang,$(shell $(CXX) --version))
 OPENMP   := $(shell echo 'int main(){}' | $(CXX) -x c++ -fopenmp - -o /dev/null 2>/dev/null && echo -fopenmp)
 # libgomp linked statically lets dev/lib/threads.cpp say how long its threads spin (GCC's; others have no need).
-LIBGOMP  := $(shell a=$$($(CXX) -print-file-name=libgomp.a); ! $(CXX) --version | grep -q clang && \
+LIBGOMP  := $(if $(CLANG),,$(shell a=$$($(CXX) -print-file-name=libgomp.a); \
               echo 'extern "C" int omp_get_max_threads(); int main() { return omp_get_max_threads() < 1; }' | \
-              $(CXX) -x c++ -fopenmp - -x none $$a -Wl,--as-needed -o /dev/null 2>/dev/null && echo $$a -Wl,--as-needed)
+              $(CXX) -x c++ -fopenmp - -x none $$a -Wl,--as-needed -o /dev/null 2>/dev/null && echo $$a -Wl,--as-needed))
 NATIVE   := $(shell echo 'int main(){}' | $(CXX) -x c++ -march=native - -o /dev/null 2>/dev/null && echo yes)
 ifeq ($(OPENMP),)
 FLAGS    += -Wno-unknown-pragmas
@@ -22,10 +23,11 @@ endif
 ifneq ($(NATIVE),yes)
 CXXFLAGS := $(filter-out -march=native,$(CXXFLAGS))
 endif
-# SAN=1 builds and tests under AddressSanitizer and UndefinedBehaviorSanitizer, in a folder of its own.
+# SAN=1 builds and tests under AddressSanitizer and UndefinedBehaviorSanitizer, in a folder of its own. What clang++
+# makes of it without optimizing runs as fast as what g++ makes with, and is compiled in less than half the time.
 ifeq ($(SAN),1)
 B        := build/san
-CXXFLAGS := -O1 -g1 -march=native -Wno-maybe-uninitialized -fsanitize=address,undefined -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS
+CXXFLAGS := $(if $(CLANG),-O0,-O1 -Wno-maybe-uninitialized) -g1 -march=native -fsanitize=address,undefined -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS $(filter -Werror,$(CXXFLAGS))
 else
 B        := build
 endif
@@ -163,7 +165,7 @@ $(B)/double/%.o: %.cpp Makefile $(B)/cxx.flags
 # in the archives above.
 $(foreach t,$(TESTS) test_training_ranks,$(B)/obj/test/$(t).o): private CXXFLAGS := $(subst -O3,-O1,$(subst -O1,-O0,$(CXXFLAGS)))
 ifeq ($(SAN),1) # the model's arithmetic is most of what runs there
-$(CPU_CPP:%.cpp=$(B)/obj/%.o): private CXXFLAGS := $(subst -O1,-O3,$(CXXFLAGS))
+$(CPU_CPP:%.cpp=$(B)/obj/%.o): private CXXFLAGS := $(subst -O0,-O3,$(subst -O1,-O3,$(CXXFLAGS)))
 endif
 -include $(shell find $(B)/obj $(B)/double -name '*.d' 2>/dev/null)
 

@@ -657,8 +657,8 @@ static void test_make_text(const std::string& program) {
     std::filesystem::remove_all(out);
     const auto [several, several_status] = run("cat " + b + " | (ulimit -n 20; exec " + program +
                                                " --val-fraction 0.5 -o " + out + many + " - " + b + ")");
-    check(several_status == 0 && several.starts_with("3 documents"), "%s",
-          several.c_str());                                            // one over the cut
+    check(several_status == 0 && several.find("3 documents, ") != std::string::npos, "%s", several.c_str());
+    // (on a busy machine its progress stands before that)
     check(tokens_of(out + "/{train,val}_*.bin").size() == 3 * 10 + 4); // the one over the cut begins twice
     const auto [packed, packed_status] =
         run("printf '\\037\\213\\010' > " + path_of("x.gz") + "; " + program +
