@@ -23,8 +23,7 @@ endif
 ifneq ($(NATIVE),yes)
 CXXFLAGS := $(filter-out -march=native,$(CXXFLAGS))
 endif
-# SAN=1 builds and tests under AddressSanitizer and UndefinedBehaviorSanitizer, in a folder of its own. What clang++
-# makes of it without optimizing runs as fast as what g++ makes with, and is compiled in less than half the time.
+# SAN=1 builds and tests under AddressSanitizer and UndefinedBehaviorSanitizer, in a folder of its own.
 ifeq ($(SAN),1)
 B        := build/san
 CXXFLAGS := $(if $(CLANG),-O0 -Wno-pass-failed,-O1 -Wno-maybe-uninitialized) -g1 -march=native -fsanitize=address,undefined -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS $(filter -Werror,$(CXXFLAGS))
