@@ -26,7 +26,7 @@ endif
 # SAN=1 builds and tests under AddressSanitizer and UndefinedBehaviorSanitizer, in a folder of its own.
 ifeq ($(SAN),1)
 B        := build/san
-CXXFLAGS := $(if $(CLANG),-O0 -Wno-pass-failed,-O1 -Wno-maybe-uninitialized) -g1 -march=native -fsanitize=address,undefined -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS $(filter -Werror,$(CXXFLAGS))
+CXXFLAGS := $(if $(CLANG),-O0 -Wno-pass-failed,-O1 -Wno-maybe-uninitialized) -g1 -march=native -fsanitize=address,undefined -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS $(if $(CLANG),$(filter -Werror,$(CXXFLAGS)))
 else
 B        := build
 endif
