@@ -29,7 +29,7 @@ inline std::string browse(const std::string& folder, const std::string& flags, c
                           std::string* console = nullptr, bool virtual_time = true) {
     const std::string out = folder + "/browser.out", err = folder + "/browser.err";
     const int status = system(
-        strf("timeout 60 %s --headless --no-sandbox --disable-gpu --hide-scrollbars --enable-logging=stderr "
+        strf("timeout 600 %s --headless --no-sandbox --disable-gpu --hide-scrollbars --enable-logging=stderr "
              "--user-data-dir=%s/profile --allow-file-access-from-files %s %s 'file://%s' > %s 2> %s",
              chromium().c_str(), folder.c_str(), virtual_time ? "--virtual-time-budget=12000" : "",
              flags.c_str(), page.c_str(), out.c_str(), err.c_str())
