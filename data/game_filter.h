@@ -42,15 +42,13 @@ inline const char* speed_name(double seconds) {
                              : "correspondence";
 }
 
+// In small letters, without the blanks around.
 inline std::vector<std::string> split_list(const std::string& list) {
-    std::vector<std::string> words = {""};
-    for (char c : lower(list))
-        if (c == ',')
-            words.push_back("");
-        else if (c != ' ' || !words.back().empty())
-            words.back() += c;
-    for (std::string& word : words)
+    std::vector<std::string> words = split(lower(list), ',');
+    for (std::string& word : words) {
+        word.erase(0, word.find_first_not_of(' '));
         while (!word.empty() && word.back() == ' ') word.pop_back();
+    }
     return words;
 }
 

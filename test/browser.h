@@ -2,6 +2,7 @@
 #pragma once
 #include "../dev/lib/file.h"
 #include "check.h"
+#include <filesystem>
 #include <fstream>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -21,6 +22,27 @@ inline void write_file(const std::string& path, const std::string& text) {
     AtomicFile file(path);
     file.write(text.data(), text.size());
     file.commit();
+}
+
+// A folder for a test's pages, gone with it.
+struct PageFolder {
+    char path[32] = "/tmp/test_page_XXXXXX";
+    PageFolder() {
+        if (!mkdtemp(path)) fail("%s: cannot be created: %s", path, strerror(errno));
+    }
+    PageFolder(const PageFolder&) = delete;
+    ~PageFolder() {
+        std::error_code ignored;
+        std::filesystem::remove_all(path, ignored);
+    }
+};
+
+// test(folder) where there is a browser, one line where there is none.
+inline void in_browser(void (*test)(const std::string& folder), const PageFolder& folder) {
+    if (chromium().empty())
+        puts("skipped: no chromium, the pages were not opened");
+    else
+        test(folder.path);
 }
 
 // Runs it on a page; returns what it printed. What pages said on the console goes to *console. virtual_time:

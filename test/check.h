@@ -8,21 +8,6 @@
 
 inline int checks_passed = 0, checks_failed = 0;
 
-// Is this a build under AddressSanitizer? It sees every wrong read and write the first time, so what is
-// repeated to meet more orders of threads, and what runs other programs that are tested by themselves, need
-// not be there.
-#if defined(__SANITIZE_ADDRESS__)
-constexpr bool sanitized = true;
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-constexpr bool sanitized = true;
-#else
-constexpr bool sanitized = false;
-#endif
-#else
-constexpr bool sanitized = false;
-#endif
-
 inline bool check_at(bool ok, const char* file, int line, const std::string& what) {
     if (ok) return checks_passed++, true;
     checks_failed++;

@@ -4,6 +4,7 @@
 // spaces; the table read back; files of every wrong kind.
 #include "../data/selfplay.h"
 #include "../dev/interp/labels_csv.h"
+#include "../dev/lib/options.h"
 #include "check.h"
 #include <algorithm>
 #include <filesystem>
@@ -12,16 +13,6 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-
-static std::vector<std::string> split(const std::string& text, char by) {
-    std::vector<std::string> parts(1);
-    for (const char c : text)
-        if (c == by)
-            parts.emplace_back();
-        else
-            parts.back() += c;
-    return parts;
-}
 
 // ---------------------------------------------------------------------------------------------------------
 // The rules and the board functions once more, square by square

@@ -1297,6 +1297,19 @@ template <bool barrier> __global__ void rewritten(int* out) {
     }
     out[blockIdx.x * 64 + threadIdx.x] = sum;
 }
+// Here only a warp that runs ahead of the others by many warp operations shows the mistake.
+template <bool barrier> __global__ void lapped(int* out) {
+    __shared__ int x[2];
+    int sum = 0;
+    for (int r = 0; r < 4; r++) {
+        if (threadIdx.x % 32 == 0) x[threadIdx.x / 32] = r + 1;
+        __syncthreads();
+        for (int i = 0; i < 40; i++) sum += __shfl_xor_sync(0xffffffff, i, 1);
+        sum += x[1 - threadIdx.x / 32] << 8 * r;
+        if (barrier) __syncthreads();
+    }
+    out[blockIdx.x * 64 + threadIdx.x] = sum;
+}
 static void test_random_order() {
     Device<int> out(16 * 128);
     const auto run = [&](int seed, const std::function<void()>& f) {
@@ -1317,6 +1330,8 @@ static void test_random_order() {
     check(differs([&] { neighbours<false><<<16, 128>>>(out.data); }) == 10);
     check(differs([&] { rewritten<true><<<16, 64>>>(out.data); }) == 0);
     check(differs([&] { rewritten<false><<<16, 64>>>(out.data); }) > 0);
+    check(differs([&] { lapped<true><<<16, 64>>>(out.data); }) == 0);
+    check(differs([&] { lapped<false><<<16, 64>>>(out.data); }) == 10);
     // every block and every warp operation under random order
     setenv("EMU_ORDER", "random", 1);
     test_launches(), test_shared(), test_warps(), test_atomics(), test_mma(), test_ldmatrix(),

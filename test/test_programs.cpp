@@ -403,14 +403,11 @@ static void test_variants() {
     };
     const int steps = 60;
     const size_t B = train == cpu_train ? 4 : 2; // under dev/emu every row takes its time
-    size_t emulated = 0;
     for (const auto& v : variants) {
         if (v.reference_only && train != cpu_train) {
             refuses(tiny_run("refused", 3, v.flags), 1, "is known to train_moex_cpu and sample_cpu, not to");
             continue;
         }
-        // In fp32 the program is the same but for the type of its numbers: every third.
-        if (train != cpu_train && !in_bf16() && emulated++ % 3) continue;
         const string name = v.name, whole = name + "/whole", parts = name + "/it's in parts";
         const bool text = strstr(v.data, "text/");
         const string data = string(v.data) + " --val " + (text ? "'text/val*.bin'" : "'chess/val*.bin'") +

@@ -940,16 +940,11 @@ int main(int argc, char** argv) {
             write_run(argv[1], m), write_measurements(argv[1], m, 12);
             return 0;
         }
-        char folder[] = "/tmp/test_report_XXXXXX";
-        if (!mkdtemp(folder)) fail("%s: cannot be created: %s", folder, strerror(errno));
+        const PageFolder folder;
         test_curves();
-        test_inputs(folder);
-        test_measurements(folder);
-        if (chromium().empty())
-            puts("skipped: no chromium, the pages were not opened");
-        else
-            test_browser(folder);
-        if (system(strf("rm -rf %s", folder).c_str()) != 0) fail("%s: cannot be removed", folder);
+        test_inputs(folder.path);
+        test_measurements(folder.path);
+        in_browser(test_browser, folder);
         return finish();
     });
 }

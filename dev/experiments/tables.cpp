@@ -1,20 +1,11 @@
 // Tables from results: see tables.h.
 #include "tables.h"
+#include "../lib/options.h"
 #include "../lib/terminal.h"
 #include <set>
 
 // ---------------------------------------------------------------------------------------------------------
 // Manifest
-
-static std::vector<std::string> split(const std::string& text, char at) {
-    std::vector<std::string> parts;
-    for (size_t from = 0; from <= text.size();) {
-        const size_t to = std::min(text.find(at, from), text.size());
-        if (at != ' ' || to > from) parts.push_back(text.substr(from, to - from));
-        from = to + 1;
-    }
-    return parts;
-}
 
 static double number_of(const std::string& text, const std::string& where) {
     char* end = nullptr;
@@ -50,7 +41,9 @@ Manifest read_manifest(const std::string& path) {
             m.methods.push_back({f[1], f[2], f[5], number_of(f[3], where), number_of(f[4], where)});
         } else if (f[0] == "table") {
             expect(5);
-            m.tables.push_back({f[1], f[2] == "-" ? "" : f[2], f[3], split(f[4], ' ')});
+            std::vector<std::string> methods = split(f[4], ' ');
+            std::erase(methods, "");
+            m.tables.push_back({f[1], f[2] == "-" ? "" : f[2], f[3], methods});
         } else if (f[0] == "run") {
             expect(3);
             m.runs.push_back({f[1], int64_t(number_of(f[2], where))});

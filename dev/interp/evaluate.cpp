@@ -137,27 +137,27 @@ using MakeReading = std::function<Reading()>;
 // Plays through one game of the data; before each of its moves up to ply 40 asks for the model's own move,
 // character by character, each the most probable, and looks whether it is legal there. White's move number is
 // given.
-static void count_legal(Reading& decoder, const std::string& text, LegalMoves& counts) {
+static void count_legal(Reading& reading, const std::string& text, LegalMoves& counts) {
     const size_t most_characters = 8; // no move is longer: Qa1xb2+ and its space
     chess::GameTextReader game;
-    decoder.restart();
+    reading.restart();
     for (size_t i = 0;
-         i < text.size() && decoder.position() + most_characters < decoder.strong.config.block_size; i++) {
+         i < text.size() && reading.position() + most_characters < reading.strong.config.block_size; i++) {
         game.push(text[i]);
         if (!game.ok() || game.games > 1 || game.moves.size() >= last_ply) return;
-        decoder.step(chess_id(text[i]));
+        reading.step(chess_id(text[i]));
         const bool white = game.position.turn == chess::WHITE;
         if (!(white ? text[i] == '.' : text[i] == ' ')) continue; // only where a move begins
-        const size_t here = decoder.position();
+        const size_t here = reading.position();
         std::string move;
         while (move.size() < most_characters) {
-            const real* logits = decoder.logits();
+            const real* logits = reading.logits();
             const char c = chess_char(int(std::max_element(logits, logits + chess_vocab) - logits));
             if (c == ' ' || c == ';') break;
             move += c;
-            decoder.step(chess_id(c));
+            reading.step(chess_id(c));
         }
-        decoder.go_back(here);
+        reading.go_back(here);
         const size_t band = game.moves.size() / plies_per_band;
         counts.positions[band]++;
         counts.legal[band] += !chess::parse_san(game.position, move).error;
@@ -178,10 +178,10 @@ static LegalMoves legal_moves(const MakeReading& reading, Loader& data, size_t g
     std::mutex mutex;
     Items games_left(n);
     parallel_parts(std::max<size_t>(1, std::min(thread_count(), n)), [&](size_t) {
-        Reading decoder = reading();
+        Reading one = reading();
         for (size_t i; games_left.take(&i);) {
             LegalMoves counts;
-            count_legal(decoder, texts[i], counts);
+            count_legal(one, texts[i], counts);
             const std::lock_guard lock(mutex);
             total.add(counts);
             progress.update(double(++done));

@@ -23,11 +23,8 @@ UnitName parse_unit(const std::string& text, const Config& c) {
 std::set<UnitName> parse_units(const FeatureOptions& o, const Config& c) {
     std::set<UnitName> units;
     for (const std::string& name : o.units) units.insert(parse_unit(name, c));
-    for (size_t at = 0; at < o.unit.size();) {
-        const size_t comma = std::min(o.unit.find(',', at), o.unit.size());
-        units.insert(parse_unit(o.unit.substr(at, comma - at), c));
-        at = comma + 1;
-    }
+    if (!o.unit.empty())
+        for (const std::string& name : split(o.unit, ',')) units.insert(parse_unit(name, c));
     return units;
 }
 

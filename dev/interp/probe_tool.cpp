@@ -9,14 +9,11 @@ bool measured(size_t negatives, size_t system) { return negatives == SAME_DOCUME
 
 std::vector<size_t> whole_numbers(const std::string& text) {
     std::vector<size_t> list;
-    for (size_t at = 0; at <= text.size();) {
-        const size_t comma = std::min(text.find(',', at), text.size());
-        const std::string word = text.substr(at, comma - at);
+    for (const std::string& word : split(text, ',')) {
         if (word.empty() || word.size() > 4 || word.find_first_not_of("0123456789") != std::string::npos ||
             std::stoul(word) == 0 || (!list.empty() && std::stoul(word) <= list.back()))
             fail_usage("--k: %s, expected rising numbers of units, as in 1,2,4", quoted(text).c_str());
         list.push_back(std::stoul(word));
-        at = comma + 1;
     }
     return list;
 }

@@ -1,6 +1,16 @@
 // Parsing, help and what is said about a wrong command line.
 #include "options.h"
 
+std::vector<std::string> split(const std::string& list, char separator) {
+    std::vector<std::string> parts(1);
+    for (const char c : list)
+        if (c == separator)
+            parts.emplace_back();
+        else
+            parts.back() += c;
+    return parts;
+}
+
 size_t edit_distance(const std::string& a, const std::string& b) {
     std::vector<std::vector<size_t>> d(a.size() + 1, std::vector<size_t>(b.size() + 1));
     for (size_t i = 0; i <= a.size(); i++)

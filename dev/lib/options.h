@@ -18,6 +18,9 @@
 #include <unistd.h>
 #include <vector>
 
+// The parts between separators, empty ones, too: "" has one, "1,2," three.
+std::vector<std::string> split(const std::string& list, char separator);
+
 // How far apart two words are: letters to insert, remove, replace, or swap with their neighbour.
 size_t edit_distance(const std::string& a, const std::string& b);
 

@@ -114,6 +114,7 @@ struct Worker {
     std::vector<Thread*> ready = std::vector<Thread*>(max_threads); // woken, a ring of n_ready from first
     unsigned first_ready = 0, n_ready = 0;
     Random random{};
+    unsigned hasty = 0, n_hasty = 0; // EMU_ORDER=random: the warp that runs ahead, its woken lanes
     char* shared = nullptr;
     size_t shared_used = 0, shared_end = 0; // as the hardware counts; as the arena, with red zones, is filled
     uint64_t block_number = 0;
@@ -187,16 +188,26 @@ inline std::string at_line(int line) { return line ? " (line " + std::to_string(
     die("%s: %s", what.c_str(), missing.c_str());
 }
 
-inline void wake(Worker& w, Thread* thread) { w.ready[(w.first_ready + w.n_ready++) % max_threads] = thread; }
+inline void wake(Worker& w, Thread* thread) {
+    w.ready[(w.first_ready + w.n_ready++) % max_threads] = thread;
+    w.n_hasty += thread->number / 32 == w.hasty;
+}
 
+// Where threads that are drawn one by one keep step with each other, a barrier that only holds back who is far
+// ahead is not missed. So in random order one warp of a block goes before all others whenever it can.
 inline Thread* take_ready(Worker& w) {
     if (w.launch->random) {
-        Thread*& any = w.ready[(w.first_ready + w.random.below(w.n_ready)) % max_threads];
-        std::swap(any, w.ready[w.first_ready]);
+        size_t drawn = w.random.below(w.n_hasty ? w.n_hasty : w.n_ready), at = w.first_ready;
+        for (;; at++) {
+            const bool counts = !w.n_hasty || w.ready[at % max_threads]->number / 32 == w.hasty;
+            if (counts && drawn-- == 0) break;
+        }
+        std::swap(w.ready[at % max_threads], w.ready[w.first_ready]);
     }
     Thread* thread = w.ready[w.first_ready];
     w.first_ready = (w.first_ready + 1) % max_threads;
     w.n_ready--;
+    w.n_hasty -= thread->number / 32 == w.hasty;
     return thread;
 }
 
@@ -204,6 +215,7 @@ inline Thread* take_ready(Worker& w) {
 // then in flight, and their stacks in the cache.
 inline bool prefer_ready(Worker& w) {
     if (!w.launch->random || w.started == w.n_threads) return w.n_ready > 0;
+    if (w.n_hasty) return true;
     return w.random.below(w.n_ready + w.n_threads - w.started) < w.n_ready;
 }
 
@@ -545,7 +557,7 @@ inline Worker& this_worker() {
 inline void run_block(Worker& w, const Launch& launch, size_t number) {
     w.launch = &launch;
     w.n_threads = launch.block.x * launch.block.y * launch.block.z;
-    w.started = w.exited = w.first_ready = w.n_ready = 0;
+    w.started = w.exited = w.first_ready = w.n_ready = w.n_hasty = 0;
     w.block_number++;
     memset(w.warp_waiting, 0, sizeof w.warp_waiting);
     blockDim = launch.block;
@@ -556,6 +568,7 @@ inline void run_block(Worker& w, const Launch& launch, size_t number) {
         w.random.state = launch.seed + number * 0x2545f4914f6cdd1d;
         for (unsigned i = 0; i < w.n_threads; i++) w.order[i] = uint16_t(i);
         for (unsigned i = w.n_threads; i > 1; i--) std::swap(w.order[i - 1], w.order[w.random.below(i)]);
+        w.hasty = unsigned(w.random.below((w.n_threads + 31) / 32));
     }
 #ifdef EMU_ASAN
     ASAN_POISON_MEMORY_REGION(w.shared, shared_arena_bytes);
