@@ -159,8 +159,10 @@ __global__ void __launch_bounds__(row_threads)
 }
 
 // x += y.   y (S,C).   Then the router chooses the experts of norm, a warp forming the score of an expert;
-// the places are its tokens, the choice of an idle one is -1. A dense layer has none: then E = 0.
-__global__ void __launch_bounds__(row_threads) add_and_route_kernel(Stream stream, const float* y, Router r) {
+// the places are its tokens, the choice of an idle one is -1. A dense layer has none: then E = 0. As a rule
+// there are fewer blocks than multiprocessors: one on each is enough, and no register need be saved.
+__global__ void __launch_bounds__(row_threads, 1)
+    add_and_route_kernel(Stream stream, const float* y, Router r) {
     extern __shared__ float row[]; // (C), then the scores (E)
     const size_t s = blockIdx.x, C = stream.C;
     const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;

@@ -2476,7 +2476,7 @@ __device__ __forceinline__ void multiply_step(float c[4][4][4], const floatX* a,
     }
 #else
     const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
-#pragma unroll 4
+#pragma unroll 2 // as far as the registers go
     for (int k = 0; k < grouped_depth; k++) {
         float rows[8], columns[8];
 #pragma unroll
