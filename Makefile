@@ -21,12 +21,12 @@ ifeq ($(OPENMP),)
 FLAGS    += -Wno-unknown-pragmas
 endif
 ifneq ($(NATIVE),yes)
-CXXFLAGS := $(filter-out -march=native,$(CXXFLAGS))
+override CXXFLAGS := $(filter-out -march=native,$(CXXFLAGS))
 endif
 # SAN=1 builds and tests under AddressSanitizer and UndefinedBehaviorSanitizer, in a folder of its own.
 ifeq ($(SAN),1)
 B        := build/san
-CXXFLAGS := $(if $(CLANG),-O0 -Wno-pass-failed,-O1 -Wno-maybe-uninitialized) -g1 -march=native -fsanitize=address,undefined -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS $(if $(CLANG),$(filter -Werror,$(CXXFLAGS)))
+override CXXFLAGS := $(if $(CLANG),-O0 -Wno-pass-failed,-O1 -Wno-maybe-uninitialized) -g1 -march=native -fsanitize=address,undefined -fno-sanitize-recover=all -D_GLIBCXX_ASSERTIONS $(if $(CLANG),$(filter -Werror,$(CXXFLAGS)))
 else
 B        := build
 endif
@@ -164,10 +164,10 @@ $(B)/double/%.o: %.cpp Makefile $(B)/cxx.flags
 # sanitizers), in half: what takes time in them is what they test, in the archives above.
 LIGHT := $(filter-out dev/lib/safetensors.cpp dev/lib/threads.cpp,$(wildcard dev/lib/*.cpp dev/run/*.cpp dev/experiments/*.cpp $(addprefix dev/interp/,report*.cpp *_output.cpp \
            bsp_tool.cpp features_tool.cpp router_tool.cpp experts_tool.cpp sparsity_tool.cpp results.cpp)))
-$(LIGHT:%.cpp=$(B)/obj/%.o): private CXXFLAGS := $(subst -O3,-O1,$(CXXFLAGS))
-$(foreach t,$(TESTS) test_training_ranks,$(B)/obj/test/$(t).o): private CXXFLAGS := $(subst -O3,-O1,$(subst -O1,-O0,$(CXXFLAGS)))
+$(LIGHT:%.cpp=$(B)/obj/%.o): private override CXXFLAGS := $(subst -O3,-O1,$(CXXFLAGS))
+$(foreach t,$(TESTS) test_training_ranks,$(B)/obj/test/$(t).o): private override CXXFLAGS := $(subst -O3,-O1,$(subst -O1,-O0,$(CXXFLAGS)))
 ifeq ($(SAN),1) # the model's arithmetic is most of what runs there
-$(CPU_CPP:%.cpp=$(B)/obj/%.o): private CXXFLAGS := $(subst -O0,-O3,$(subst -O1,-O3,$(CXXFLAGS)))
+$(CPU_CPP:%.cpp=$(B)/obj/%.o): private override CXXFLAGS := $(subst -O0,-O3,$(subst -O1,-O3,$(CXXFLAGS)))
 endif
 -include $(shell find $(B)/obj $(B)/double -name '*.d' 2>/dev/null)
 

@@ -28,5 +28,11 @@ mkdir -p "${object%/*}" && touch "$object"
 note $? "the same flags compile it anew"
 compiled CXXFLAGS=-O1
 note $? "other flags do not compile it anew"
+# Given on make's command line, too, they are the product's; tests and sanitizers have their own.
+call() { make -n B="$dir" "$dir/obj/$1.o" CXXFLAGS="-O3 -march=native" "${@:2}" 2>/dev/null | grep -- "-c $1.cpp"; }
+[[ $(call dev/cpu/moe) == *" -O3 "* && $(call test/test_log) == *" -O1 "* ]]
+note $? "tests are compiled as the product is: $(call test/test_log)"
+[[ $(call dev/lib/json SAN=1) == *" -fsanitize=address,undefined "* ]]
+note $? "SAN=1 without sanitizers: $(call dev/lib/json SAN=1)"
 echo "$passed passed, $failed failed"
 [[ $failed == 0 ]]
