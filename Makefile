@@ -72,7 +72,7 @@ help:
 	@echo "make               build $(PROGRAMS)"
 	@echo "                   and with the CUDA toolkit train_moex sample bsp_gpu (PRECISION=FP32: in fp32, their names end in _fp32)"
 	@echo "make demo          play chess games, train a small MoE-X on them, sample, say what its units mean (6 minutes; DEMO_FORCE=1: once more in its place)"
-	@echo "make report        an HTML page on a run: RUN=runs/demo, GAMES=games.pgn for a chess model, DATA='val*.bin' for text"
+	@echo "make report        an HTML page on a run: RUN=runs/demo, GAMES=games.pgn for a chess model, DATA='val*.bin' for text; ALL=1: experts and probe, too"
 	@echo "make paper         train and compare the paper's methods (make paper-plan: how long it takes; paper-tables: with what is there)"
 	@echo "make test          all tests, as many at a time as there are cores (SAN=1: under the sanitizers; TEST_JOBS=1: one by one)"
 	@echo "make test-gpu      kernels, whole model and sampler on the GPU (also test-gpu-programs; sanitize-gpu: compute-sanitizer)"
@@ -119,7 +119,7 @@ $(addprefix $(B)/,$(filter-out $(DOUBLE),$(TESTS)) rank_stub test_training_ranks
 $(addprefix $(B)/,$(DOUBLE)):  $(B)/%: $(B)/double/test/%.o
 
 # The report's page: files that an editor knows, put into the program as they are.
-PAGE_SCRIPTS = $(addprefix dev/interp/page/,$(addsuffix .js,charts run board sparsity router units chess model reading play main))# in this order
+PAGE_SCRIPTS = $(addprefix dev/interp/page/,$(addsuffix .js,charts run board sparsity router experts probe units chess model reading play main))# in this order
 PAGE         = dev/interp/page/page.html dev/interp/page/style.css $(PAGE_SCRIPTS)
 NODE        := $(shell command -v node)
 $(B)/page.cpp: $(PAGE) Makefile
@@ -260,10 +260,10 @@ demo:
 	+@$(if $(findstring n,$(firstword -$(MAKEFLAGS))),echo) env DEMO_DIR='$(DEMO_DIR)' DEMO_GAMES='$(DEMO_GAMES)' DEMO_STEPS='$(DEMO_STEPS)' DEMO_SEED='$(DEMO_SEED)' \
 	    DEMO_FRESH='$(strip $(DEMO_FRESH))' DEMO_FORCE='$(DEMO_FORCE)' MAKE='$(MAKE)' dev/demo.sh $(B)
 
-# The page on a run: what has not been measured yet is, on GAMES or, for text, on DATA.
+# The page on a run: what has not been measured yet is, on GAMES or, for text, on DATA; ALL=1: experts and probe, too.
 RUN ?= $(DEMO_DIR)
 report: $(B)/report
-	@$(B)/report --run $(RUN) $(if $(GAMES),--games '$(GAMES)') $(if $(DATA),--data '$(DATA)') $(if $(TOKENIZER),--tokenizer '$(TOKENIZER)')
+	@$(B)/report --run $(RUN) $(if $(GAMES),--games '$(GAMES)') $(if $(DATA),--data '$(DATA)') $(if $(TOKENIZER),--tokenizer '$(TOKENIZER)') $(if $(ALL),--all)
 
 # The paper's tables run anew: dev/experiments/paper.mk says what is run. SIZE, SEEDS, ONLY, TRAINER, GAMES.
 PAPER_PROGRAMS = $(addprefix $(B)/,train_moex_cpu train_sae make_chess evaluate bsp sparsity router features paper_tables)

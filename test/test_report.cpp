@@ -296,6 +296,169 @@ static const struct {
                         {"1.d4 d5 2.c4 e6 3.Nc3 Nf6 4.Bg5 Be7 5.e3 O-O 6.Nf3 h6 7.Bh4 b6 8.",
                          "rnbq1rk1/p1p1bpp1/1p2pn1p/3p4/2PP3B/2N1PN2/PP3PPP/R2QKB1R w KQ - 0 8", 66, "8."}};
 
+static void estimate(JsonWriter& out, const char* name, double value, double width) {
+    out.key(name).open('{').member("value", value).member("low", value - width);
+    out.member("high", value + width).close();
+}
+
+static const struct {
+    const char *group, *name;
+} made_up_concepts[] = {{"squares", "piece_state: e4 is empty"},
+                        {"squares", "threat_state: Black attacks f4"},
+                        {"board", "has_castling_rights"},
+                        {"character", "a digit"},
+                        {"move", "of a check"}};
+
+static std::string made_up_experts(const MadeUp& m) {
+    const Config& c = m.config;
+    const size_t n_concepts = std::size(made_up_concepts);
+    JsonWriter out;
+    begin_json(out, "experts", m);
+    out.member("data", "runs/made_up/games.txt").member("rows", 400).member("tokens", 256).member("seed", 1);
+    out.member("cache", c.n_expert / 2).key("layers").open('[');
+    for (size_t l = 0; l < c.n_layer; l++) {
+        out.open('{').member("layer", l).key("slots").open('[');
+        for (size_t k = 0; k < c.n_expert_active; k++) {
+            out.open('{').member("entropy", 2.5 + .1 * double(k));
+            estimate(out, "token", .8 - .1 * share(l, k), .003);
+            for (const char* name : {"position", "before", "below", "group"})
+                estimate(out, name, l == 0 && name == std::string("below") ? NAN : .2 * share(l, k + name[2]),
+                         .004);
+            out.close();
+        }
+        out.close().key("concepts").open('[');
+        for (size_t i = 0; i < n_concepts; i++) {
+            out.open('{').member("group", made_up_concepts[i].group);
+            out.member("concept", m.hostile ? escape : made_up_concepts[i].name);
+            estimate(out, "alone", .1 * share(l, i + 1), .01);
+            estimate(out, "beyond", i == 1 ? NAN : .1 * share(l, i + 1), .01);
+            out.member("moved", i == 1 ? NAN : .02).close();
+        }
+        out.close().key("windows").open('[');
+        for (const size_t tokens : {4, 16, 64, 256}) {
+            out.open('{').member("tokens", tokens);
+            estimate(out, "srp", .6 - .0002 * double(tokens) + .01 * double(l), .002);
+            out.member("group", 2.5).member("srp_shuffled", .58).member("sch", .7).member("sch_shuffled", .6);
+            out.member("lru", .5).member("lfu", .55).close();
+        }
+        out.close().key("clusters").open('[').open('{').member("clusters", 4);
+        estimate(out, "divergence", .3, .1);
+        out.close().close().key("experts").open('[');
+        for (size_t e = 0; e < c.n_expert; e++) {
+            const bool idle = l == 1 && e == 1; // no token went to it
+            const std::string label = m.hostile ? escape : "a digit and the next token is not '4'";
+            out.open('{')
+                .member("load", idle ? 0 : 1.0 / double(c.n_expert))
+                .member("label", idle ? "" : label);
+            out.member("train", .8).member("validation", .8).member("named", l == 2 && e == 3);
+            for (const char* rule : {"own", "token", "other", "random"}) {
+                const double right = idle ? NAN : .5 + .4 * share(e + 10 * l, rule[1]);
+                out.key(rule).open('{').member("balanced", right).member("error", right * .02);
+                out.member("f1", right).member("sensitivity", right).member("specificity", right);
+                out.key("by_quarter").values(std::vector<double>{right, .6, .7, right}).close();
+            }
+            out.key("gain").values(std::vector<double>{.1, .2, .3});
+            out.key("gain_error").values(std::vector<double>{.02, .02, .02});
+            if (e == 2) {
+                out.key("language").open('{').member("hypothesis", m.hostile ? escape : "numbers of moves");
+                out.member("named", false);
+                for (const char* who : {"own", "control"})
+                    out.key(who).open('{').member("balanced", .75).member("error", .04).close();
+                out.member("unread", .02).close();
+            }
+            const double change = idle ? NAN : -.3 * share(e, l + 5);
+            out.key("effect").open('{');
+            for (const char* name : {"off", "zero", "inside", "outside", "control", "beyond"})
+                estimate(out, name, change * (1 + .1 * double(name[1] % 7)), .012);
+            if (!idle) out.member("other", (e + 1) % c.n_expert);
+            out.member("triggers", idle ? 0 : 20).member("at_position", change).member("dla", -change);
+            out.key("by_concept").open('[');
+            for (size_t i = 0; i < n_concepts; i++) {
+                const double there = i == 1 ? NAN : change * share(i, e);
+                out.open('[').value(there).value(there - .01).value(there + .01).close();
+            }
+            out.close().close().close();
+        }
+        out.close();
+        estimate(out, "agreement", .4, .1);
+        out.close();
+    }
+    out.close().close();
+    return out.text;
+}
+
+static std::string made_up_probe(const MadeUp& m, bool twin) {
+    const std::vector<size_t> ks = {1, 2, 4, 8, 16, 32, 64};
+    JsonWriter out;
+    begin_json(out, "probe", m);
+    out.member("data", "runs/made_up/games.txt").member("rows", 800).member("tokens", 256);
+    out.key("documents").values(std::vector<size_t>{400, 200, 200}).key("k").values(ks);
+    out.key("layers").open('[');
+    for (size_t l = 0; l < m.config.n_layer; l++) out.value(l);
+    out.close().member("seed", 1).member("gated", false).member("raw", false);
+    if (twin) out.key("twin").open('{').member("checkpoint", "runs/dense/model.safetensors").close();
+    out.member("sentence", twin ? "No difference was found." : "Without --twin there is no sentence.");
+    out.member("counted", 2);
+    for (const char* name : {"A_less_E", "D_less_dense"}) estimate(out, name, twin ? .01 : NAN, .03);
+    out.key("concepts").open('[');
+    for (size_t c = 0; c < std::size(made_up_concepts); c++) {
+        const auto figures = [&](const char* name, size_t id) {
+            out.key(name).open('[');
+            for (size_t k = 0; k < ks.size(); k++) {
+                const double f1 = .6 + .3 * share(c, id) + .01 * double(k);
+                out.open('{').member("k", ks[k]).member("A", f1).member("B", f1 - .02).member("C", f1 - .03);
+                out.member("auroc", f1).member("D", f1 - .1).member("D_validation", f1 - .1);
+                out.member("coverage", .3).member("H", .7).member("H_most", .75).member("layer", 1);
+                out.member("expert", 3).member("D_layer", 2).close();
+            }
+            out.close();
+        };
+        out.open('{').member("group", made_up_concepts[c].group);
+        out.member("concept", m.hostile ? escape : made_up_concepts[c].name).member("counts", c > 2);
+        out.key("positives").values(std::vector<size_t>{500, 250, 250});
+        out.member("rule", c < 3 ? "no move has ended on e4" : "");
+        for (const char* negatives : {"same document", "other documents", "same token"}) {
+            if (c == 3 && negatives == std::string("same token")) continue; // a token alone tells it
+            out.key(negatives).open('{');
+            figures("model", negatives[1]);
+            if (twin) figures("dense", negatives[2] + 1);
+            if (twin && negatives == std::string("same document"))
+                for (const char* name : {"E", "F", "J"}) {
+                    out.key(name).open('[');
+                    for (size_t k = 0; k < ks.size(); k++) out.value(.7 + .01 * double(k) - .001 * name[0]);
+                    out.close();
+                }
+            out.member("I_token", .7).member("I_position", .72).member("I_rule", c < 3 ? .8 : NAN);
+            out.member("k95", 1).member("gap", .06).close();
+        }
+        out.key("G").open('{').member("A_mean", .65).member("A_most", .7).member("D_mean", .6);
+        out.member("D_most", .62).close().close();
+    }
+    out.close().key("left_out").values(std::vector<std::string>{"squares: threat_state: Black attacks a1"});
+    out.close();
+    return out.text;
+}
+
+// Pairs of units: of the first layer more than are shown.
+static void made_up_pairs(JsonWriter& out, const MadeUp& m) {
+    out.key("pairs").open('[');
+    for (size_t i = 0; i < 30; i++) {
+        const double beyond = .03 * share(i, 8);
+        out.open('{').member("layer", i < 25 ? 0 : 1).member("a", i == 0 ? 5 : i).member("b", 40 + i);
+        out.member("rate_a", .4).member("rate_b", .5).member("both", .3 + .01 * double(i));
+        out.member("property", m.hostile ? std::string(escape) : i == 7 ? "" : strf("property %zu", i));
+        const auto interval = [&](const char* name, double x, double width) {
+            out.key(name).values(std::vector<double>{x, x - width, x + width});
+        };
+        interval("lift", 1.1, .02);
+        interval("apart", i == 7 ? NAN : .05, .01);
+        interval("beyond", i == 7 ? NAN : beyond, .004);
+        interval("null", i == 7 ? NAN : .005, .004);
+        out.member("more", i != 7 && beyond - .004 > .009).close();
+    }
+    out.close();
+}
+
 static std::string made_up_features(const MadeUp& m, size_t per_expert) {
     const Config& c = m.config;
     const bool chess = c.tokenizer == "chess-32";
@@ -408,7 +571,9 @@ static std::string made_up_features(const MadeUp& m, size_t per_expert) {
                     out.open('[').value((e + k + 1) % E).value(.5 - .14 * double(k)).value(.14).close();
                 out.close().close();
             }
-    out.close().member("best", 5);
+    out.close();
+    made_up_pairs(out, m);
+    out.member("best", 5);
     out.member(
         "sentence",
         "layer 0, unit 90 tells that a black queen stands on d8: right at 0.98 of the places where it is on");
@@ -483,6 +648,8 @@ static void write_measurements(const std::string& dir, const MadeUp& m, size_t p
     if (m.config.tokenizer == "chess-32") write("bsp.json", made_up_bsp(m));
     write("sparsity.json", made_up_sparsity(m));
     write("router.json", made_up_router(m));
+    if (m.config.moe()) write("experts.json", made_up_experts(m));
+    write("probe.json", made_up_probe(m, m.config.moe()));
     write("features.json", made_up_features(m, per_expert));
 }
 
@@ -509,8 +676,9 @@ static const Json& at(const Json& json, std::initializer_list<const char*> names
     return here ? *here : none;
 }
 static Report report(const std::string& dir, const Measurements& m = {}, const std::string& games = "",
-                     const std::string& data = "") {
+                     const std::string& data = "", bool all = false) {
     ReportOptions options;
+    options.all = all;
     options.run = dir, options.games = games, options.data = data;
     return write_report(options, m);
 }
@@ -560,7 +728,7 @@ static void test_inputs(const std::string& folder) {
     check(loss.items.size() > 400 && loss.items.size() <= 500);
     check_near(at(run, {"train_seconds"}).number, 9500 * .0225, 1e-6);
     check_near(at(run, {"tokens_per_second"}).number, 45400, 1);
-    for (const char* id : {"bsp", "sparsity", "router", "features"})
+    for (const char* id : {"bsp", "sparsity", "router", "experts", "probe", "features"})
         check(embedded(page, id).type == Json::Null);
 
     // Files that are of something else are not shown, and it is said what they are.
@@ -626,6 +794,45 @@ static void test_measurements(const std::string& folder) {
     called.clear();
     report(dir, can, "games.pgn");
     check(called == std::vector<std::string>{"sparsity games.pgn "}, "what is there is measured again");
+
+    // What takes longer only if asked for; and what experts said of other weights is not shown.
+    write_file(dir + "/interp/sparsity.json", of_weights(made_up_sparsity(m), model_path(dir, 9500)));
+    can.experts = [&](const MeasureInputs& in) {
+        called.push_back("experts " + in.games);
+        write_file(in.json, of_weights(made_up_experts(m), in.ckpt));
+    };
+    can.probe = [&](const MeasureInputs& in) {
+        called.push_back("probe " + in.games);
+        write_file(in.json, made_up_probe(m, true));
+    };
+    called.clear();
+    const std::vector<std::string> long_ones = {"experts games.pgn", "probe games.pgn"};
+    report(dir, can, "games.pgn");
+    check(called.empty());
+    const Report whole = report(dir, can, "games.pgn", "", true);
+    check(called == long_ones);
+    const std::string page = read_text(dir + "/report.html");
+    run = embedded(page, "run");
+    check(at(run, {"tools", "experts", "measured"}).boolean &&
+          !at(run, {"tools", "probe", "measured"}).boolean);
+    check(at(run, {"tools", "probe", "note"}).text.find("other weights") != std::string::npos);
+    check(embedded(page, "experts").type == Json::Object && embedded(page, "probe").type == Json::Null);
+    for (const ReportedTool& tool : whole.tools)
+        if (tool.name == std::string("experts"))
+            check(headline("experts", tool.text) == "1 of 32 experts take what is more than their tokens",
+                  "%s", headline("experts", tool.text).c_str());
+
+    // Of a dense model there are no experts to ask.
+    MadeUp dense{small_config("bytes")};
+    dense.config.ffn = "dense";
+    write_run(folder + "/measure_dense", dense);
+    called.clear();
+    report(folder + "/measure_dense", can, "", "val_*.bin", true);
+    run = embedded(read_text(folder + "/measure_dense/report.html"), "run");
+    check(at(run, {"tools", "experts", "note"}).text == "for mixtures of experts only");
+    check(at(run, {"tools", "bsp", "note"}).text == "for chess models only");
+    check(std::find(called.begin(), called.end(), "experts ") == called.end() &&
+          std::find(called.begin(), called.end(), "probe ") != called.end());
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -749,9 +956,114 @@ async function playing(d, w, say) {
 }
 )js";
 
+// What experts, probe and features --pairs measured: every number beside the JSON's, choices by keys, names.
+static const char* const experts_script = R"js(
+const dataOf = (d, id) => JSON.parse(d.getElementById('data-' + id).textContent);
+const shown = (x, digits = 3) => typeof x === 'number' ? x.toFixed(digits).replace('-', '−') : '–';
+const from = q => `${shown(q.low)} to ${shown(q.high)}`, meanOf = list => list.reduce((a, x) => a + x, 0) / list.length;
+async function ofExperts(d, w, say) {
+  const all = q => [...d.querySelectorAll(q)], $ = q => d.querySelector(q), {layers} = dataOf(d, 'experts');
+  const pick = (section, label, text) => all(`#${section} .pick`).find(p => p.getAttribute('aria-label') === label)
+    .querySelectorAll('button').forEach(b => b.textContent === text && b.click());
+  const region = name => all('[role=region]').find(r => r.getAttribute('aria-label') === name), rows = name => [...region(name).querySelectorAll('tbody tr')];
+  const frame = () => new Promise(done => w.setTimeout(done, 100));
+
+  // Experts: opened on the one that is named.
+  say($('#experts .card .kicker').textContent === 'Layer 2, expert 3' && $('#experts .card h3').textContent.includes('more than its tokens'), 'opens on an expert that is named');
+  say($('#experts .lede').textContent.includes('1 of 32 experts takes what is more'), 'how many there are');
+  for (const [i, key] of ['token', 'position', 'before', 'below', 'group'].entries())
+    for (const slot of [0, 1]) {
+      pick('experts', 'Of a token’s experts, the', ['first', 'second'][slot]);
+      await frame();
+      const values = layers.map(l => l.slots[slot][key].value).filter(x => x !== null).map(x => shown(x));
+      say([...all('#experts .three figure')[i].querySelectorAll('.strong')].map(t => t.textContent).join() === values.join(), `${key}, slot ${slot}: ${values}`);
+    }
+  say(d.activeElement.textContent === 'second' && d.activeElement.getAttribute('aria-pressed') === 'true', 'the choice keeps the focus');
+  for (const l of layers) {
+    pick('experts', 'Layer', String(l.layer));
+    say(d.activeElement.textContent === String(l.layer), 'and that of the layer');
+    const list = rows(`The experts of layer ${l.layer}`);
+    l.experts.forEach((x, e) => {
+      const text = list[e].textContent, {inside, control, other} = x.effect;
+      say(list[e].querySelector('.bar .value').textContent === shown(x.own.balanced) && text.includes(x.label || 'no label'), `expert ${l.layer}/${e}: its label`);
+      say(list[e].querySelector('.reach .value').textContent === shown(inside.value) && (inside.value === null ||
+          list[e].querySelector('.reach').textContent.includes(`${from(inside)}); expert ${other} off: ${shown(control.value)} (${from(control)})`)), `expert ${l.layer}/${e}: switched off, beside its control, also said`);
+      const ticks = [...list[e].querySelectorAll('.tick')].map(t => t.title);
+      say(ticks.join() === (x.own.balanced === null ? '' : [`the tokens alone ${shown(x.token.balanced)}`, `labels of other experts ${shown(x.other.balanced)}`, `random routing ${shown(x.random.balanced)}`].join()), 'its controls: ' + ticks);
+    });
+    const told = l.concepts.filter(c => c.beyond.value !== null).sort((a, b) => b.beyond.value - b.moved - a.beyond.value + a.moved);
+    say(rows(`Concepts that tell the first expert of layer ${l.layer}`).map(r => r.querySelector('.value').textContent).join() === told.map(c => shown(c.beyond.value)).join(), 'concepts beyond the token, those that tell most first');
+  }
+  pick('experts', 'Layer', '1');
+  const button = [...region('The experts of layer 1').querySelectorAll('tbody button')][2];
+  button.focus(), button.click();
+  say(d.activeElement.textContent === 'expert 2' && d.activeElement.getAttribute('aria-pressed') === 'true', 'an expert chosen, the focus stays');
+  const x = layers[1].experts[2], effects = rows('What is lost without expert 2 of layer 1').map(r => [...r.querySelectorAll('td')].map(c => c.textContent.split(' ')[0]));
+  const four = q => shown(q.value, 4);
+  say(effects.join(';') === [[four(x.effect.off), four(x.effect.inside), four(x.effect.outside)], [four(x.effect.zero), '–', '–'], ['–', four(x.effect.control), '–'], ['–', four(x.effect.beyond), '–']].join(';'), 'what is lost: ' + effects.join(';'));
+  say($('#experts .card').textContent.includes('numbers of moves'), 'what a language model says');
+  const most = x.effect.by_concept.map(q => q[0]).filter(q => q !== null).sort((a, b) => a - b).map(q => shown(q));
+  say(rows('Concepts at which most is lost without expert 2 of layer 1').map(r => r.querySelector('.value').textContent).join() === most.join(), 'where most is lost: ' + most);
+  $('#experts .card .small').click();
+  say(d.querySelector('#play .desk-changes').textContent.includes('expert 2') && d.querySelector('#play .flags').textContent === '--experts-off 1/2', 'switched off in the model at work');
+  d.body.dispatchEvent(new w.KeyboardEvent('keydown', {key: 'Escape', bubbles: true}));
+  [...region('The experts of layer 1').querySelectorAll('tbody button')][1].click();
+  say($('#experts .card h3').textContent.includes('No label'), 'an expert that is never chosen');
+
+  // Probes: what the curves show is the mean of the concepts'.
+  const probe = dataOf(d, 'probe'), negatives = ['same document', 'other documents', 'same token'];
+  say($('#probes .verdict').textContent === probe.sentence, 'the sentence');
+  const curve = i => all('#probes .two svg[role=img]')[i].getAttribute('aria-label'), legend = i => all('#probes .two figure')[i].querySelector('.legend').textContent;
+  const model = (c, v) => c[negatives[v]].model[0], dense = (c, v) => c[negatives[v]].dense[0];
+  for (const v of [0, 1, 2])
+    for (const group of ['all', 'squares', 'move']) {
+      pick('probes', 'Negatives', negatives[v]), pick('probes', 'Concepts', group);
+      await frame();
+      const list = probe.concepts.filter(c => (group === 'all' || c.group === group) && c[negatives[v]]), of = f => shown(meanOf(list.map(f)));
+      const bests = [`picked on other documents ${of(c => model(c, v).B)}`, `as published ${of(c => model(c, v).A)}`, `yes, best expert ${of(c => model(c, v).H_most)}`,
+                     ...(v ? [] : [`on the same tokens ${of(c => c[negatives[0]].E[0])}`, `dealt out at random ${of(c => c[negatives[0]].F[0])}`, `twin’s units ${of(c => c[negatives[0]].J[0])}`, `labels shifted, one unit ${of(c => c.G.A_mean)}`])];
+      for (const text of bests) say(curve(0).includes(text), `${negatives[v]}, ${group}: ${text} in ${curve(0)}`);
+      const together = [`all experts together ${of(c => model(c, v).D)}`, `the dense twin ${of(c => dense(c, v).D)}`, `the token alone ${of(c => c[negatives[v]].I_token)}`, `and its place ${of(c => c[negatives[v]].I_position)}`,
+                        ...(group === 'squares' ? [`rule about the text ${of(c => c[negatives[v]].I_rule)}`] : []), ...(v ? [] : [`labels shifted, one unit ${of(c => c.G.D_mean)}`])];
+      for (const text of together) say(curve(1).includes(text), `${negatives[v]}, ${group}: ${text} in ${curve(1)}`);
+      say(curve(1).includes('rule about') === (group === 'squares') && legend(1).includes('the dense twin') && (v === 0) === legend(0).includes('labels shifted'), 'controls only where all concepts have them');
+    }
+  pick('probes', 'Negatives', 'same document'), pick('probes', 'Concepts', 'all');
+  const fold = $('#probes details');
+  fold.open = true;
+  for (const k of [0, 6]) {
+    pick('probes', 'Units', String(probe.k[k]));
+    say($('#probes details').open && d.activeElement.textContent === String(probe.k[k]), 'what was unfolded stays so');
+    rows('Concepts by probes').filter(r => !r.classList.contains('group')).forEach((r, i) => {
+      const m = probe.concepts[i]['same document'].model[k];
+      say([...r.querySelectorAll('.value')].map(q => q.textContent).join() === [shown(m.B), shown(m.D)].join(), `concept ${i}, k ${probe.k[k]}`);
+      say([...r.querySelectorAll('.tick')].some(t => t.title === `a dense twin on the same tokens ${shown(probe.concepts[i]['same document'].E[k])}`), 'its twin beside it');
+    });
+  }
+  await frame();
+  const plotted = all('#probes .two svg[role=img]')[0];
+  plotted.dispatchEvent(new w.PointerEvent('pointermove', {clientX: plotted.getBoundingClientRect().left + 45, bubbles: true}));
+  say(/k 1  B 0\.\d\d  A 0\.\d\d  E/.test(plotted.textContent), 'pointing reads the curves: ' + plotted.textContent);
+
+  // Pairs: those that tell more first, with a way to the card of a unit that has one.
+  const {pairs} = dataOf(d, 'features'), list = rows('Pairs of units'), tested = pairs.filter(q => q.beyond[0] !== null);
+  say(list.length === 20 && list.filter(r => r.classList.contains('this')).length === Math.min(20, tested.filter(q => q.more).length), 'twenty pairs: ' + list.length);
+  say(tested.filter(q => q.more).length > 0 && all('#units figure').some(f => f.textContent.includes(`Of the 30 pairs that fire together most often, ${tested.filter(q => q.more).length} tell`)), 'how many tell more');
+  for (const r of list) {
+    const q = pairs.find(p => p.property === r.querySelector('small').textContent), D = dataOf(d, 'run').config.d_expert;
+    const name = i => `${q.layer}/${Math.floor(i / D)}/${i % D}`, told = ([value, low, high]) => `${shown(value)} (${shown(low)} to ${shown(high)})`;
+    say(r.querySelector('th').textContent.startsWith(`${name(q.a)} and ${name(q.b)}`) && r.querySelector('.reach').textContent === `${told(q.beyond)}; with other labels: ${told(q.null)}`, 'a pair: ' + r.textContent);
+  }
+  const link = region('Pairs of units').querySelector('a');
+  say(!link || all('.units').length === 1 && link.hash.startsWith('#unit='), 'a unit of a pair leads to its card');
+  for (const id of ['experts', 'probes', 'units'])
+    say([...d.getElementById(id).querySelectorAll('button:not([disabled]), summary, a[href], [role=region]')].every(e => e.tabIndex === 0), `keys reach all of #${id}`);
+}
+)js";
+
 static const char* const whole_tests = R"js(async (d, w, say) => {
   const $ = q => d.querySelector(q), all = q => [...d.querySelectorAll(q)];
-  say(all('section').length === 9, 'nine sections');
+  say(all('section').length === 11, 'eleven sections');
   say(all('svg').length > 60, 'charts: ' + all('svg').length);
   say(/0\.740|0\.7\d\d/.test($('.numbers').textContent), 'validation loss in the head');
   say(all('#board tr.this').length === 0 && $('#board').textContent.includes('0.840'), 'the paper in a block of its own');
@@ -777,6 +1089,7 @@ static const char* const whole_tests = R"js(async (d, w, say) => {
   const key = (k, shift) => $('.browser').dispatchEvent(new w.KeyboardEvent('keydown', {key: k, shiftKey: !!shift, bubbles: true, cancelable: true}));
   say($('.unit .kicker').textContent === 'Layer 0, expert 0, unit 90', 'opens on the best unit');
   say(!$('.unit table'), 'nothing is said of what was not measured');
+  await ofExperts(d, w, say);
   say(all('.units li').length === 12 && all('.units [aria-current]').length === 1, 'the units of one expert');
   say(all('.board rect').length >= 64 && all('.board g').length === 64, 'a board of 64 squares');
   say(all('.board path').length > 20, 'pieces on it: ' + all('.board path').length);
@@ -837,8 +1150,8 @@ static void test_browser(const std::string& folder) {
     const std::vector<Page> pages = {
         {"whole", {small_config("chess-32")}, true, whole_tests},
         {"bare", {small_config("chess-32")}, false, R"js((d, w, say) => {
-            say(d.querySelectorAll('.absent').length === 4, 'sections without numbers: ' + d.querySelectorAll('.absent').length);
-            for (const tool of ['bsp', 'sparsity', 'router', 'features']) say(text(d).includes('build/' + tool + ' --ckpt '), 'the command of ' + tool);
+            say(d.querySelectorAll('.absent').length === 6, 'sections without numbers: ' + d.querySelectorAll('.absent').length);
+            for (const tool of ['bsp', 'sparsity', 'router', 'experts', 'probe', 'features']) say(text(d).includes('build/' + tool + ' --ckpt '), 'the command of ' + tool);
             say(text(d).includes('--games GAMES') && text(d).includes("--data 'SHARDS'"), 'with its inputs');
             say(d.querySelectorAll('#training svg').length >= 6, 'the curves are there');
         })js"},
@@ -883,9 +1196,9 @@ static void test_browser(const std::string& folder) {
         check(count(html, "://") == 0, "%s: an address in the page", page.name);
         check(html.find("default-src 'none'; style-src 'unsafe-inline'; script-src 'nonce-page'\"") !=
               std::string::npos);
-        const size_t scripts = !page.measured                            ? 3
-                               : page.run.config.tokenizer == "chess-32" ? 7
-                                                                         : 6; // run, tools, model, the script
+        const Config& c = page.run.config; // run, model, the script; and the tools
+        const size_t scripts =
+            3 + (page.measured ? 4 + size_t(c.tokenizer == "chess-32") + size_t(c.moe()) : 0);
         check(count(html, "<script") == scripts && count(html, "</script>") == scripts, "%s: %zu scripts",
               page.name, count(html, "<script"));
         for (const int width : {360, 1200})
@@ -896,7 +1209,7 @@ static void test_browser(const std::string& folder) {
     for (const bool dark : {false, true}) {
         write_file(folder + "/look.html",
                    "<!DOCTYPE html><meta charset=utf-8><body><script>" + std::string(look_script) +
-                       "(async () => {\n" + looks[0] + (dark ? "" : looks[1]) +
+                       experts_script + "(async () => {\n" + looks[0] + (dark ? "" : looks[1]) +
                        "document.body.textContent = '\\n' + lines.join('\\n') + '\\nend\\n';\n})()"
                        ".catch(e => document.body.textContent = '\\nno ' + e.stack.replace(/\\n/g, ' ') + "
                        "'\\n');</script>");

@@ -2,7 +2,9 @@
 // the CPU's reference, as the tools do by themselves.
 #include "report.h"
 #include "bsp.h"
+#include "experts.h"
 #include "features.h"
+#include "probe.h"
 #include "router.h"
 #include "sparsity.h"
 #include "units_cpu.h"
@@ -27,6 +29,20 @@ static Measurements measurements() {
         o.ckpt = in.run;
         o.data = in.data.empty() ? in.games : in.data;
         write_json(in.json, router_json(measure_router(o, cpu_reader)));
+    };
+    m.experts = [](const MeasureInputs& in) {
+        ExpertsOptions o;
+        o.ckpt = in.ckpt;
+        o.data = in.data.empty() ? in.games : in.data;
+        o.tokenizer = in.tokenizer;
+        write_json(in.json, experts_json(measure_experts(o, cpu_reader)));
+    };
+    m.probe = [](const MeasureInputs& in) {
+        ProbeOptions o;
+        o.ckpt = in.ckpt;
+        o.data = in.data.empty() ? in.games : in.data;
+        o.tokenizer = in.tokenizer;
+        write_json(in.json, probe_json(measure_probe(o, cpu_reader)));
     };
     m.features = [](const MeasureInputs& in) {
         FeatureOptions o;

@@ -1,9 +1,10 @@
 // report: what a run has become, on one page. Takes the folder of a run (its log.jsonl, a checkpoint and what
-// bsp, sparsity, router and features have written to <run>/interp) and gives one HTML file that needs nothing
-// else: no network, no framework; the charts are drawn by the page's own script (page/) from the numbers
-// embedded in it, and a model that is small enough is in the page, too, and runs there (embed.h). A
-// measurement that is missing, or was made on another step or other weights, is made now when the caller can
-// and its inputs are given; else its section names the command that makes it.
+// bsp, sparsity, router, features, experts and probe have written to <run>/interp) and gives one HTML file
+// that needs nothing else: no network, no framework; the charts are drawn by the page's own script (page/)
+// from the numbers embedded in it, and a model that is small enough is in the page, too, and runs there
+// (embed.h). A measurement that is missing, or was made on another step or other weights, is made now when
+// the caller can and its inputs are given (experts and probe, which take longer, only if asked for); else its
+// section names the command that makes it.
 #pragma once
 #include "../lib/options.h"
 #include "../lib/terminal.h"
@@ -17,6 +18,7 @@
 struct ReportOptions {
     std::string run, ckpt, out, games, data, tokenizer, rounded;
     int64_t embed = 4000000;
+    bool all = false;
 
     void declare(Options& o) {
         o.add(0, "run", "DIR", &run, "the folder of a run");
@@ -27,6 +29,7 @@ struct ReportOptions {
         o.add(0, "data", "GLOB", &data, "held-out token shards, for measurements that are missing");
         o.add(0, "tokenizer", "FILE", &tokenizer,
               "GPT-2 tokens: the file that data/fineweb.py writes, to show them");
+        o.add(0, "all", &all, "also measure what takes as long as the rest together: experts and probe");
         o.add(0, "embed", "N", &embed, 0, int64_t(1) << 30,
               "put a model of up to so many parameters into the page, a byte for each, and run it there");
         o.add(0, "rounded", "FILE", &rounded, "also write the model as the page has it, as a checkpoint");
@@ -40,7 +43,7 @@ struct MeasureInputs {
     std::string ckpt, run, games, data, tokenizer, json;
 };
 struct Measurements {
-    std::function<void(const MeasureInputs&)> bsp, sparsity, router, features;
+    std::function<void(const MeasureInputs&)> bsp, sparsity, router, features, experts, probe;
     std::function<void(const MeasureInputs&)> rounding; // what the page's copy of the model costs in loss
 };
 
@@ -86,7 +89,8 @@ void write_curves(JsonWriter& out, const std::string& path, uint64_t last_step);
 
 struct ReportedTool {
     const char *name, *shows; // shows: in words, for the page
-    bool games;               // measures on games and so for chess models only
+    bool games;               // measures on games
+    const char* only;         // why it is not for this model, or ""
     std::function<void(const MeasureInputs&)> measure;
     std::string text, note; // the JSON, or why there is none
 };

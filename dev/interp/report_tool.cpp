@@ -172,15 +172,22 @@ Report write_report(ReportOptions options, const Measurements& measurements) {
         fail("%s: its tokens are %s, but --games are for chess-32 models", file.path.c_str(),
              config.tokenizer.empty() ? "unstated" : config.tokenizer.c_str());
 
+    const char* const only_chess = chess ? "" : "for chess models only";
+    const char* const only_moe = config.moe() ? "" : "for mixtures of experts only";
+    const char* const only_probed = config.moe() || config.dense() ? "" : "for MoE and dense layers only";
+    const auto if_asked = [&](const auto& measure) { return options.all ? measure : nullptr; };
     std::vector<ReportedTool> tools = {
-        {"bsp", "what its units tell of the board", true, measurements.bsp, "", ""},
-        {"sparsity", "how many units work, and which experts", false, measurements.sparsity, "", ""},
-        {"router", "the router's scores beside what all experts would do", false, measurements.router, "",
+        {"bsp", "what its units tell of the board", true, only_chess, measurements.bsp, "", ""},
+        {"sparsity", "how many units work, and which experts", false, "", measurements.sparsity, "", ""},
+        {"router", "the router's scores beside what all experts would do", false, "", measurements.router, "",
          ""},
-        {"features", "what single units tell", chess, measurements.features, "", ""}};
+        {"experts", "what decides a token's expert, what an expert takes, and what is lost without it", false,
+         only_moe, if_asked(measurements.experts), "", ""},
+        {"probe", "what a few units tell", false, only_probed, if_asked(measurements.probe), "", ""},
+        {"features", "what single units tell", chess, "", measurements.features, "", ""}};
     for (ReportedTool& tool : tools) {
-        if (tool.games && !chess) {
-            tool.note = "for chess models only";
+        if (*tool.only) {
+            tool.note = tool.only;
             continue;
         }
         const std::string json = options.run + "/interp/" + tool.name + ".json";
@@ -239,7 +246,19 @@ std::string headline(const std::string& tool, const std::string& text) {
         for (const Json& layer : layers->items) out += strf(" %.2f", number(&layer, {"pearson", "within"}));
         return out;
     }
+    if (tool == "experts" && layers) {
+        size_t experts = 0, named = 0;
+        for (const Json& layer : layers->items)
+            if (const Json* list = layer.find("experts"))
+                for (const Json& expert : list->items) {
+                    const Json* is = expert.find("named");
+                    experts++;
+                    named += is && is->boolean;
+                }
+        return strf("%zu of %zu experts take what is more than their tokens", named, experts);
+    }
     const Json *summary = json.find("summary"), *sentence = json.find("sentence");
+    if (tool == "probe" && sentence) return sentence->text;
     if (tool != "features" || !summary || !sentence) return "";
     return strf("%.0f of %.0f units tested tell more than the text says (untrained weights: %.0f), %.0f read "
                 "the text;\n"
@@ -261,8 +280,9 @@ void print_report(const Report& report) {
 
 int report_program(int argc, char** argv, const Measurements& measurements) {
     ReportOptions report;
-    Options options("report",
-                    "Writes one HTML page on a run: curves, board-state metrics, sparsity, router, units.");
+    Options options(
+        "report",
+        "Writes one HTML page on a run: curves, board-state metrics, sparsity, router, experts, units.");
     report.declare(options);
     if (!options.parse(argc, argv)) return 0;
     print_report(write_report(report, measurements));

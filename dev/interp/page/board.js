@@ -37,52 +37,15 @@ function scoreRange(keys) {
 }
 // One number of every layer's board score and the same number of its controls. key: in the layer and the controls.
 function scores(title, key, range, caption) {
-  const values = bsp.layers.map(l => ({
-    layer: l.layer,
+  const rows = bsp.layers.map(l => ({
+    name: `Layer ${l.layer}`,
+    strong: l.layer === boardLayer.layer,
     value: l.board[key],
     low: l.board[key + '_low'],
     high: l.board[key + '_high'],
-    controls: controls.map(c => (l.board[c.key] || {})[key])
+    controls: controls.map(c => ({...c, value: (l.board[c.key] || {})[key]}))
   }));
-  const first = values.find(v => v.layer === boardLayer.layer);
-  return figure(title, chart(w => {
-    const step = 30, p = plot(w, step * L + 30, {
-      title,
-      x: range,
-      y: [0, L],
-      yTicks: [],
-      margin: {left: 62, right: 48, top: 4, bottom: 26}
-    });
-    values.forEach((v, i) => {
-      const y = 4 + step * (i + .5), name = `Layer ${v.layer}`;
-      p.svg.append(s('text', {x: 0, y: y + 4, class: v === first ? 'strong' : ''}, name),
-        s('line', {class: 'gridline', x1: p.X(0), x2: w - p.m.right, y1: y, y2: y}));
-      controls.forEach((c, j) => {
-        if (number(v.controls[j]))
-          p.svg.append(fill(c.mark(p.X(v.controls[j]), y), {},
-            [s('title', {}, `${name}, ${c.name}: ${fix(v.controls[j], 3)}`)]));
-      });
-      if (number(v.low) && number(v.high))
-        p.svg.append(s('line', {
-          x1: p.X(v.low),
-          x2: p.X(v.high),
-          y1: y,
-          y2: y,
-          stroke: 'var(--accent)',
-          'stroke-width': 5,
-          opacity: .45
-        }));
-      if (number(v.value))
-        p.svg.append(fill(trainedMark(p.X(v.value), y), {},
-                       [s('title', {},
-                         `${name}, trained: ${fix(v.value, 3)}` +
-                           (number(v.low) ? `, 95% interval ${fix(v.low, 3)} to ${fix(v.high, 3)}` : ''))]),
-          s('text', {class: 'strong halo', x: p.X(Math.max(v.value, v.high || 0)) + 11, y: y + 4},
-            fix(v.value, 3)));
-    });
-    return p.svg;
-  }),
-    caption);
+  return figure(title, chart(w => dotRows(w, {title, x: range, rows, own: 'trained'})), caption);
 }
 
 // Yang et al., arXiv 2503.07639, tables of the chess experiments.
@@ -95,11 +58,9 @@ const paper = [
 
 function board() {
   const S = boardLayer.board, of = bsp.functions.find(f => f.name === boardName) || {};
-  const legend = h('ul', {class: 'legend'},
-    [['trained, and its 95% interval over games', trainedMark]]
-      .concat([...controls].reverse().map(c => [c.name, c.mark]))
-      .map(([name, mark]) =>
-             h('li', {}, s('svg', {width: 18, height: 18, 'aria-hidden': 'true'}, mark(9, 9)), name)));
+  const legend = markLegend([
+    ['trained, and its 95% interval over games', trainedMark], ...[...controls].reverse().map(c => [c.name, c.mark])
+  ]);
   const names = ['text', 'untrained', 'same_move', 'permuted'],
         heads = ['text', 'untrained', 'same move', 'shuffled'],
         beside = (q, key) => names.map(c => fix((q[c] || {})[key], 3)),

@@ -10,7 +10,7 @@ const read = id => {
   return e && JSON.parse(e.textContent);
 };
 const run = read('run'), bsp = read('bsp'), sparsity = read('sparsity'), router = read('router'),
-      features = read('features');
+      features = read('features'), experts = read('experts'), probe = read('probe');
 const config = run.config, L = +config.n_layer, moe = config.ffn === 'moe', E = moe ? +config.n_expert : 1;
 const chess = config.tokenizer === 'chess-32';
 const width = (moe ? +config.n_expert : +config.n_expert_active) * +config.d_expert; // units of a layer
@@ -37,6 +37,7 @@ const duration = t => t < 90 ? Math.round(t) + ' s'
   : t < 5400                 ? Math.round(t / 60) + ' min'
                              : (t / 3600).toFixed(1) + ' h';
 
+const between = ({low, high}) => `${fix(low, 3)} to ${fix(high, 3)}`; // an interval
 const scoreText = x => fix(x, x >= .995 && x < 1 ? 3 : 2);
 
 function fill(element, attributes, children) {
@@ -113,9 +114,10 @@ function plot(w, height, o) {
 const path = (points, X, Y) =>
   points.map((p, i) => (i ? 'L' : 'M') + X(p[0]).toFixed(1) + ' ' + Y(p[1]).toFixed(1)).join('');
 
-// Lines over steps. series: {name, colour, points, band, dash, label}; pointing at the plot reads them off.
+// Lines over steps, or over what o.at(x) names. series: {name, colour, points, band, dash, label}; pointing at the
+// plot reads them off.
 function lines(w, height, o) {
-  const range = [0, Math.max(1, ...o.series.flatMap(q => q.points).map(q => q[0]))];
+  const range = o.x || [0, Math.max(1, ...o.series.flatMap(q => q.points).map(q => q[0]))];
   const p = plot(w, height, {x: range, ...o});
   const inside = y => Math.max(o.y[0], Math.min(o.y[1], y));
   for (const q of o.series) {
@@ -160,7 +162,7 @@ function lines(w, height, o) {
     if (!main.length || t < 0 || t > 1) return;
     const x = near(main, range[0] + t * (range[1] - range[0]))[0];
     rule.setAttribute('x1', p.X(x)), rule.setAttribute('x2', p.X(x));
-    reading.textContent = 'step ' + whole(x) + '  ' +
+    reading.textContent = (o.at ? o.at(x) : 'step ' + whole(x)) + '  ' +
       (o.read || (list => list.map(r => r.name + ' ' + fix(r.value, o.digits ?? 3)).join('  ')))(
         o.series.filter(q => q.points.length).map(q => ({name: q.name, value: near(q.points, x)[1]})));
     rule.setAttribute('visibility', 'visible'), reading.setAttribute('visibility', 'visible');
@@ -169,6 +171,44 @@ function lines(w, height, o) {
     () => { rule.setAttribute('visibility', 'hidden'), reading.setAttribute('visibility', 'hidden'); });
   return p.svg;
 }
+
+// Rows of numbers on one axis, o.x, each with its interval and beside its controls. o.rows: {name, strong, value,
+// low, high, controls: [{name, mark, value}]}; own: what the number is.
+function dotRows(w, o) {
+  const step = 30, p = plot(w, step * o.rows.length + 30,
+    {y: [0, 1], yTicks: [], ...o, margin: {left: 62, right: 48, top: 4, bottom: 26, ...o.margin}});
+  o.rows.forEach((r, i) => {
+    const y = 4 + step * (i + .5);
+    p.svg.append(s('text', {x: 0, y: y + 4, class: r.strong ? 'strong' : ''}, r.name),
+      s('line', {class: 'gridline', x1: p.X(o.x[0]), x2: w - p.m.right, y1: y, y2: y}));
+    for (const c of r.controls)
+      if (number(c.value))
+        p.svg.append(
+          fill(c.mark(p.X(c.value), y), {}, [s('title', {}, `${r.name}, ${c.name}: ${fix(c.value, 3)}`)]));
+    if (number(r.low) && number(r.high))
+      p.svg.append(s('line', {
+        x1: p.X(r.low),
+        x2: p.X(r.high),
+        y1: y,
+        y2: y,
+        stroke: 'var(--accent)',
+        'stroke-width': 5,
+        opacity: .45
+      }));
+    if (number(r.value))
+      p.svg.append(fill(trainedMark(p.X(r.value), y), {},
+                     [s('title', {},
+                       `${r.name}, ${o.own}: ${fix(r.value, 3)}` +
+                         (number(r.low) ? `, 95% interval ${between(r)}` : ''))]),
+        s('text', {class: 'strong halo', x: p.X(Math.max(r.value, r.high || 0)) + 11, y: y + 4},
+          fix(r.value, 3)));
+  });
+  return p.svg;
+}
+// What the marks of a chart mean: [[name, mark]].
+const markLegend = list => h('ul', {class: 'legend'},
+  list.map(([name, mark]) =>
+    h('li', {}, s('svg', {width: 18, height: 18, 'aria-hidden': 'true'}, mark(9, 9)), name)));
 
 // Bars over bins: edges has one more than counts. marks: [[value, text]].
 function histogram(w, height, o) {
@@ -211,6 +251,32 @@ function bar(value, marks = [], plain = false) {
         text]) => h('span', {class: 'tick', style: at(x), title: `${text} ${fix(x, 3)}`}))));
 }
 
+// A number with its 95% interval on an axis over `range`, with a line at 0, and below it in grey the one that it is
+// to be read against; both {value, low, high}.
+function reach(range, own, control, controlName) {
+  const place = x => 100 * Math.max(0, Math.min(1, (x - range[0]) / (range[1] - range[0] || 1)));
+  const said = q => `${fix(q.value, 3)} (${between(q)})`;
+  const draw = (q, name, plain) => number(q.value) && [
+    number(q.low) && number(q.high) && h('span', {
+      class: 'span' + (plain ? ' plain' : ''),
+      style: `left:${place(q.low).toFixed(2)}%;right:${(100 - place(q.high)).toFixed(2)}%`,
+      title: `${name}${said(q)}`
+    }),
+    h('span', {class: 'dot' + (plain ? ' plain' : ''), style: `left:${place(q.value).toFixed(2)}%`})
+  ];
+  return h('div', {class: 'bar reach' + (control ? ' two' : '')}, h('span', {class: 'value'}, fix(own.value, 3)),
+    h('span', {class: 'hidden'},
+      (number(own.low) ? ` (${between(own)})` : '') + (control ? `; ${controlName}: ${said(control)}` : '')),
+    h('div', {class: 'track', 'aria-hidden': 'true'},
+      h('span', {class: 'zero', style: `left:${place(0).toFixed(2)}%`}), draw(own, ''),
+      control && draw(control, controlName + ': ', true)));
+}
+// The range that holds all of these {value, low, high}, and 0.
+const rangeOf = list => {
+  const all = [0, ...list.flatMap(q => q ? [q.value, q.low, q.high] : [])].filter(number);
+  return [lowest(all), highest(all)];
+};
+
 // A row of buttons of which one is chosen.
 function picker(label, choices, chosen, choose) {
   return h('div', {class: 'pick', role: 'group', 'aria-label': label},
@@ -224,6 +290,25 @@ function picker(label, choices, chosen, choose) {
     },
                   text)));
 }
+// What make(again) gives, drawn anew by again(name, choose) after a choice; the focus stays on the chosen button of
+// what has that name, and what was unfolded stays so.
+function redrawn(make) {
+  const host = h('div', {}), folds = () => [...host.querySelectorAll('details')];
+  const again = (name, choose) => {
+    choose();
+    const open = folds().map(d => d.open);
+    host.replaceChildren();
+    fill(host, {}, [make(again)]);
+    folds().forEach((d, i) => { d.open = open[i]; });
+    const now = host.querySelector(`[aria-label="${name}"] [aria-pressed=true]`);
+    if (now) now.focus({preventScroll: true});
+  };
+  return fill(host, {}, [make(again)]);
+}
+// A picker whose choice draws all of it anew.
+const choice = (again, label, choices, chosen, choose) =>
+  picker(label, choices, chosen, value => again(label, () => choose(value)));
+
 // Of the heads, one that begins with '<' stands left, one that ends with '?' is left out on a phone.
 function table(head, rows, caption) {
   return h('div', {class: 'scroll', tabindex: '0', role: 'region', 'aria-label': caption},

@@ -43,12 +43,30 @@ const sections = [
     tool: 'router',
     when: () => moe && router && router.layers.some(l => l.pca)
   },
+  {
+    id: 'experts',
+    name: 'Experts',
+    title: 'What decides a token’s expert, and what experts take',
+    make: specialists,
+    tool: 'experts',
+    when: () => moe
+  },
+  {
+    id: 'probes',
+    name: 'Probes',
+    title: moe ? 'What a few units of an expert tell' : 'What a few units of a layer tell',
+    make: probing,
+    tool: 'probe',
+    when: () => moe || config.ffn === 'dense'
+  },
   {id: 'units', name: 'Units', title: 'What single units tell', make: browse, tool: 'features'}
 ];
 const measured = {
   bsp,
   sparsity,
   router,
+  experts,
+  probe,
   features
 };
 

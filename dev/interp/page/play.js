@@ -471,11 +471,11 @@ function drawInside(reads) {
 // --- The section
 
 const runs = embedded && !embedded.none && (chess || config.tokenizer === 'bytes');
-// For the card of a unit: a button that switches it off up here.
-function tryUnit({layer, expert, unit}) {
+// For the card of a unit, or of an expert (unit: null): a button that switches it off up here.
+function switchOff({layer, expert, unit}) {
   return runs && h('p', {}, button('Switch it off in the model at work', () => {
     startPlay();
-    setChange({layer, expert, unit}, {off: false, factor: 0});
+    setChange({layer, expert, unit}, unit === null ? {off: true, factor: 1} : {off: false, factor: 0});
     document.getElementById('play').scrollIntoView();
   }, {class: 'small'}));
 }

@@ -294,8 +294,8 @@ function unitPage(u) {
   const title = u.verdict === 'knows' ? 'Tells that ' + u.property
     : u.verdict === 'reads'           ? 'Reads the text: ' + u.text
                                       : 'Nothing found that it tells';
-  return h('div', {class: 'unit'},
-    h('p', {class: 'kicker'}, unitName(u)[0].toUpperCase() + unitName(u).slice(1)), h('h3', {}, title), tryUnit(u),
+  return h('div', {class: 'card unit'},
+    h('p', {class: 'kicker'}, unitName(u)[0].toUpperCase() + unitName(u).slice(1)), h('h3', {}, title), switchOff(u),
     u.verdict === 'knows' &&
       h('p', {class: 'note'},
         `More than the text says: the best rule for it (${u.rule}) has Matthews ${fix(u.rule_mcc)}, the unit ${
@@ -319,11 +319,7 @@ function unitPage(u) {
         `of its firings, above ${percent(u.threshold)} of ${fix(u.max)}`)),
     u.effect && effectFacts(u.effect),
     against(u),
-    h('ul', {class: 'legend'},
-      [
-        ['F1 with its 95% interval', trainedMark], ...againstMarks(u).map(([, name, mark]) => [name, mark])
-      ].map(([name, mark]) =>
-              h('li', {}, s('svg', {width: 18, height: 18, 'aria-hidden': 'true'}, mark(9, 9)), name))),
+    markLegend([['F1 with its 95% interval', trainedMark], ...againstMarks(u).map(([, name, mark]) => [name, mark])]),
     chess ? h('div', {class: 'columns'},
               h('div', {},
                 h('h4', {},
@@ -413,6 +409,39 @@ function browse() {
                         : '') +
         ` ${whole(f.outright)} tell their property better than any rule about the text does by itself.`),
     live,
-    browser
+    browser,
+    company()
   ];
+}
+
+// --- Pairs: what two units tell together that they do not tell apart
+
+function company() {
+  const pairs = features.pairs || [], D = moe ? +config.d_expert : width, most = 20;
+  if (!pairs.length) return null;
+  const estimate = ([value, low, high]) => ({value, low, high});
+  const tested = pairs.filter(q => number(q.beyond[0])), more = tested.filter(q => q.more);
+  const shown = [...tested].sort((a, b) => b.more - a.more || b.beyond[0] - b.null[0] - (a.beyond[0] - a.null[0]))
+                  .slice(0, most);
+  const range = rangeOf(shown.flatMap(q => [estimate(q.beyond), estimate(q.null)]));
+  const name = (layer, i) => {
+    const unit = {layer, expert: Math.floor(i / D), unit: i % D}, text = moe ? `${layer}/${unit.expert}/${unit.unit}` : `${layer}/${i}`;
+    return units.some(u => place(u) === place(unit)) ? h('a', {href: place(unit)}, text) : text;
+  };
+  return figure('Units that fire together',
+    [
+      shown.length > 0 && table(
+        ['two units', 'both fire?', 'times by chance?', '<bits beyond the two apart', 'the two apart?'],
+        shown.map(q => h('tr', {class: q.more ? 'this' : ''},
+          h('th', {scope: 'row'}, name(q.layer, q.a), ' and ', name(q.layer, q.b), h('small', {}, q.property)),
+          h('td', {class: 'wide'}, percent(q.both, 1)), h('td', {class: 'wide'}, fix(q.lift[0])),
+          h('td', {class: 'chart'}, reach(range, estimate(q.beyond), estimate(q.null), 'with other labels')),
+          h('td', {class: 'wide'}, fix(q.apart[0], 3)))),
+        'Pairs of units')
+    ],
+    `Do two units form a code that neither shows alone? Of the ${whole(pairs.length)} pairs that fire together most often, ${
+      more.length ? `${whole(more.length)} tell` : 'none tells'} a property beyond what the two tell apart, above zero and above ` +
+      `the same with the labels of another ${chess ? 'game at the same move' : 'text at the same place'} (in grey), by their ` +
+      '95% intervals: bits per place, measured on other ' + (chess ? 'games' : 'text') + ' than the property was chosen on.' +
+      (shown.length < pairs.length ? ` Shown are the ${shown.length} that tell most.` : ''));
 }
