@@ -53,7 +53,7 @@ GPU_PROGRAMS = $(if $(NVCC),$(addsuffix $(SUFFIX),train_moex sample bsp_gpu))
 EMULATED  = train_moex_emu train_moex_fp32_emu sample_emu sample_fp32_emu bsp_gpu_emu bsp_gpu_fp32_emu
 LINUX    := $(filter Linux,$(shell uname -s))# several processes that train together are started and watched in its ways
 TESTS     = test_chess test_make_chess test_data test_safetensors test_log test_lib test_threads test_model test_gradients test_programs \
-            $(if $(LINUX),test_ranks) test_lanes test_games test_boards test_rules test_bsp test_sparsity test_features test_probe test_experts test_text test_report test_page test_interp test_doc \
+            $(if $(LINUX),test_ranks) test_lanes test_games test_boards test_rules test_bsp test_sparsity test_features test_probe test_experts test_text test_language test_report test_page test_interp test_doc \
             $(if $(filter 1,$(SAN)),,test_sae) test_sae_gradients test_paper # (the sanitizers would take ten minutes to learn a dictionary)
 BENCHES   = bench_cpu bench_bsp perft
 

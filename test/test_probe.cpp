@@ -333,8 +333,9 @@ static void test_given(const string& folder) {
         file.write(text.data(), text.size());
         file.commit();
     };
+    const vector<size_t> document = documents_of(c.rows, 256, true);
     write(sources, "prose\nc\nprose\nc\nnot read\n");
-    label_sources(c, sources, 256);
+    label_sources(c, sources, document);
     check(c.list.size() == 2 && c.list[0].name == "c" && c.list[1].name == "prose" && c.list[1].of_document);
     string prose;
     for (size_t n = 0; n < 12; n++) {
@@ -349,9 +350,9 @@ static void test_given(const string& folder) {
     for (size_t n = 0; n < 12; n++) after += moved.at(0, n) ? '1' : '0';
     check(after == "000011100011" || after == "001100001110", "%s", after.c_str());
     write(sources, "prose\nc\nprose\n");
-    check_error(label_sources(c, sources, 256), "a.sources", "3 lines", "have 4");
+    check_error(label_sources(c, sources, document), "a.sources", "3 lines", "have 4");
     write(sources, "prose\n\nprose\nc\n");
-    check_error(label_sources(c, sources, 256), "line 2", "empty");
+    check_error(label_sources(c, sources, document), "line 2", "empty");
 
     const auto npy = [&](const string& shape, const vector<float>& values) {
         string header = "{'descr': '<f4', 'fortran_order': False, 'shape': " + shape + ", }";

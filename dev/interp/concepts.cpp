@@ -102,17 +102,31 @@ static void add_rules(Concepts& out, const GameSet& games) {
     }
 }
 
-// A concept more; what it says of every token comes from says(n).
-template <class F> static void add_concept(Concepts& out, Concept about, F says) {
-    const size_t c = out.list.size();
+size_t new_concept(Concepts& out, Concept about) {
     out.list.push_back(std::move(about));
     if (out.labels.words == 0) out.labels = empty_labels(0, out.rows.size());
-    out.labels.bits.resize((c + 1) * out.labels.words);
+    out.labels.bits.resize(out.list.size() * out.labels.words);
+    return out.list.size() - 1;
+}
+
+void carry_bits(Concepts& out, size_t of_bit_0, const std::vector<uint32_t>& bits,
+                const std::vector<size_t>& end, size_t first) {
+    for (size_t t = 0; t < end.size(); t++) {
+        uint32_t any = 0;
+        for (size_t i = t ? end[t - 1] : 0; i < end[t]; i++) any |= bits[i];
+        for (; any; any &= any - 1) out.labels.set(of_bit_0 + size_t(__builtin_ctz(any)), first + t);
+    }
+}
+
+// What a concept says of every token comes from says(n).
+template <class F> static void add_concept(Concepts& out, Concept about, F says) {
+    const size_t c = new_concept(out, std::move(about));
     for (size_t n = 0; n < out.rows.size(); n++)
         if (says(n)) out.labels.set(c, n);
 }
 
-void label_sources(Concepts& out, const std::string& path, int32_t start) {
+std::vector<std::string> label_sources(Concepts& out, const std::string& path,
+                                       const std::vector<size_t>& document) {
     const MappedFile file(path);
     std::vector<std::string> lines;
     const std::string text((const char*)file.data, file.size);
@@ -120,12 +134,7 @@ void label_sources(Concepts& out, const std::string& path, int32_t start) {
         end = std::min(text.find('\n', at), text.size());
         lines.push_back(text.substr(at, end - at));
     }
-    std::vector<size_t> document; // by token
-    size_t documents = 0;
-    for (size_t n = 0; n < out.rows.size(); n++) {
-        documents += n == 0 || out.rows.tokens[n] == start;
-        document.push_back(documents - 1);
-    }
+    const size_t documents = document.empty() ? 0 : document.back() + 1;
     if (documents > lines.size())
         fail("%s: %zu lines, expected one for each document: the %zu rows that are read have %zu",
              path.c_str(), lines.size(), out.rows.rows, documents);
@@ -148,6 +157,7 @@ void label_sources(Concepts& out, const std::string& path, int32_t start) {
     for (size_t i = 0; i < out.rows.groups.size(); i++)
         add_concept(out, {"source", out.rows.groups[i], false, true},
                     [&](size_t n) { return out.rows.group[n] == i; });
+    return lines;
 }
 
 void label_given(Concepts& out, const std::string& path) {
@@ -168,12 +178,34 @@ void label_given(Concepts& out, const std::string& path) {
                     [&](size_t n) { return given.data[n * concepts + k] == 1; });
 }
 
+static void read_treebank(Concepts& out, std::vector<uint32_t>& tags, TextTokenizer& tokenizer,
+                          const ConceptInput& in, const Config& c, const std::string& model) {
+    const Tokenizer kind = c.tokenizer == tokenizer_name(TOKENIZER_GPT2) ? TOKENIZER_GPT2 : TOKENIZER_BYTES;
+    if (c.tokenizer.empty() ? c.vocab_size < tokenizer_vocab(kind) : c.tokenizer != tokenizer_name(kind))
+        fail("%s: a treebank is a text, but the model %s reads %s", in.conllu.c_str(), model.c_str(),
+             c.tokenizer.empty() ? strf("%zu tokens", c.vocab_size).c_str() : c.tokenizer.c_str());
+    if (in.T > c.block_size)
+        fail("--seq %zu is more than the %zu positions of the model %s", in.T, c.block_size, model.c_str());
+    tokenizer = TextTokenizer::load(kind, in.tokenizer);
+    out.rows = conllu_rows(read_conllu(in.conllu), tokenizer, in.T ? in.T : c.block_size, in.most, tags);
+    out.rows.source = in.conllu;
+    group_tokens(out.rows, kind, in.tokenizer);
+}
+
+void ConceptInput::check() const {
+    if (!conllu.empty() && !data.empty())
+        fail_usage("--conllu is read in the place of --data, expected one of them");
+    if (!conllu.empty() && !sources.empty()) fail_usage("--sources goes with --data, not with --conllu");
+    if (conllu.empty()) need_data(data);
+}
+
 Concepts read_concepts(const ConceptInput& in, const Config& c, const std::string& model) {
-    const std::string& data = in.data;
+    in.check();
+    const std::string& data = in.conllu.empty() ? in.data : in.conllu;
     const EnoughWitnesses& enough = in.enough;
     const size_t T = in.T, most = in.most;
     Concepts out;
-    if (is_games_file(data) || c.tokenizer == "chess-32") {
+    if (in.conllu.empty() && (is_games_file(data) || c.tokenizer == "chess-32")) {
         if (c.tokenizer.empty() ? c.vocab_size < size_t(chess_vocab) : c.tokenizer != "chess-32")
             fail("%s: games of chess, but the model %s reads %s", data.c_str(), model.c_str(),
                  c.tokenizer.empty() ? strf("%zu tokens", c.vocab_size).c_str() : c.tokenizer.c_str());
@@ -193,9 +225,20 @@ Concepts read_concepts(const ConceptInput& in, const Config& c, const std::strin
         keep_answerable(out, enough);
         add_rules(out, games);
     } else {
-        const Tokenizer kind = open_shards(data)[0].header.tokenizer;
-        out.rows = token_rows(data, c, T, most, in.tokenizer, model);
-        const TextTokenizer tokenizer = TextTokenizer::load(kind, in.tokenizer);
+        bool goes_on = true; // from row to row
+        std::vector<uint32_t> tags;
+        TextTokenizer tokenizer;
+        if (in.conllu.empty()) {
+            const std::vector<Shard> shards = open_shards(data);
+            goes_on = shards.size() == 1 && !shards[0].header.row;
+            if (!in.sources.empty() && !goes_on)
+                fail("--sources goes with one shard of a stream, %s are %zu%s", quoted(data).c_str(),
+                     shards.size(), shards[0].header.row ? ", of rows" : "");
+            out.rows = token_rows(data, c, T, most, in.tokenizer, model);
+            tokenizer = TextTokenizer::load(shards[0].header.tokenizer, in.tokenizer);
+        } else {
+            read_treebank(out, tags, tokenizer, in, c, model);
+        }
         for (size_t id = 0; id < tokenizer.vocab_size(); id++)
             out.vocabulary.push_back(tokenizer.decode(int32_t(id)));
         for (const int32_t token : out.rows.tokens)
@@ -207,13 +250,12 @@ Concepts read_concepts(const ConceptInput& in, const Config& c, const std::strin
         std::iota(out.block.begin(), out.block.end(), 0u);
         out.dot.assign(out.rows.size(), 0);
         label_text_concepts(out, out.vocabulary);
-        if (!in.sources.empty()) {
-            if (const std::vector<Shard> shards = open_shards(data);
-                shards.size() > 1 || shards[0].header.row)
-                fail("--sources goes with one shard of a stream, %s are %zu%s", quoted(data).c_str(),
-                     shards.size(), shards[0].header.row ? ", of rows" : "");
-            label_sources(out, in.sources, tokenizer.start());
-        }
+        const std::vector<size_t> document = documents_of(out.rows, tokenizer.start(), goes_on);
+        std::vector<std::string> sources;
+        if (!in.sources.empty()) sources = label_sources(out, in.sources, document);
+        const bool many = !document.empty() && document.back() + 1 >= n_parts * enough.documents;
+        label_language_concepts(out, out.vocabulary, document, sources, sources.empty() && many);
+        if (!tags.empty()) label_speech(out, tags);
         if (!in.labels.empty()) label_given(out, in.labels);
         keep_answerable(out, enough);
         out.rule.assign(out.list.size(), "");

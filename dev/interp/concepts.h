@@ -7,9 +7,13 @@
 //           (rules.h); and of every character what it is and of what move
 //   text    words, numbers, quotes, line starts; the ten text concepts of arXiv 2604.02178; classes of bytes;
 //           brackets: how deep, of which kind, which one is closed. Made on bytes and carried to tokens: a
-//           token is positive if any of its bytes is.
-//   given   where each document of a text comes from, and anything else, by token (ConceptInput)
+//           token is positive if any of its bytes is. Source code, markup, parts of speech, scripts: by the
+//           lexers and lists of language.h, which read whole documents; the kind of a document and its tongue
+//           by the rules there, where no sources are given
+//   given   where each document of a text comes from; the parts of speech of a treebank; anything else, by
+//           token (ConceptInput)
 #pragma once
+#include "conllu.h"
 #include "rows.h"
 #include "rules.h"
 #include "text_labels.h"
@@ -56,20 +60,46 @@ struct ConceptInput {
     std::string tokenizer; // for GPT-2's tokens
     std::string
         sources;        // a line for each document of one shard, what it is: a document begins at end-of-text
+    std::string conllu; // a treebank, in the place of data
     std::string labels; // .npy (tokens or rows x tokens, concepts), 0 or 1
     size_t T = 0, most = 0; // tokens of a row, 0: as long as model and data have them; rows at most
     EnoughWitnesses enough;
+
+    void check() const; // that what is read is given, once
 };
 // For the model of config c. With sources they are the groups of tokens, too.
 Concepts read_concepts(const ConceptInput& in, const Config& c, const std::string& model);
 
-// Concepts from the two files; start: the token that stands before a document.
-void label_sources(Concepts& out, const std::string& path, int32_t start);
+// A new concept, asked of every token, the answers all no. Returns its place.
+size_t new_concept(Concepts& out, Concept about);
+// Tokens from `first` on have the answers of all their bytes: bit i of a byte is concept `of_bit_0` + i.
+// end: of every token, in bytes.
+void carry_bits(Concepts& out, size_t of_bit_0, const std::vector<uint32_t>& bits,
+                const std::vector<size_t>& end, size_t first);
+
+// Which document each token is of, from 0: one begins at every start token, and where rows do not go on from
+// one to the next at every row.
+std::vector<size_t> documents_of(const TokenRows& rows, int32_t start, bool goes_on);
+
+// Concepts from the two files. Returns the lines of the first: what each document is.
+std::vector<std::string> label_sources(Concepts& out, const std::string& path,
+                                       const std::vector<size_t>& document);
 void label_given(Concepts& out, const std::string& path);
 
 // The concepts of games, and of a text with a vocabulary of bytes by token, all that there are.
 void label_chess_concepts(Concepts& out, const GameSet& games);
 void label_text_concepts(Concepts& out, const std::vector<std::string>& vocabulary);
+// document: of every token. sources: what each document is, or empty. as_documents: ask also what whole
+// documents are; the rows of one are one witness then.
+void label_language_concepts(Concepts& out, const std::vector<std::string>& vocabulary,
+                             const std::vector<size_t>& document, const std::vector<std::string>& sources,
+                             bool as_documents);
+
+// A treebank's documents as rows of T tokens, `most` at most, a start token before each; tags: bits of every
+// token, of all its bytes.
+TokenRows conllu_rows(const std::vector<TaggedDocument>& documents, const TextTokenizer& tokenizer, size_t T,
+                      size_t most, std::vector<uint32_t>& tags);
+void label_speech(Concepts& out, const std::vector<uint32_t>& tags);
 
 // Leaves out what is answered too seldom, and what equals a concept before it.
 void keep_answerable(Concepts& concepts, const EnoughWitnesses& enough);

@@ -136,8 +136,8 @@ std::vector<uint32_t> byte_concepts(const std::string& text) {
 } // namespace
 
 void label_text_concepts(Concepts& out, const std::vector<std::string>& vocabulary) {
-    for (const auto& name : names) out.list.push_back({name[0], name[1]});
-    out.labels = empty_labels(count, out.rows.size());
+    const size_t first = out.list.size();
+    for (const auto& name : names) new_concept(out, {name[0], name[1]});
     for (size_t d = 0; d < out.documents(); d++) {
         const int32_t* row = out.rows.tokens.data() + d * out.rows.T;
         std::vector<size_t> end;
@@ -146,12 +146,6 @@ void label_text_concepts(Concepts& out, const std::vector<std::string>& vocabula
             text += vocabulary[size_t(row[t])];
             end.push_back(text.size());
         }
-        const std::vector<uint32_t> bits = byte_concepts(text);
-        for (size_t t = 0; t < out.rows.T; t++) {
-            uint32_t any = 0;
-            for (size_t i = t ? end[t - 1] : 0; i < end[t]; i++) any |= bits[i];
-            for (size_t c = 0; c < count; c++)
-                if (any >> c & 1) out.labels.set(c, d * out.rows.T + t);
-        }
+        carry_bits(out, first, byte_concepts(text), end, d * out.rows.T);
     }
 }

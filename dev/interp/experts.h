@@ -21,7 +21,7 @@ inline constexpr size_t window_lengths[] = {4, 16, 64, 256};
 constexpr size_t cache_size(size_t E) { return E < 2 ? 1 : E / 2; }
 
 struct ExpertsOptions {
-    std::string ckpt, data, tokenizer, sources, labels, windows, answers, json;
+    std::string ckpt, data, tokenizer, sources, conllu, labels, windows, answers, json;
     int64_t rows = 400, seq = 0, least = 200, least_documents = 25, seed = 1, top = 5, length = 32,
             examples = 100, effects = 40;
 
@@ -43,6 +43,8 @@ struct ExpertsOptions {
         o.add(0, "windows", "FILE", &windows, "writes windows for a language model (dev/interp/ask.py)");
         o.add(0, "answers", "FILE", &answers, "reads and scores its answers to the same windows");
         o.add(0, "sources", "FILE", &sources, "a line for each document of a text: where it comes from");
+        o.add(0, "conllu", "FILE", &conllu,
+              "a treebank in the place of --data: its text, and the parts of speech it gives");
         o.add(0, "labels", "FILE", &labels, "concepts of your own: .npy (tokens, concepts) of 0 and 1");
         o.add(0, "tokenizer", "FILE", &tokenizer, "GPT-2 only: the file written by data/fineweb.py");
         o.add(0, "seed", "N", &seed, 0, INT64_MAX, "of what is moved and shuffled, and of intervals");

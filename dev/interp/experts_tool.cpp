@@ -168,7 +168,10 @@ static void add_labels(ExpertsReport& r, const ExpertsOptions& o, const std::vec
 
 ExpertsReport measure_experts(const ExpertsOptions& o, const MakeReader& make_reader) {
     const double begin = now_seconds();
-    need_data(o.data);
+    const ConceptInput input = {
+        o.data,   o.tokenizer,   o.sources,      o.conllu,
+        o.labels, size_t(o.seq), size_t(o.rows), {size_t(o.least), size_t(o.least_documents)}};
+    input.check();
     const SafeTensorsFile file(find_checkpoint(o.ckpt));
     ExpertsReport r;
     r.checkpoint = file.path;
@@ -176,14 +179,7 @@ ExpertsReport measure_experts(const ExpertsOptions& o, const MakeReader& make_re
     r.config = read_config(file);
     if (!r.config.moe())
         fail("%s: ffn is %s, expected moe: a mixture of experts", file.path.c_str(), r.config.ffn.c_str());
-    const Concepts concepts = read_concepts({o.data,
-                                             o.tokenizer,
-                                             o.sources,
-                                             o.labels,
-                                             size_t(o.seq),
-                                             size_t(o.rows),
-                                             {size_t(o.least), size_t(o.least_documents)}},
-                                            r.config, file.path);
+    const Concepts concepts = read_concepts(input, r.config, file.path);
     const TokenRows& rows = concepts.rows;
     r.source = rows.source;
     r.rows = rows.rows;

@@ -35,7 +35,8 @@ enum Negatives { SAME_DOCUMENT, OTHER_DOCUMENTS, SAME_TOKEN, n_negatives };
 inline constexpr const char* negatives_names[] = {"same document", "other documents", "same token"};
 
 struct ProbeOptions {
-    std::string ckpt, data, twin, tokenizer, sources, labels, k = "1,2,4,8,16,32,64", layer = "all", json;
+    std::string ckpt, data, twin, tokenizer, sources, conllu, labels, k = "1,2,4,8,16,32,64", layer = "all",
+                                                                      json;
     int64_t rows = 800, seq = 0, most = 1000, least = 200, least_documents = 50, seed = 1;
     bool gated = false, raw = false;
 
@@ -56,6 +57,8 @@ struct ProbeOptions {
         o.add(0, "gated", &gated, "units times their expert's gate weight");
         o.add(0, "raw", &raw, "units as they are, not standardised: as published");
         o.add(0, "sources", "FILE", &sources, "a line for each document of a text: where it comes from");
+        o.add(0, "conllu", "FILE", &conllu,
+              "a treebank in the place of --data: its text, and the parts of speech it gives");
         o.add(0, "labels", "FILE", &labels, "concepts of your own: .npy (tokens, concepts) of 0 and 1");
         o.add(0, "tokenizer", "FILE", &tokenizer, "GPT-2 only: the file written by data/fineweb.py");
         o.add(0, "seed", "N", &seed, 0, INT64_MAX, "of samples, deals and intervals");

@@ -269,7 +269,10 @@ void add_differences(ProbeReport& r, const Probing& p) {
 
 ProbeReport measure_probe(const ProbeOptions& o, const MakeReader& make_reader) {
     const double begin = now_seconds();
-    need_data(o.data);
+    const ConceptInput input = {
+        o.data,   o.tokenizer,   o.sources,      o.conllu,
+        o.labels, size_t(o.seq), size_t(o.rows), {size_t(o.least), size_t(o.least_documents)}};
+    input.check();
     whole_numbers(o.k);
     const SafeTensorsFile file(find_checkpoint(o.ckpt));
     ProbeReport r;
@@ -287,14 +290,7 @@ ProbeReport measure_probe(const ProbeOptions& o, const MakeReader& make_reader) 
         twin_config = read_config(*twin_file);
         check_twin(r.config, twin_config, r.twin, file.path);
     }
-    const Concepts concepts = read_concepts({o.data,
-                                             o.tokenizer,
-                                             o.sources,
-                                             o.labels,
-                                             size_t(o.seq),
-                                             size_t(o.rows),
-                                             {size_t(o.least), size_t(o.least_documents)}},
-                                            r.config, file.path);
+    const Concepts concepts = read_concepts(input, r.config, file.path);
     const TokenRows& rows = concepts.rows;
     r.source = rows.source;
     r.rows = rows.rows;
