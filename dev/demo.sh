@@ -66,7 +66,7 @@ say "6. Where things are, $((SECONDS / 60))m$((SECONDS % 60))s after the first l
 echo "games       $dir/data, $dir/games.txt"
 echo "model       $(ls "$dir"/model_*.safetensors | tail -1)"
 echo "log         $dir/log.jsonl"
-echo "experts     $b/report --run $dir --games $dir/games.txt --all adds what experts take and a few units tell, in some minutes"
+echo "experts     $b/report --run $dir --games $dir/games.txt --all adds what experts take and a few units tell, in a minute or two"
 echo "see inside  $b/sample_cpu --ckpt $dir --prompt ';1.e4 e5 2.' --tokens 3 --trace"
 echo "play        open $dir/report.html in a browser: the model runs in it, to play against, look into and change"
 rm "$begun"

@@ -78,7 +78,7 @@ static void test_measures() {
                                       "/interp/features.json");
         check(features.out.find("layer ") != string::npos);
         check(json_file(run + "/interp/features.json").find("units")->items.size() > 0);
-        works(program("report") + " --run " + run);
+        works(program("report") + " --run " + run + " --games games.txt"); // all is measured that can be
         const string page = read_file(run + "/report.html");
         check(strncasecmp(page.c_str(), "<!doctype html>", 15) == 0 && page.find("</html>") != string::npos &&
               page.size() < 5u << 20);
@@ -88,6 +88,13 @@ static void test_measures() {
     works(program("features") + " --ckpt words --data 'text/val*.bin' --best 2 --per-expert 2");
     works(program("report") + " --run words");
     check(read_file("words/report.html").find("</html>") != string::npos);
+    // All that is missing; of text enough for concepts to be asked.
+    const Result all = works(program("report") + " --run words --data 'text/train*.bin' --all");
+    check(all.out.find(" experts take what is more than their tokens") != string::npos);
+    for (const char* tool : {"experts", "probe"}) {
+        check(json_file(string("words/interp/") + tool + ".json").find("tool")->text == tool);
+        check(read_file("words/report.html").find(string("id=\"data-") + tool + "\"") != string::npos);
+    }
 }
 
 // Same seed and input, same numbers, with one thread or more.

@@ -829,7 +829,8 @@ static void test_measurements(const std::string& folder) {
     called.clear();
     report(folder + "/measure_dense", can, "", "val_*.bin", true);
     run = embedded(read_text(folder + "/measure_dense/report.html"), "run");
-    check(at(run, {"tools", "experts", "note"}).text == "for mixtures of experts only");
+    for (const char* tool : {"router", "experts"})
+        check(at(run, {"tools", tool, "note"}).text == "for mixtures of experts only");
     check(at(run, {"tools", "bsp", "note"}).text == "for chess models only");
     check(std::find(called.begin(), called.end(), "experts ") == called.end() &&
           std::find(called.begin(), called.end(), "probe ") != called.end());
@@ -1008,6 +1009,7 @@ async function ofExperts(d, w, say) {
   say(d.querySelector('#play .desk-changes').textContent.includes('expert 2') && d.querySelector('#play .flags').textContent === '--experts-off 1/2', 'switched off in the model at work');
   d.body.dispatchEvent(new w.KeyboardEvent('keydown', {key: 'Escape', bubbles: true}));
   [...region('The experts of layer 1').querySelectorAll('tbody button')][1].click();
+  say(!/NaN|undefined/.test($('#experts').textContent) && rows('What is lost without expert 1 of layer 1').length === 2, 'and nothing stands for what is not known');
   say($('#experts .card h3').textContent.includes('No label'), 'an expert that is never chosen');
 
   // Probes: what the curves show is the mean of the concepts'.
@@ -1198,7 +1200,7 @@ static void test_browser(const std::string& folder) {
               std::string::npos);
         const Config& c = page.run.config; // run, model, the script; and the tools
         const size_t scripts =
-            3 + (page.measured ? 4 + size_t(c.tokenizer == "chess-32") + size_t(c.moe()) : 0);
+            3 + (page.measured ? 3 + size_t(c.tokenizer == "chess-32") + 2 * size_t(c.moe()) : 0);
         check(count(html, "<script") == scripts && count(html, "</script>") == scripts, "%s: %zu scripts",
               page.name, count(html, "<script"));
         for (const int width : {360, 1200})

@@ -29,7 +29,7 @@ struct ReportOptions {
         o.add(0, "data", "GLOB", &data, "held-out token shards, for measurements that are missing");
         o.add(0, "tokenizer", "FILE", &tokenizer,
               "GPT-2 tokens: the file that data/fineweb.py writes, to show them");
-        o.add(0, "all", &all, "also measure what takes as long as the rest together: experts and probe");
+        o.add(0, "all", &all, "also measure experts and probe, which take nearly as long as all the rest");
         o.add(0, "embed", "N", &embed, 0, int64_t(1) << 30,
               "put a model of up to so many parameters into the page, a byte for each, and run it there");
         o.add(0, "rounded", "FILE", &rounded, "also write the model as the page has it, as a checkpoint");

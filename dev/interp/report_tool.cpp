@@ -179,8 +179,8 @@ Report write_report(ReportOptions options, const Measurements& measurements) {
     std::vector<ReportedTool> tools = {
         {"bsp", "what its units tell of the board", true, only_chess, measurements.bsp, "", ""},
         {"sparsity", "how many units work, and which experts", false, "", measurements.sparsity, "", ""},
-        {"router", "the router's scores beside what all experts would do", false, "", measurements.router, "",
-         ""},
+        {"router", "the router's scores beside what all experts would do", false, only_moe,
+         measurements.router, "", ""},
         {"experts", "what decides a token's expert, what an expert takes, and what is lost without it", false,
          only_moe, if_asked(measurements.experts), "", ""},
         {"probe", "what a few units tell", false, only_probed, if_asked(measurements.probe), "", ""},

@@ -65,7 +65,7 @@ function expertTable(l, again) {
     ])),
     [x.token, x.other, x.random].map(q => h('td', {class: 'wide'}, fix(q.balanced, 2))),
     shown && h('td', {class: 'chart'}, x.effect &&
-      reach(range, x.effect.inside, x.effect.control, `expert ${x.effect.other} off`)));
+      reach(range, x.effect.inside, number(x.effect.other) && x.effect.control, `expert ${x.effect.other} off`)));
   return figure('What they take, and what is lost without them',
     table(['expert', 'share of the work?', '<its windows told by its label', 'by tokens alone?', 'by others’ labels?',
             'if random?', ...(shown ? ['<log p where the label holds, when it is off'] : [])],
@@ -85,7 +85,6 @@ function expertCard(l, e) {
   const said = q => number(q.value) ? [fix(q.value, 4), h('small', {}, ` ${fix(q.low, 4)} to ${fix(q.high, 4)}`)] : '–';
   const off = (name, all, inside, outside) => h('tr', {}, h('th', {scope: 'row'}, name), h('td', {}, said(all)),
     h('td', {}, said(inside)), h('td', {class: 'wide'}, said(outside)));
-  const named = l.experts[f ? f.other : e];
   const changed = f ? largest(l.concepts.map((c, i) => ({...c, ...loss(f.by_concept[i])})), c => c.value, c => -c.value, 8) : [];
   const range = rangeOf(changed);
   return h('div', {class: 'card'}, h('p', {class: 'kicker'}, `Layer ${l.layer}, expert ${e}`),
@@ -111,8 +110,10 @@ function expertCard(l, e) {
         [
           off('it is never chosen: the next best takes its place', f.off, f.inside, f.outside),
           off('its output is zero', f.zero, none, none),
-          named && off(`expert ${f.other}, of the nearest load, is never chosen`, none, f.control, none),
-          off('the first less the last', none, f.beyond, none)
+          number(f.other) && [
+            off(`expert ${f.other}, of the nearest load, is never chosen`, none, f.control, none),
+            off('the first less that', none, f.beyond, none)
+          ]
         ],
         `What is lost without expert ${e} of layer ${l.layer}`),
       h('p', {class: 'note'}, 'Without it less with it, with 95% intervals over documents: below zero, it was of use.' +
@@ -199,7 +200,7 @@ function specialists() {
   const layers = experts.layers, all = layers.flatMap(l => l.experts.map((x, e) => ({...x, layer: l.layer, expert: e}))),
         named = all.filter(x => x.named);
   const share = key => mean(layers.map(l => l.slots[0][key].value));
-  const first = named[0] || best(all.filter(x => number(x.own.balanced)), x => x.own.balanced - x.token.balanced);
+  const first = named[0] || best(all.filter(x => x.effect && number(x.effect.off.value)), x => -x.effect.off.value);
   if (first) routedLayer = first.layer, routedExpert = first.expert;
   const top = best(layers.flatMap(l => l.concepts.filter(c => number(c.beyond.value)).map(c => ({...c, layer: l.layer}))),
     c => c.beyond.value - c.moved);

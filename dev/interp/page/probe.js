@@ -117,8 +117,8 @@ function probeFigures(again) {
       probeCurves(moe ? 'The best of all experts' : 'The best of all layers', bestFigures,
         `F1 on the ${cellsOf}’s own tokens. The best of many is high by itself: so are its controls.`),
       probeCurves(moe ? 'All experts together' : 'On all tokens', togetherFigures,
-        'Every token counts, F1 at equal classes: what always says yes has 0.667. Rules about the text stand beside groups ' +
-          'of concepts that have them.')),
+        'Every token counts, F1 at equal classes: what always says yes has 0.667.' +
+          (probe.concepts.some(c => c.rule) ? ' Rules about the text stand beside groups of concepts that have them.' : ''))),
     h('p', {class: 'note'}, `Means over ${askedConcepts().length} concepts.` +
       (probe.twin && probeNegatives > 0 ? ' E, F, G and J are measured beside tokens of the same document alone.' : '')),
     h('details', {}, h('summary', {}, 'Every concept beside its controls'),
@@ -142,7 +142,7 @@ function probing() {
           whole(probe.concepts.filter(c => c.counts).length)} of the concepts are told better than by the token, its place ` +
         'and rules about the text.'),
     probe.twin ? h('p', {class: 'verdict'}, probe.sentence)
-               : h('p', {class: 'note'},
+               : moe && h('p', {class: 'note'},
                    'Whether a dense model’s units tell as much on the same tokens is not known without one. This measures it ' +
                      'beside one: ',
                    h('code', {}, 'build/' + run.tools.probe.command + ' --twin DENSE_RUN'), '.'),

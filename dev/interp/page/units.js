@@ -240,7 +240,7 @@ function effectFacts(e) {
     row(name, change(q.inside), change(q.outside), ...(chess ? [change(q.legal_inside), change(q.legal_outside)] : []));
   return [
     h('h4', {}, 'When it is switched off'),
-    table(['<off', 'log p of what follows, where the property holds', 'elsewhere',
+    table(['off', 'log p of what follows, where the property holds', 'elsewhere',
             ...(chess ? ['p of characters that begin legal moves?', 'elsewhere?'] : [])],
       [line('this unit', e),
         line(`unit ${moe ? e.control.expert + '/' : ''}${e.control.unit}, as often on`, e.control)],
