@@ -491,6 +491,27 @@ static void test_tool(const string& folder) {
     const Json json = parse_json(probe_json(r), "probe.json");
     check(json.find("weights")->text == weights_hash(r.checkpoint) && json.find("sentence")->text == said);
 
+    // Side by side: over the concepts that both were asked.
+    ProbeReport other = r;
+    other.checkpoint = "other";
+    other.concepts.erase(other.concepts.begin());
+    double A[2] = {}, most = 0;
+    for (size_t c = 1; c < r.concepts.size(); c++) {
+        const double value = r.concepts[c].variant[SAME_DOCUMENT].model[0].A;
+        A[0] += value / double(r.concepts.size() - 1);
+        most = std::max(most, value);
+    }
+    for (ConceptProbe& c : other.concepts) c.variant[SAME_DOCUMENT].model[0].A = most;
+    A[1] = most;
+    const string both = probes_side_by_side({r, other});
+    const double mean = (A[0] + A[1]) / 2, half = 12.706 * (A[1] - A[0]) / 2; // s/sqrt(2) = |difference|/2
+    check(both.find(strf("%zu concepts", r.concepts.size() - 1)) != string::npos, "%s", both.c_str());
+    check(both.find(strf("%-40s %7.3f", "mean", mean)) != string::npos, "%s", both.c_str());
+    check(both.find(strf("%-40s %7.3f", "half of the 95% t interval", half)) != string::npos, "%s",
+          both.c_str());
+    other.concepts.clear();
+    check(probes_side_by_side({r, other}).empty());
+
     ProbeReport made;
     check(made.sentence().find("Without --twin") == 0);
     made.twin = "twin";

@@ -9,7 +9,7 @@
 //   run METHOD SEED
 #pragma once
 #include "result.h"
-#include "student.h"
+#include "../lib/student.h"
 
 struct Method {
     std::string name, label, flags;

@@ -223,4 +223,7 @@ struct ProbeReport {
 ProbeReport measure_probe(const ProbeOptions& options, const MakeReader& make_reader);
 void print_probe(const ProbeReport& r);
 std::string probe_json(const ProbeReport& r);
+// Several checkpoints, as seeds of one model: their figures, means, and half of the 95% t interval; over the
+// concepts that all of them were asked. "" where there is no such concept.
+std::string probes_side_by_side(const std::vector<ProbeReport>& reports);
 int probe_program(int argc, char** argv, const MakeReader& make_reader);

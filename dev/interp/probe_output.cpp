@@ -1,6 +1,8 @@
 // What probe found, as a table and as JSON (probe.h).
+#include "../lib/student.h"
 #include "probe.h"
 #include <functional>
+#include <map>
 
 namespace {
 // Mean over the concepts of a group ("" for all) of what value(concept) gives, where it gives anything.
@@ -137,6 +139,39 @@ void print_probe(const ProbeReport& r) {
     if (!r.left_out.empty())
         printf("%zu concepts are answered too seldom and were left out\n", r.left_out.size());
     printf("\n%s\n", r.sentence().c_str());
+}
+
+std::string probes_side_by_side(const std::vector<ProbeReport>& reports) {
+    const auto name_of = [](const ConceptProbe& c) { return c.about.group + ": " + c.about.name; };
+    std::map<std::string, size_t> times;
+    for (const ProbeReport& r : reports)
+        for (const ConceptProbe& c : r.concepts) times[name_of(c)] += c.variant[SAME_DOCUMENT].asked;
+    size_t shared = 0;
+    for (const auto& [name, n] : times) shared += n == reports.size();
+    if (shared == 0) return "";
+    const std::vector<Column> columns = columns_of(reports[0], 0, SAME_DOCUMENT);
+    std::string out = strf("side by side, k = %zu, negatives of %s, %zu concepts\n%-40s", reports[0].ks[0],
+                           negatives_names[SAME_DOCUMENT], shared, "checkpoint");
+    std::vector<std::vector<double>> values(columns.size());
+    for (const Column& column : columns) out += strf(" %7s", column.title);
+    for (const ProbeReport& r : reports) {
+        out += strf("\n%-40s", r.checkpoint.c_str());
+        for (size_t i = 0; i < columns.size(); i++) {
+            values[i].push_back(mean_over(r, "", [&](const ConceptProbe& c) {
+                return times[name_of(c)] == reports.size() ? columns[i].value(c.variant[SAME_DOCUMENT])
+                                                           : undefined;
+            }));
+            out += " " + cell_of_table(values[i].back());
+        }
+    }
+    for (const bool half : {false, true}) {
+        out += strf("\n%-40s", half ? "half of the 95% t interval" : "mean");
+        for (const std::vector<double>& of_column : values) {
+            const MeanInterval m = mean_interval(of_column);
+            out += " " + cell_of_table(half ? m.high - m.mean : m.mean);
+        }
+    }
+    return out + "\n";
 }
 
 std::string probe_json(const ProbeReport& r) {

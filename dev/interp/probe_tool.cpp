@@ -334,7 +334,12 @@ int probe_program(int argc, char** argv, const MakeReader& make_reader) {
         argc, argv, "probe",
         "Says how well a few units of an expert tell a concept, beside what explains it away: the token, "
         "the\n"
-        "choice among many experts, and a dense twin on the same tokens.",
+        "choice among many experts, and a dense twin on the same tokens. More checkpoints, of other seeds, "
+        "are\n"
+        "probed one after the other and shown side by side.",
         [&](const ProbeOptions& options) { return measure_probe(options, make_reader); }, print_probe,
-        probe_json);
+        probe_json,
+        [](const std::vector<ProbeReport>& reports) {
+            printf("\n%s", probes_side_by_side(reports).c_str());
+        });
 }

@@ -33,16 +33,28 @@ inline std::string json_path(const std::string& given, const std::string& checkp
 }
 void write_json(const std::string& path, const std::string& text);
 
-// The program of a tool: its options, what it measures, printed and as JSON. Flags has declare() and json.
-template <class Flags, class Measure, class Print, class ToJson>
+// The program of a tool: its options, what it measures, printed and as JSON. Flags has declare(), ckpt and
+// json. A tool with side_by_side(results) takes more checkpoints as arguments, and prints that at the end.
+template <class Flags, class Measure, class Print, class ToJson, class SideBySide = std::nullptr_t>
 int tool_program(int argc, char** argv, const char* name, const char* purpose, Measure measure, Print print,
-                 ToJson to_json) {
+                 ToJson to_json, SideBySide side_by_side = nullptr) {
+    constexpr bool one = std::is_same_v<SideBySide, std::nullptr_t>;
     Flags flags;
-    Options options(name, purpose);
+    Options options(name, purpose, one ? "" : "[checkpoint..]");
     flags.declare(options);
     if (!options.parse(argc, argv)) return 0;
-    const auto result = measure(flags);
-    print(result);
-    write_json(json_path(flags.json, result.checkpoint, name), to_json(result));
+    if (!options.arguments.empty() && !flags.json.empty())
+        fail_usage("--json names one file, expected one checkpoint, not %zu", options.arguments.size() + 1);
+    options.arguments.insert(options.arguments.begin(), flags.ckpt);
+    std::vector<decltype(measure(flags))> results;
+    for (const std::string& checkpoint : options.arguments) {
+        flags.ckpt = checkpoint;
+        if (!results.empty()) printf("\n");
+        results.push_back(measure(flags));
+        print(results.back());
+        write_json(json_path(flags.json, results.back().checkpoint, name), to_json(results.back()));
+    }
+    if constexpr (!one)
+        if (results.size() > 1) side_by_side(results);
     return 0;
 }
