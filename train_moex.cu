@@ -6,7 +6,7 @@
 //   1. Numbers, checks, and what a thread, a warp and a launch are made of
 //   2. Kernels, each forward beside its backward, in the order a token meets them:
 //        LayerNorm . embedding . bias . attention . expert statistics . router . load balance . dispatch .
-//        scaled deviations . experts . GEGLU, SoLU . combine . classifier . update
+//        scaled deviations . experts . GEGLU, SoLU . combine . classifier . update . experts by hand
 //   3. Matrix products (cuBLASLt)
 //   4. Several GPUs
 //   5. The model's memory
@@ -19,8 +19,8 @@
 // of D units, K of them per token. A token's visit to one of its experts is a slot; the N*K slots are sorted
 // by expert. V tokens in the vocabulary. Outputs come first, then inputs, then sizes; what belongs to a layer
 // comes as a view of it: Norm, Linear, Router, Experts. Gradients of parameters are added to, in fp32 (a
-// micro-batch's of b_enc comes from the library rounded to floatX); gradients of activations are written, but
-// for the residual stream's, which is added to. Every sum has one order, so two runs give the same bits:
+// micro-batch's of b_enc may come from the library rounded to floatX); gradients of activations are written,
+// but for the residual stream's, which is added to. Every sum has one order, so two runs give the same bits:
 // partial sums go to memory and are then added up in turn, and only integers are counted with atomics.
 #include "dev/lib/stop.h"
 #include "dev/run/sharing.h"
@@ -1476,6 +1476,7 @@ struct Router {
     // places whose bit is set.
     const int8_t* standing = nullptr; // (E) null: all alike
     uint64_t ranks = 0;               // 0: the first K; else it has K bits
+    float* slot_weight = nullptr;     // (N*K) the gate weights by slot; null: not wanted
 };
 
 // The same for all layers, and K; 0 and null: as trained.
@@ -1841,7 +1842,7 @@ __global__ void __launch_bounds__(1024)
     if (lane == 0) begin[E] = sum;
 }
 
-// slot (N,K): where assignment (n,k) went; token (N*K): whose it is
+// slot (N,K): where assignment (n,k) went; token (N*K): whose it is; slot_weight (N*K): its gate weight
 __global__ void dispatch_place_kernel(Router r, const int* place, size_t assignments, size_t tiles) {
     extern __shared__ int next[]; // (E) the next free place of this tile
     for (size_t j = threadIdx.x; j < r.E; j += warp_size)
@@ -1856,6 +1857,7 @@ __global__ void dispatch_place_kernel(Router r, const int* place, size_t assignm
             const int s = next[expert] + __popc(same & lanes_before);
             r.slot[i] = s;
             r.token[s] = int(i / r.K);
+            if (r.slot_weight) r.slot_weight[s] = r.weight[i];
         }
         __syncwarp();
         if (i < to && (same & lanes_before) == 0) next[expert] += __popc(same);
@@ -1863,8 +1865,8 @@ __global__ void dispatch_place_kernel(Router r, const int* place, size_t assignm
     }
 }
 
-// From the choice: begin (E+1), expert j's slots being [begin[j], begin[j+1]); slot, token. counts: scratch
-// (E, N*K / 256 rounded up)
+// From the choice: begin (E+1), expert j's slots being [begin[j], begin[j+1]); slot, token, slot_weight.
+// counts: scratch (E, N*K / 256 rounded up)
 void dispatch(const Router& r, int* counts, cudaStream_t stream) {
     const size_t assignments = r.N * r.K, shared = r.E * sizeof(int);
     const unsigned tiles = blocks_for(assignments, dispatch_tile);
@@ -2149,24 +2151,35 @@ void count_active(unsigned long long* active, const floatX* z, const uint4* mask
 // ---------------------------------------------------------------------------------------------------------
 // Combine: out_n = x_n + sum_k w_nk y_slot(n,k), normalised by the next layer's ln_1 (after the last, ln_f)
 
-// out x (N,C), y (N*K,C)
+// out x (N,C), y (N*K,C); weighted: y is w_nk times that already
 void combine_layernorm_forward(floatX* out, const Norm& norm, const floatX* x, const floatX* y,
-                               const Router& r, cudaStream_t stream) {
-    rows_layernorm(out, norm, MakeSum{x, y, r.K, norm.C, r.weight, r.slot}, stream);
+                               const Router& r, bool weighted, cudaStream_t stream) {
+    rows_layernorm(out, norm, MakeSum{x, y, r.K, norm.C, weighted ? nullptr : r.weight, r.slot}, stream);
 }
 
-// dy_slot(n,k) = w_nk dout_n      dw_nk = dout_n . y_slot(n,k).   One warp per token.
+// Of experts by hand (below) there is no y without its weight: their part z W_dec of dw_nk comes as sums
+// along parts of the rows (N*K,parts), and of y there is the bias, by expert.
+struct PartsOfY {
+    const float* z_sums; // (N*K,parts)
+    int parts;
+    const floatX* b_dec; // (E,C)
+};
+
+// dy_slot(n,k) = w_nk dout_n      dw_nk = dout_n . y_slot(n,k).   One warp per token. y may be null.
 __global__ void combine_backward_kernel(floatX* dy, float* dweight, const floatX* dout, const floatX* y,
-                                        Router r) {
+                                        PartsOfY without_y, Router r) {
     const int lane = threadIdx.x % warp_size, C = int(r.C), K = int(r.K);
     const size_t n = blockIdx.x * size_t(blockDim.x / warp_size) + threadIdx.x / warp_size;
     if (n >= r.N) return;
     for (int k = 0; k < K; k++) {
         const size_t s = r.slot[n * K + k];
+        const floatX* const row = y ? y + s * C : without_y.b_dec + size_t(r.choice[n * K + k]) * C;
         const float w = r.weight[n * K + k];
         float dot = 0;
+        for (int i = lane; i < without_y.parts; i += warp_size)
+            dot += without_y.z_sums[s * without_y.parts + i];
         for (int c = lane * pack; c < C; c += run_channels) {
-            const Pack d = load_pack(dout + n * C + c), v = load_pack(y + s * C + c);
+            const Pack d = load_pack(dout + n * C + c), v = load_pack(row + c);
 #pragma unroll
             for (int i = 0; i < pack; i++) dot += d[i] * v[i];
             store_pack(dy + s * C + c, w * d);
@@ -2175,10 +2188,11 @@ __global__ void combine_backward_kernel(floatX* dy, float* dweight, const floatX
         if (lane == 0) dweight[n * K + k] = dot;
     }
 }
-// dy (N*K,C), dweight (N,K), dout (N,C), y (N*K,C)
-void combine_backward(floatX* dy, float* dweight, const floatX* dout, const floatX* y, const Router& r,
-                      cudaStream_t stream) {
-    combine_backward_kernel<<<blocks_for(r.N, 8), 8 * warp_size, 0, stream>>>(dy, dweight, dout, y, r);
+// dy (N*K,C), dweight (N,K), dout (N,C), y (N*K,C), or null and without_y
+void combine_backward(floatX* dy, float* dweight, const floatX* dout, const floatX* y,
+                      const PartsOfY& without_y, const Router& r, cudaStream_t stream) {
+    combine_backward_kernel<<<blocks_for(r.N, 8), 8 * warp_size, 0, stream>>>(dy, dweight, dout, y, without_y,
+                                                                              r);
     cuda_check(cudaGetLastError());
 }
 
@@ -2409,68 +2423,105 @@ __global__ void update_kernel(floatX* weights, float* master, const float* gradi
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// Experts by hand: the products of all experts in one launch, a grouped product
+// Experts by hand: the products of all experts in one launch, grouped products
 //
-// Expert j multiplies its own rows by its own matrix and adds its own bias:
-//   out_s = act(a_s B_j + bias_j)    begin[j] <= s < begin[j + 1],    a_s the row s, or token[s], of a
-// One product for each is a product too small for a large card, launched by a host that must first wait for
-// the counts. Here the whole is cut into tiles of 128 rows of one expert by 128 columns, numbered expert by
-// expert, and a block takes every gridDim.x-th of them. Which expert a tile belongs to it finds by going
+// Expert j multiplies its own rows, s from begin[j] to begin[j + 1], by its own matrices; x_s is row token[s]
+// of x, dout_s of dout, w_s the slot's gate weight:
+//   z_s = act(x_s W_enc_j^T + b_enc_j)                  y_s = w_s (z_s W_dec_j + b_dec_j)
+//   dz_s = dout_s W_dec_j^T     dh_s = w_s dz_s act'    dx_s = dh_s W_enc_j      db_enc_j += sum of dh_s
+//   dW_enc_j += sum of dh_s^T x_s                       dW_dec_j += sum of z_s^T (w_s dout_s)
+//   dw_s = dout_s . (z_s W_dec_j + b_dec_j) = dz_s . z_s + dout_s . b_dec_j      (SonicMoE: Guo et al., 2025,
+// arXiv 2512.14080: nobody need keep y).
+// One product for each expert is a product too small for a large card, launched by a host that must first
+// wait for the counts. Here the whole is cut into tiles of 128 x 128 numbers of one expert, numbered expert
+// by expert, and a block takes every gridDim.x-th of them. Which expert a tile belongs to it finds by going
 // through begin: its tiles come in rising order, so once through is enough for all of them. The host need not
-// know any count, and rows come by way of token[]: no copy of them is gathered before.
+// know any count, and rows come by way of token[]: no copy of them is gathered before. What would be a second
+// kernel, to add a bias, to apply an activation, to count or to sum, is an epilogue: done with a tile while
+// it is in registers.
 //
-// A tile's sum over K goes in steps of 64 bytes of each row. While a step is multiplied, the next two are on
-// their way to shared memory (cp.async); rows, columns and channels that there are not arrive as zeros and
-// are not read. 8 warps, 2 x 4 of them, have 64 x 32 numbers of the tile each, in registers, in fp32, a lane
-// those that mma.sync gives it; in the fp32 build every lane sums the same ones by itself. On sm_90 wgmma
-// would take the place of multiply_step(), and its layout of the sums that of the epilogue.
-//
-// A number of out is one block's sum over K in rising order: its bits depend on its row of a and on its
-// expert's matrix alone, not on who else visits the expert, nor on the number of blocks.
+// A number is one block's sum in rising order. In a row its bits depend on the row and on its expert's matrix
+// alone, not on who else visits the expert; those of a matrix's gradient on the rows of the expert and on how
+// many rows there are; none of them on the number of blocks.
 
 constexpr int grouped_tile = 128, grouped_threads = 256, grouped_stages = 3;
-constexpr int grouped_depth = 64 / sizeof(floatX);
-// Rows of shared memory with 16 bytes between, as in attention: (128, depth) of a, and of B stored (M,K);
-// (depth, 128) of B stored (K,M) needs less.
-constexpr int grouped_stride = grouped_depth + pack, grouped_wide_stride = grouped_tile + pack;
-constexpr int grouped_operand = grouped_tile * grouped_stride;
-constexpr size_t grouped_shared_bytes = grouped_stages * 2 * grouped_operand * sizeof(floatX);
 constexpr unsigned grouped_blocks = 2; // of a multiprocessor, as far as they fit
-static_assert(grouped_depth * grouped_wide_stride <= grouped_operand);
+__host__ __device__ constexpr int grouped_tiles(int n) { return (n + grouped_tile - 1) / grouped_tile; }
 
-enum class Unit { none, relu, gelu };
+// The product of a tile goes in steps of 64 bytes of each row. While a step is multiplied, the next two are
+// on their way to shared memory (cp.async). An operand lies there as it does in memory, with 16 bytes between
+// rows, as in attention: narrow, the tile's 128 rows of `depth` numbers that are summed over; or wide,
+// `depth` rows that are summed over of the tile's 128 columns.
+constexpr int grouped_depth = 64 / sizeof(floatX);
+constexpr int narrow_stride = grouped_depth + pack, wide_stride = grouped_tile + pack;
+constexpr int grouped_operand = grouped_tile * narrow_stride;
+static_assert(grouped_depth * wide_stride <= grouped_operand);
+constexpr size_t grouped_shared_bytes = grouped_stages * 2 * grouped_operand * sizeof(floatX);
 
-struct Grouped {
-    floatX *out, *before;       // (rows,M) both; before: what the activation was applied to, null: not kept
-    const floatX *a, *b, *bias; // (.,K), (E,M,K) or (E,K,M), (E,M)
-    const int *begin, *token;   // (E+1), (rows) or null
-    int E, M, K;                // M, K multiples of pack
-    Unit unit;
+// One operand of a tile: `across` rows (wide: columns) of it, of `depth` numbers (wide: rows) to sum over.
+struct Operand {
+    const floatX* from; // the first row, but with `index` row 0, of which row index[i] is taken as the i-th
+    const int* index;
+    int stride, across, depth; // stride: from row to row
 };
 
-// c += a b of one step, for the warp's 64 rows of a and its 32 columns of b
-template <bool b_transposed>
+// A thread's share of copying an operand, twice 16 bytes of a step. What there is not arrives as zeros and is
+// not read.
+template <bool wide> struct OperandCopy {
+    static constexpr int packs = (wide ? grouped_tile : grouped_depth) / pack; // of a row
+    static constexpr int half = (wide ? grouped_depth : grouped_tile) / 2;
+    const Operand o;
+    const int row = threadIdx.x / packs, column = threadIdx.x % packs * pack;
+    int at[2]; // which rows are next
+
+    __device__ OperandCopy(const Operand& o) : o(o) { find_rows(0); }
+    __device__ void find_rows(int step) {
+        const int first = wide ? step * grouped_depth : 0, rows = wide ? o.depth : o.across;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int r = min(first + row + i * half, rows - 1);
+            at[i] = o.index ? o.index[r] : r;
+        }
+    }
+    __device__ void start(floatX* to, int step) {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int r = row + i * half, k = step * grouped_depth + (wide ? r : column);
+            const bool there = k < o.depth && (wide ? column : r) < o.across;
+            const size_t from = size_t(at[i]) * o.stride + (wide ? column : k);
+            copy_async_16(to + r * (wide ? wide_stride : narrow_stride) + column, o.from + (there ? from : 0),
+                          there ? 16 : 0);
+        }
+        if (wide) find_rows(step + 1); // before they are needed
+    }
+};
+
+// c += a b of one step, for the warp's 64 rows and 32 columns
+template <bool a_wide, bool b_wide>
 __device__ __forceinline__ void multiply_step(float c[4][4][4], const floatX* a, const floatX* b) {
 #ifndef PRECISION_FP32
-    const uint32_t a_at = lane_address<grouped_depth>(a);
-    const uint32_t b_at =
-        b_transposed ? lane_address_transposed<grouped_depth>(b) : lane_address<grouped_tile>(b);
+    const uint32_t a_at = a_wide ? lane_address_transposed<grouped_tile>(a) : lane_address<grouped_depth>(a);
+    const uint32_t b_at = b_wide ? lane_address<grouped_tile>(b) : lane_address_transposed<grouped_depth>(b);
 #pragma unroll
     for (int k = 0; k < grouped_depth; k += 16) {
         uint32_t rows[4][4];
-        load_operand<grouped_depth, 4>(rows, a_at + k * sizeof(floatX));
-        if constexpr (b_transposed) {
-            tile_multiply_transposed<grouped_depth, 4, 32>(c, rows, b_at + k * sizeof(floatX));
-        } else {
 #pragma unroll
-            for (int n = 0; n < 4; n += 2) {
-                uint32_t columns[4];
-                ldmatrix_x4_trans(columns, b_at + (k * grouped_wide_stride + n * 8) * sizeof(floatX));
+        for (int m = 0; m < 4; m++)
+            if constexpr (a_wide)
+                ldmatrix_x4_trans(rows[m], a_at + (k * wide_stride + m * 16) * sizeof(floatX));
+            else
+                ldmatrix_x4(rows[m], a_at + (m * 16 * narrow_stride + k) * sizeof(floatX));
 #pragma unroll
-                for (int m = 0; m < 4; m++) {
-                    mma_m16n8k16(c[m][n], rows[m], columns[0], columns[1]);
-                    mma_m16n8k16(c[m][n + 1], rows[m], columns[2], columns[3]);
-                }
+        for (int n = 0; n < 4; n += 2) {
+            uint32_t columns[4];
+            if constexpr (b_wide)
+                ldmatrix_x4_trans(columns, b_at + (k * wide_stride + n * 8) * sizeof(floatX));
+            else
+                ldmatrix_x4(columns, b_at + (n * 8 * narrow_stride + k) * sizeof(floatX));
+#pragma unroll
+            for (int m = 0; m < 4; m++) {
+                mma_m16n8k16(c[m][n], rows[m], columns[0], columns[1]);
+                mma_m16n8k16(c[m][n + 1], rows[m], columns[2], columns[3]);
             }
         }
     }
@@ -2481,9 +2532,9 @@ __device__ __forceinline__ void multiply_step(float c[4][4][4], const floatX* a,
         float rows[8], columns[8];
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            const int n = column + i / 2 * 8 + i % 2;
-            rows[i] = a[(row + i * 8) * grouped_stride + k];
-            columns[i] = b_transposed ? b[n * grouped_stride + k] : b[k * grouped_wide_stride + n];
+            const int m = row + i * 8, n = column + i / 2 * 8 + i % 2;
+            rows[i] = a_wide ? a[k * wide_stride + m] : a[m * narrow_stride + k];
+            columns[i] = b_wide ? b[k * wide_stride + n] : b[n * narrow_stride + k];
         }
 #pragma unroll
         for (int i = 0; i < 8; i++)
@@ -2493,102 +2544,314 @@ __device__ __forceinline__ void multiply_step(float c[4][4][4], const floatX* a,
 #endif
 }
 
-// b_transposed: B is stored (E,M,K)
-template <bool b_transposed> __global__ void __launch_bounds__(grouped_threads, 2) grouped_kernel(Grouped g) {
+// The first row and column of a warp in the tile, and of a lane. 8 warps, 2 x 4 of them, have 64 x 32 numbers
+// each, in registers, in fp32, a lane those that mma.sync gives it; in the fp32 build every lane sums the
+// same ones by itself: pairs of columns, c[i / 2][n][i % 2 * 2] and the next, at row 8 i and column 8 n from
+// its first. On sm_90 wgmma would take the place of multiply_step(), and its layout of the sums that of
+// each_pair().
+__device__ inline int warp_row() { return threadIdx.x / 128 * 64; }
+__device__ inline int warp_column() { return threadIdx.x / 32 % 4 * 32; }
+__device__ inline int lane_row(int i) { return warp_row() + threadIdx.x % 32 / 4 + i * 8; }
+__device__ inline int lane_column(int n) { return warp_column() + threadIdx.x % 4 * 2 + n * 8; }
+
+// c += a b of a tile; all threads of the block call
+template <bool a_wide, bool b_wide>
+__device__ __forceinline__ void multiply_tile(float c[4][4][4], const Operand& a, const Operand& b) {
     extern __shared__ uint4 grouped_memory[];
     floatX* const shared = (floatX*)grouped_memory; // stages of a, b
-    const int lane = threadIdx.x % warp_size, warp = threadIdx.x / warp_size;
-    const int warp_row = warp / 4 * 64, warp_column = warp % 4 * 32;
-    const int steps = (g.K + grouped_depth - 1) / grouped_depth,
-              across = (g.M + grouped_tile - 1) / grouped_tile;
-    int expert = 0, first = 0, down = 0; // its first tile; how many of them lie below each other
+    const int steps = (a.depth + grouped_depth - 1) / grouped_depth;
+    OperandCopy<a_wide> copy_a(a);
+    OperandCopy<b_wide> copy_b(b);
+    const auto load = [&](int step) {
+        floatX* const to = shared + step % grouped_stages * 2 * grouped_operand;
+        if (step < steps) {
+            copy_a.start(to, step);
+            copy_b.start(to + grouped_operand, step);
+        }
+        copy_async_commit(); // also of nothing, so that groups are counted as steps are
+    };
+    for (int step = 0; step < grouped_stages - 1; step++) load(step);
+    for (int step = 0; step < steps; step++) {
+        copy_async_wait<grouped_stages - 2>();
+        __syncthreads(); // the step is there for all; and all have left the one before, whose place is next
+        load(step + grouped_stages - 1);
+        const floatX* const a_step = shared + step % grouped_stages * 2 * grouped_operand;
+        const floatX* const b_step = a_step + grouped_operand;
+        multiply_step<a_wide, b_wide>(c, a_step + warp_row() * (a_wide ? 1 : narrow_stride),
+                                      b_step + warp_column() * (b_wide ? 1 : narrow_stride));
+    }
+    __syncthreads(); // before the next tile's first steps come
+}
+
+// A tile of rows (rows of all experts, M): rows first to first + rows of `expert`, `columns` from `column`
+// on.
+struct RowTile {
+    int expert, number; // of all tiles beside each other the number-th
+    int first, rows, column, columns;
+};
+
+// Calls f(i, s, place, c_0, c_1) for the lane's pairs in its columns n: in row s, at place of an array
+// (rows,M)
+template <class F>
+__device__ __forceinline__ void each_pair(const float c[4][4][4], const RowTile& t, int n, int M, F f) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        if (lane_row(i) >= t.rows) continue;
+        const int s = t.first + lane_row(i);
+        f(i, s, size_t(s) * M + t.column + lane_column(n), c[i / 2][n][i % 2 * 2],
+          c[i / 2][n][i % 2 * 2 + 1]);
+    }
+}
+
+// What all experts' rows are multiplied by: out (rows,M) = a (.,K) B.   B (E,M,K), or wide (E,K,M)
+struct Grouped {
+    const floatX *a, *b;
+    const int *begin, *index; // (E+1); (rows) or null: which row of a each is
+    int E, M, K;              // M, K multiples of 8
+};
+
+template <bool b_wide, class Epilogue> __global__ void __launch_bounds__(grouped_threads, 2)
+    grouped_kernel(Grouped g, Epilogue epilogue) {
+    const int across = grouped_tiles(g.M);
+    int expert = 0, before = 0; // tiles beside each other, of all experts before
     for (int tile = blockIdx.x;; tile += gridDim.x) {
         for (;; expert++) {
             if (expert == g.E) return;
-            down = (g.begin[expert + 1] - g.begin[expert] + grouped_tile - 1) / grouped_tile;
-            if (tile < first + down * across) break;
-            first += down * across;
+            const int down = grouped_tiles(g.begin[expert + 1] - g.begin[expert]);
+            if (tile < (before + down) * across) break;
+            before += down;
         }
-        const int from = g.begin[expert] + (tile - first) / across * grouped_tile;
-        const int rows = min(grouped_tile, g.begin[expert + 1] - from);
-        const int column = (tile - first) % across * grouped_tile, columns = min(grouped_tile, g.M - column);
+        const int number = tile / across, column = tile % across * grouped_tile;
+        const int first = g.begin[expert] + (number - before) * grouped_tile;
+        const RowTile t = {expert, number,
+                           first,  min(grouped_tile, g.begin[expert + 1] - first),
+                           column, min(grouped_tile, g.M - column)};
         const floatX* const b = g.b + size_t(expert) * g.M * g.K;
-
-        // Of each step a thread copies 16 bytes of two rows of a, and twice 16 bytes of B.
-        constexpr int packs = grouped_depth / pack, half = grouped_tile / 2, wide_packs = grouped_tile / pack;
-        const int row = threadIdx.x / packs, channel = threadIdx.x % packs * pack;
-        const int wide_row = threadIdx.x / wide_packs, wide_column = threadIdx.x % wide_packs * pack;
-        const floatX* a_rows[2];
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const int s = from + min(row + i * half, rows - 1);
-            a_rows[i] = g.a + size_t(g.token ? g.token[s] : s) * g.K;
-        }
-        const auto load = [&](int step) {
-            floatX* const to_a = shared + step % grouped_stages * 2 * grouped_operand;
-            floatX* const to_b = to_a + grouped_operand;
-            const int k = step * grouped_depth + channel;
-#pragma unroll
-            for (int i = 0; i < 2 && step < steps; i++) {
-                const int r = row + i * half;
-                const bool there = r < rows && k < g.K;
-                copy_async_16(to_a + r * grouped_stride + channel, a_rows[i] + (there ? k : 0),
-                              there ? 16 : 0);
-                if (b_transposed) {
-                    const bool known = r < columns && k < g.K;
-                    copy_async_16(to_b + r * grouped_stride + channel,
-                                  known ? b + size_t(column + r) * g.K + k : b, known ? 16 : 0);
-                } else {
-                    const int at = wide_row + i * (grouped_depth / 2), wide_k = step * grouped_depth + at;
-                    const bool known = wide_column < columns && wide_k < g.K;
-                    copy_async_16(to_b + at * grouped_wide_stride + wide_column,
-                                  known ? b + size_t(wide_k) * g.M + column + wide_column : b,
-                                  known ? 16 : 0);
-                }
-            }
-            copy_async_commit(); // also of nothing, so that groups are counted as steps are
-        };
-
         float c[4][4][4] = {};
-        for (int step = 0; step < grouped_stages - 1; step++) load(step);
-        for (int step = 0; step < steps; step++) {
-            copy_async_wait<grouped_stages - 2>();
-            __syncthreads(); // the step is there for all; and all have left the one before, whose place is
-                             // next
-            load(step + grouped_stages - 1);
-            const floatX* const a_step = shared + step % grouped_stages * 2 * grouped_operand;
-            const floatX* const b_step = a_step + grouped_operand;
-            multiply_step<b_transposed>(c, a_step + warp_row * grouped_stride,
-                                        b_step + warp_column * (b_transposed ? grouped_stride : 1));
-        }
-        __syncthreads(); // before the next tile's first steps come
+        multiply_tile<false, b_wide>(c,
+                                     {g.index ? g.a : g.a + size_t(t.first) * g.K,
+                                      g.index ? g.index + t.first : nullptr, g.K, t.rows, g.K},
+                                     {b_wide ? b + t.column : b + size_t(t.column) * g.K, nullptr,
+                                      b_wide ? g.M : g.K, t.columns, g.K});
+        epilogue(c, t, g.M);
+    }
+}
 
+__device__ inline float2 load_pair(const floatX* p) {
+    const ChannelPair pair = *(const ChannelPair*)p;
+    return {float(pair.a), float(pair.b)};
+}
+__device__ inline void store_pair(floatX* p, float a, float b) { *(ChannelPair*)p = {floatX(a), floatX(b)}; }
+
+// z = act(h), h = c + bias; counts those that fire
+struct Units {
+    floatX *z, *h;              // (rows,M), h may be null
+    const floatX* bias;         // (E,M)
+    unsigned long long* active; // null: not counted
+    bool relu;                  // or gelu
+
+    __device__ float unit(float h) const { return !relu ? gelu(h) : h <= 0 ? 0 : h; } // NaN stays NaN
+    __device__ void operator()(const float c[4][4][4], const RowTile& t, int M) const {
+        int fired = 0;
 #pragma unroll
         for (int n = 0; n < 4; n++) {
-            const int at = warp_column + n * 8 + lane % 4 * 2;
-            if (at >= columns) continue;
-            const floatX* const bias = g.bias + size_t(expert) * g.M + column + at;
-            const float bias_0 = float(bias[0]), bias_1 = float(bias[1]);
+            if (lane_column(n) >= t.columns) continue;
+            const float2 b = load_pair(bias + size_t(t.expert) * M + t.column + lane_column(n));
+            each_pair(c, t, n, M, [&](int, int, size_t place, float c_0, float c_1) {
+                const float z_0 = unit(c_0 + b.x), z_1 = unit(c_1 + b.y);
+                if (h) store_pair(h + place, c_0 + b.x, c_1 + b.y);
+                store_pair(z + place, z_0, z_1);
+                fired += (float(floatX(z_0)) > 0) + (float(floatX(z_1)) > 0);
+            });
+        }
+        if (!active) return;
+        fired = __reduce_add_sync(0xffffffff, fired);
+        if (threadIdx.x % warp_size == 0 && fired) atomicAdd(active, (unsigned long long)fired);
+    }
+};
+
+// out = weight (c + bias)
+struct Weighted {
+    floatX* out;         // (rows,M)
+    const floatX* bias;  // (E,M) null: 0
+    const float* weight; // (rows) null: 1
+
+    __device__ void operator()(const float c[4][4][4], const RowTile& t, int M) const {
 #pragma unroll
-            for (int i = 0; i < 8; i++) { // row i / 2 * 16 + i % 2 * 8 from the lane's first
-                const int r = warp_row + i * 8 + lane / 4;
-                if (r >= rows) continue;
-                const size_t place = size_t(from + r) * g.M + column + at;
-                const float h_0 = c[i / 2][n][i % 2 * 2] + bias_0, h_1 = c[i / 2][n][i % 2 * 2 + 1] + bias_1;
-                if (g.before) *(ChannelPair*)(g.before + place) = {floatX(h_0), floatX(h_1)};
-                const auto unit = [&](float h) { // NaN stays NaN
-                    return g.unit == Unit::none ? h : g.unit == Unit::gelu ? gelu(h) : h <= 0 ? 0 : h;
-                };
-                *(ChannelPair*)(g.out + place) = {floatX(unit(h_0)), floatX(unit(h_1))};
+        for (int n = 0; n < 4; n++) {
+            if (lane_column(n) >= t.columns) continue;
+            float2 b = {0, 0};
+            if (bias) b = load_pair(bias + size_t(t.expert) * M + t.column + lane_column(n));
+            each_pair(c, t, n, M, [&](int, int s, size_t place, float c_0, float c_1) {
+                const float w = weight ? weight[s] : 1;
+                store_pair(out + place, w * (c_0 + b.x), w * (c_1 + b.y));
+            });
+        }
+    }
+};
+
+// dh = weight c act'(h), c being dz. Its sums over the 64 rows of a warp, and those of z dz over its 32
+// columns, are left for others to add up.
+struct UnitsBackward {
+    floatX* dh;           // (rows,M)
+    const floatX *z, *h;  // (rows,M), h gelu only
+    const float* weight;  // (rows) null: 1
+    float *sums, *z_sums; // (2 tiles,M); (rows,parts(M)) null: not wanted
+    bool relu;
+
+    __device__ void operator()(const float c[4][4][4], const RowTile& t, int M) const {
+        float along[8] = {};
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+            if (lane_column(n) >= t.columns) continue; // for a whole warp: there are 8 or none
+            float down_0 = 0, down_1 = 0;
+            each_pair(c, t, n, M, [&](int i, int s, size_t place, float c_0, float c_1) {
+                const float w = weight ? weight[s] : 1;
+                const float2 unit = load_pair(z + place);
+                float d_0 = w * c_0, d_1 = w * c_1;
+                along[i] += unit.x * c_0 + unit.y * c_1;
+                if (relu) {
+                    d_0 = unit.x > 0 ? d_0 : 0;
+                    d_1 = unit.y > 0 ? d_1 : 0;
+                } else {
+                    const float2 before = load_pair(h + place);
+                    d_0 *= gelu_slope(before.x);
+                    d_1 *= gelu_slope(before.y);
+                }
+                store_pair(dh + place, d_0, d_1);
+                down_0 += d_0;
+                down_1 += d_1;
+            });
+#pragma unroll
+            for (int offset = 4; offset < warp_size; offset *= 2) {
+                down_0 += __shfl_xor_sync(0xffffffff, down_0, offset);
+                down_1 += __shfl_xor_sync(0xffffffff, down_1, offset);
             }
+            float* const to = sums + size_t(2 * t.number + warp_row() / 64) * M + t.column + lane_column(n);
+            if (threadIdx.x % warp_size < 4) *(float2*)to = {down_0, down_1};
+        }
+        if (!z_sums || warp_column() >= t.columns) return;
+        const int all = parts(M), part = (t.column + warp_column()) / 32;
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const float sum = warp_sum<4>(along[i]);
+            if (threadIdx.x % 4 == 0 && lane_row(i) < t.rows)
+                z_sums[size_t(t.first + lane_row(i)) * all + part] = sum;
+        }
+    }
+    static __host__ __device__ constexpr int parts(int M) { return (M + 31) / 32; }
+    static constexpr size_t sums_rows(size_t rows, size_t E) { return 2 * (rows / grouped_tile + E); }
+};
+
+// db (E,M) += the sums (2 tiles,M) that UnitsBackward left, in the order of the rows
+__global__ void grouped_bias_backward_kernel(float* db, const float* sums, const int* begin, int M) {
+    __shared__ float rows[8][warp_size];
+    const int expert = blockIdx.y, m = blockIdx.x * warp_size + threadIdx.x;
+    int from = 0, to = 0;
+    for (int j = 0; j <= expert; j++) {
+        from = to;
+        to += 2 * grouped_tiles(begin[j + 1] - begin[j]);
+    }
+    float sum = 0;
+    for (int i = from + threadIdx.y; i < to && m < M; i += 8) sum += sums[size_t(i) * M + m];
+    rows[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y > 0 || m >= M) return;
+    for (int i = 1; i < 8; i++) sum += rows[i][threadIdx.x];
+    db[size_t(expert) * M + m] += sum;
+}
+
+// Gradients of matrices: out (E,M,N) += a_j^T b_j over the rows of each expert. a (rows,M), b (.,N)
+//
+// A tile is a sum over all rows of an expert, and one expert may have nearly all rows there are: so that many
+// blocks share its work, its rows, if more than part_rows, are cut into even parts. The first is added to
+// out, the others are left in `parts`, which a second kernel adds in turn. With part_rows() a single expert
+// with everything makes tiles for all blocks, and experts together never have more than extra_parts() of
+// them.
+struct GroupedGradient {
+    float *out, *parts; // (E,M,N) (extra_parts,M,N)
+    const floatX *a, *b;
+    const int *begin, *index; // (E+1); (rows) or null: which row of b each is
+    int E, M, N, part_rows;
+
+    __device__ int parts_of(int expert) const { // 0: no rows
+        return (begin[expert + 1] - begin[expert] + part_rows - 1) / part_rows;
+    }
+};
+constexpr size_t extra_parts(size_t M, size_t N) {
+    const size_t tiles = size_t(grouped_tiles(int(M))) * grouped_tiles(int(N));
+    return round_up(2 * grouped_blocks * multiprocessors, tiles) / tiles;
+}
+constexpr size_t least_part = 256; // rows
+inline size_t part_rows(size_t rows, size_t M, size_t N) {
+    const size_t parts = extra_parts(M, N);
+    return std::max(least_part, (rows + parts - 1) / parts);
+}
+
+__global__ void __launch_bounds__(grouped_threads, 2) grouped_gradient_kernel(GroupedGradient g) {
+    const int across = grouped_tiles(g.N), tiles = grouped_tiles(g.M) * across; // of a part
+    int expert = 0, before = 0, extra = 0; // parts, extra ones, of all before
+    for (int tile = blockIdx.x;; tile += gridDim.x) {
+        int parts;
+        for (;; expert++) {
+            if (expert == g.E) return;
+            parts = g.parts_of(expert);
+            if (tile < (before + parts) * tiles) break;
+            before += parts;
+            extra += max(parts - 1, 0);
+        }
+        const int part = tile / tiles - before, begin = g.begin[expert];
+        const size_t rows = g.begin[expert + 1] - begin;
+        const int from = begin + int(rows * part / parts), to = begin + int(rows * (part + 1) / parts);
+        const int m = tile % tiles / across * grouped_tile, n = tile % tiles % across * grouped_tile;
+        const int down = min(grouped_tile, g.M - m), columns = min(grouped_tile, g.N - n);
+        float c[4][4][4] = {};
+        multiply_tile<true, true>(c, {g.a + size_t(from) * g.M + m, nullptr, g.M, down, to - from},
+                                  {g.b + (g.index ? 0 : size_t(from) * g.N) + n,
+                                   g.index ? g.index + from : nullptr, g.N, columns, to - from});
+        float* const out =
+            part ? g.parts + size_t(extra + part - 1) * g.M * g.N : g.out + size_t(expert) * g.M * g.N;
+        const RowTile t = {expert, 0, m, down, n, columns}; // its rows are those of the matrix
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            if (lane_column(i) >= columns) continue;
+            each_pair(c, t, i, g.N, [&](int, int, size_t place, float c_0, float c_1) {
+                float2* const pair = (float2*)(out + place);
+                const float2 was = part ? float2{0, 0} : *pair;
+                *pair = {was.x + c_0, was.y + c_1};
+            });
         }
     }
 }
 
-// On a card of so many multiprocessors: that all blocks begin at once is what makes their shares even.
-void grouped_multiply(const Grouped& g, bool b_transposed, unsigned multiprocessors, cudaStream_t stream) {
-    const auto kernel = b_transposed ? grouped_kernel<true> : grouped_kernel<false>;
-    kernel<<<grouped_blocks * multiprocessors, grouped_threads, grouped_shared_bytes, stream>>>(g);
+__global__ void add_extra_parts_kernel(GroupedGradient g) {
+    const size_t count = size_t(g.M) * g.N;
+    const float* from = g.parts;
+    for (int expert = 0; expert < g.E; expert++) {
+        const int extra = g.parts_of(expert) - 1;
+        if (extra < 1) continue;
+        float* const out = g.out + expert * count;
+        for (size_t i = (blockIdx.x * size_t(blockDim.x) + threadIdx.x) * pack; i < count;
+             i += gridDim.x * size_t(blockDim.x) * pack) {
+            Pack sum = load_pack(out + i);
+            for (int part = 0; part < extra; part++) sum += load_pack(from + part * count + i);
+            store_pack(out + i, sum);
+        }
+        from += extra * count;
+    }
+}
+
+// All on a card of so many multiprocessors: that the blocks begin at once is what makes their shares even.
+template <class Epilogue> void grouped_multiply(const Grouped& g, bool b_wide, const Epilogue& epilogue,
+                                                unsigned multiprocessors, cudaStream_t stream) {
+    const auto kernel = b_wide ? grouped_kernel<true, Epilogue> : grouped_kernel<false, Epilogue>;
+    kernel<<<grouped_blocks * multiprocessors, grouped_threads, grouped_shared_bytes, stream>>>(g, epilogue);
+    cuda_check(cudaGetLastError());
+}
+void grouped_gradient(const GroupedGradient& g, unsigned multiprocessors, cudaStream_t stream) {
+    grouped_gradient_kernel<<<grouped_blocks * multiprocessors, grouped_threads, grouped_shared_bytes,
+                              stream>>>(g);
+    add_extra_parts_kernel<<<count_blocks, 256, 0, stream>>>(g);
     cuda_check(cudaGetLastError());
 }
 
@@ -2622,8 +2885,14 @@ inline void prepare_kernels() {
     const auto ask = [](auto kernel, size_t bytes) {
         cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
     };
-    ask(grouped_kernel<true>, grouped_shared_bytes);
-    ask(grouped_kernel<false>, grouped_shared_bytes);
+    const auto ask_grouped = [&](auto epilogue) {
+        ask(grouped_kernel<false, decltype(epilogue)>, grouped_shared_bytes);
+        ask(grouped_kernel<true, decltype(epilogue)>, grouped_shared_bytes);
+    };
+    ask_grouped(Units{});
+    ask_grouped(Weighted{});
+    ask_grouped(UnitsBackward{});
+    ask(grouped_gradient_kernel, grouped_shared_bytes);
     ask(layernorm_backward_kernel, layernorm_sums * most_channels * sizeof(float));
 #ifndef PRECISION_FP32
     for (const size_t head_size : {32, 64, 128})
@@ -2873,11 +3142,14 @@ struct Experts {
     uint8_t* mask;                 // (slots, mask_stride bits), relu when fused
     floatX *dh, *db;               // (slots,D) (E,D) scratch of the backward pass
     float* partial;                // (bias_parts(slots,E), max(C,D)) likewise
-    bool by_hand = false;          // forward by grouped_kernel; then it is not fused
-    const floatX* tokens_x =
-        nullptr; // by hand: (N,C) what x is gathered from by token (slots); null: x itself
-    const int* token = nullptr;
-    bool keeps_h = false; // pre-activations are wanted of relu, too: then it is not fused
+    bool keeps_h = false;          // pre-activations are wanted of relu, too: then it is not fused
+    // By hand it is not fused, either; x is not used, and y is weighted.
+    bool by_hand = false;
+    const floatX *tokens_x = nullptr, *tokens_dout = nullptr; // (N,C) x before it is gathered; dy likewise
+    Router router = {};                                       // moe; of a dense layer E is 0
+    float* dweight = nullptr;                                 // (N,K) moe
+    float *z_sums = nullptr, *parts = nullptr;                // scratch: UnitsBackward, GroupedGradient
+    unsigned long long* active = nullptr;                     // units that fire are added to it; may be null
     // Of a dense layer, which then is not fused either
     bool geglu = false, solu = false;
     Linear to_gate = {};                      // geglu: from x to what goes through gelu
@@ -2887,7 +3159,7 @@ struct Experts {
     float* lse = nullptr;                     // (slots)
 
     enum Own : uint8_t { own_forward = 1, own_backward = 2 };
-    size_t slots() const { return host_begin[E]; }
+    size_t slots() const { return router.E ? router.N * router.K : host_begin[E]; }
     size_t mask_stride() const { return round_up(D, 128); }
     // Every unit that fired has its bit in the mask, and there are no other bits.
     bool all_masked() const {
@@ -2962,10 +3234,9 @@ inline void experts_encode(Gpu& gpu, const Experts& e) {
     gpu.mark("experts_encode");
     std::fill(e.own, e.own + e.E, uint8_t(e.fused ? 0 : Experts::own_forward));
     if (e.by_hand) {
-        grouped_multiply({e.z, e.relu && !e.keeps_h ? nullptr : e.h, e.token ? e.tokens_x : e.x, e.w_enc,
-                          e.b_enc, e.begin, e.token, int(e.E), int(e.D), int(e.C),
-                          e.relu ? Unit::relu : Unit::gelu},
-                         true, gpu.multiprocessors, gpu.stream);
+        floatX* const h = e.relu && !e.keeps_h ? nullptr : e.h;
+        grouped_multiply({e.tokens_x, e.w_enc, e.begin, e.router.token, int(e.E), int(e.D), int(e.C)}, false,
+                         Units{e.z, h, e.b_enc, e.active, e.relu}, gpu.multiprocessors, gpu.stream);
         return;
     }
     fork_branches(gpu);
@@ -2978,13 +3249,12 @@ inline void experts_encode(Gpu& gpu, const Experts& e) {
     join_branches(gpu);
 }
 
-// y = z W_dec + b_dec
+// y = z W_dec + b_dec; by hand, times the gate weight
 inline void experts_decode(Gpu& gpu, const Experts& e) {
     gpu.mark("experts_decode");
     if (e.by_hand) {
-        grouped_multiply(
-            {e.y, nullptr, e.z, e.w_dec, e.b_dec, e.begin, nullptr, int(e.E), int(e.C), int(e.D), Unit::none},
-            e.w_dec_transposed, gpu.multiprocessors, gpu.stream);
+        grouped_multiply({e.z, e.w_dec, e.begin, nullptr, int(e.E), int(e.C), int(e.D)}, !e.w_dec_transposed,
+                         Weighted{e.y, e.b_dec, e.router.slot_weight}, gpu.multiprocessors, gpu.stream);
         return;
     }
     fork_branches(gpu);
@@ -2998,11 +3268,44 @@ inline void experts_decode(Gpu& gpu, const Experts& e) {
     join_branches(gpu);
 }
 
+// From tokens_dout, what the library is given as dy and dweight by combine_backward(), with the rest.
+inline void experts_backward_by_hand(Gpu& gpu, const Experts& e) {
+    const int E = int(e.E), D = int(e.D), C = int(e.C), parts = int(part_rows(e.slots(), e.D, e.C));
+    const Router& r = e.router;
+    gpu.mark("experts_backward dh");
+    grouped_multiply(
+        {e.tokens_dout, e.w_dec, e.begin, r.token, E, D, C}, e.w_dec_transposed,
+        UnitsBackward{e.dh, e.z, e.h, r.slot_weight, e.partial, r.E ? e.z_sums : nullptr, e.relu},
+        gpu.multiprocessors, gpu.stream);
+    grouped_bias_backward_kernel<<<dim3(blocks_for(e.D, warp_size), E), dim3(warp_size, 8), 0, gpu.stream>>>(
+        e.db_enc, e.partial, e.begin, D);
+    cuda_check(cudaGetLastError());
+    if (r.E)
+        combine_backward(e.dy, e.dweight, e.tokens_dout, nullptr,
+                         {e.z_sums, UnitsBackward::parts(D), e.b_dec}, r, gpu.marked("combine_backward"));
+    gpu.mark("experts_backward dx");
+    grouped_multiply({e.dh, e.w_enc, e.begin, nullptr, E, C, D}, true, Weighted{e.dx, nullptr, nullptr},
+                     gpu.multiprocessors, gpu.stream);
+    gpu.mark("experts_backward dW_dec");
+    if (e.w_dec_transposed)
+        grouped_gradient({e.dw_dec, e.parts, e.dy, e.z, e.begin, nullptr, E, C, D, parts},
+                         gpu.multiprocessors, gpu.stream);
+    else
+        grouped_gradient({e.dw_dec, e.parts, e.z, e.dy, e.begin, nullptr, E, D, C, parts},
+                         gpu.multiprocessors, gpu.stream);
+    gpu.mark("experts_backward dW_enc");
+    grouped_gradient({e.dw_enc, e.parts, e.dh, e.tokens_x, e.begin, r.token, E, D, C, parts},
+                     gpu.multiprocessors, gpu.stream);
+    gpu.mark("experts_backward db_dec");
+    if (e.db_dec) bias_backward(e.db_dec, e.partial, e.dy, e.begin, e.slots(), e.E, e.C, gpu.stream);
+}
+
 // From dy: dz = dy W_dec^T,  dW_dec += z^T dy,  db_dec += sum dy,  dh from dz,
 //          dx = dh W_enc,   dW_enc += dh^T x,  db_enc += sum dh.
 // The library sums db_enc in fp32 over the rows of an expert, but hands the sum over in floatX: in bf16 it is
 // rounded once for every micro-batch.
 inline void experts_backward(Gpu& gpu, const Experts& e) {
+    if (e.by_hand) return experts_backward_by_hand(gpu, e);
     const size_t D = e.D, C = e.C;
     gpu.mark("experts_backward dh");
     if (e.fused) cuda_check(cudaMemsetAsync(e.db, 0, e.E * D * sizeof(floatX), gpu.stream));
@@ -3380,6 +3683,7 @@ struct Activations {
     float* delta;                          // (B,NH,T)
     floatX *dh, *db, *dy, *dslots;         // (slots,D), (E,D), (N*K,C), (N*K,C)
     floatX *dgate, *du;                    // geglu: (N,W); solu: (N,W)
+    float *z_sums, *parts;                 // by hand, see UnitsBackward and GroupedGradient
     float *dmu, *dvar, *dweight;           // (N,E) (N,E) (N,K)
     float* sum_p;                          // (E)
     int* counts;                           // (E, N*K/256)
@@ -3402,6 +3706,7 @@ struct Shape {
     bool fused;    // the epilogues of matrix products do bias and activation
     bool training; // with a backward pass
     bool keep_slots = false; // the experts' gathered inputs are kept for the backward pass
+    bool by_hand = false;    // the experts' products: inputs are not gathered, outputs not kept
     size_t padded_vocab() const { return round_up(c.vocab_size, vocab_multiple); }
     size_t experts() const { return c.moe() ? c.n_expert : 1; }
     size_t width() const { return c.moe() ? c.d_expert : c.dense_width(); } // units of one expert
@@ -3414,6 +3719,7 @@ inline size_t Shape::partial() const {
     return std::max({layernorm_blocks * layernorm_sums * C,                      // layernorm_backward
                      c.solu() ? layernorm_blocks * 2 * D : 0,                    // likewise, of units
                      bias_parts(N * K, E) * std::max(3 * C, D),                  // bias_backward
+                     by_hand ? UnitsBackward::sums_rows(N * K, E) * D : 0,       // of units by hand
                      (N / places_per_chunk + std::min(N, c.vocab_size) + 1) * C, // embedding_backward
                      blocks_for(N, router_block) * 2 * E,                        // router forward, backward
                      c.scaled() ? N * K * 2 : 0,                                 // add_variances
@@ -3471,8 +3777,12 @@ template <class Visit> void for_each_activation(const Shape& s, Activations& a, 
         each(N * K, r.choice, r.slot, r.token);
         each(N * K, r.weight);
         each(E + 1, r.begin);
-        each(N * K * C, h.y);
-        if (l == 0 || s.keep_slots)
+        if (s.by_hand) each(N * K, r.slot_weight);
+        if (l == 0 || !s.by_hand)
+            each(N * K * C, h.y);
+        else
+            h.y = first.y;
+        if (!s.by_hand && (l == 0 || s.keep_slots))
             each(N * K * C, h.slots_x);
         else
             h.slots_x = first.slots_x;
@@ -3491,10 +3801,12 @@ template <class Visit> void for_each_activation(const Shape& s, Activations& a, 
     each(N * c.n_head, a.delta);
     each(N * K * D, a.dh);
     each(E * D, a.db);
+    if (s.by_hand) each(extra_parts(D, C) * D * C, a.parts);
     if (c.geglu()) each(N * D, a.dgate);
     if (c.solu()) each(N * D, a.du);
     if (!c.moe()) return;
     each(N * K * C, a.dy, a.dslots);
+    if (s.by_hand) each(N * K * UnitsBackward::parts(int(D)), a.z_sums);
     each(N * E, a.dmu, a.dvar);
     each(N * K, a.dweight);
 }
@@ -3508,6 +3820,13 @@ inline size_t activation_bytes(const Shape& shape) {
     for_each_activation(shape, unused,
                         [&](auto*& p, size_t count) { total += round_up(count * sizeof *p, 256); });
     return total;
+}
+// Of training, whoever computes the experts' products.
+inline size_t training_activation_bytes(const Config& c, size_t B, size_t T, int recompute) {
+    Shape shape = {c, B, T, recompute, true, true};
+    const size_t by_library = activation_bytes(shape);
+    shape.by_hand = !c.geglu() && !c.solu();
+    return std::max(by_library, activation_bytes(shape));
 }
 
 // The gradients of the statistics of all layers, one after the other, so that one call zeroes them.
@@ -3677,7 +3996,7 @@ struct Model {
     }
 
     Shape shape(bool training = true) const {
-        return {config, max_B, max_T, recompute, fused, training, keep_slots};
+        return {config, max_B, max_T, recompute, fused, training, keep_slots, by_hand};
     }
     // Where gradients are added up: of the lanes that wait to be summed, number 0 the first.
     float* gradients_of(size_t lane) const { return lane ? summed[lane - 1].data : gradients.data; }
@@ -3769,7 +4088,11 @@ struct Model {
         e.begin = moe ? a.h[l].router.begin : whole_batch;
         e.x = moe ? a.h[l].slots_x : a.h[l].ln_2;
         e.tokens_x = a.h[l].ln_2;
-        e.token = moe ? a.h[l].router.token : nullptr;
+        e.tokens_dout = a.dresidual;
+        if (moe) e.router = router(l);
+        e.dweight = a.dweight;
+        e.z_sums = a.z_sums;
+        e.parts = a.parts;
         e.y = moe ? a.h[l].y : a.proj;
         e.dx = moe ? a.dslots : a.dln;
         e.dy = moe ? a.dy : a.dresidual;
@@ -3911,7 +4234,9 @@ inline void forward(Model& model, float gradient_scale = 0, float share = 1) {
     const floatX* x = a.embedded;
     for (size_t l = 0; l < c.n_layer; l++) {
         const LayerActivations& h = a.h[l];
-        const Experts experts = model.experts(l);
+        const bool counts = model.count_units && gradient_scale != 0;
+        Experts experts = model.experts(l);
+        if (counts) experts.active = &model.totals->active;
         if (stale && c.moe()) refresh_statistics(model, l);
         model.exchange.wait_for_weights(2 + l, gpu.stream); // its end normalises for the layer behind it
         gpu.mark("linear_forward c_attn");
@@ -3931,11 +4256,11 @@ inline void forward(Model& model, float gradient_scale = 0, float share = 1) {
         experts_decode(gpu, experts);
         if (c.moe())
             combine_layernorm_forward(h.out, model.norm_after(l), h.mid, experts.y, model.router(l),
-                                      gpu.marked("combine_layernorm_forward"));
+                                      model.by_hand, gpu.marked("combine_layernorm_forward"));
         else
             residual_layernorm_forward(h.out, model.norm_after(l), h.mid, experts.y,
                                        gpu.marked("residual_layernorm_forward"));
-        if (model.count_units && gradient_scale != 0)
+        if (counts && !experts.by_hand)
             count_active(&model.totals->active, experts.solu ? experts.u : experts.z,
                          experts.all_masked() ? (const uint4*)experts.mask : nullptr,
                          N * (c.moe() ? c.n_expert_active : 1) * experts.D, gpu.marked("count_active"));
@@ -3944,8 +4269,8 @@ inline void forward(Model& model, float gradient_scale = 0, float share = 1) {
                           gpu.marked("add_variances"));
         x = h.out;
     }
-    // By hand no layer waited; the counts are for the backward pass, and for who asks afterwards.
-    if (model.by_hand && c.moe()) cuda_check(cudaEventSynchronize(model.begin_copied));
+    // By hand no layer waited for the counts; they are there when what is launched from here on is.
+    if (model.by_hand && c.moe()) cuda_check(cudaStreamWaitEvent(gpu.stream, model.begin_copied, 0));
     gpu.mark("head");
     Product head{a.logits, a.ln_f, model.w.wte, N, Vp, C};
     head.b_transposed = true;
@@ -3997,10 +4322,10 @@ inline void backward(Model& model, const LossWeights& scales,
             residual_layernorm_forward(nullptr, model.norm_2(l), h.mid, nullptr, stream);
         }
         // a.dln, the gradient of h.ln_2, from a.dresidual
-        if (c.moe())
-            combine_backward(experts.dy, a.dweight, a.dresidual, experts.y, router,
+        if (c.moe() && !model.by_hand)
+            combine_backward(experts.dy, a.dweight, a.dresidual, experts.y, {}, router,
                              gpu.marked("combine_backward"));
-        if (c.moe() && !model.keep_slots)
+        if (c.moe() && !model.by_hand && !model.keep_slots)
             gather(experts.x, h.ln_2, router.token, N * router.K, C, gpu.marked("gather again"));
         if (model.recompute >= 1) experts_encode(gpu, experts);
         experts_backward(gpu, experts);
@@ -4190,8 +4515,8 @@ inline void load_state(Model& model, float* state, const SafeTensorsFile& file, 
 // ---------------------------------------------------------------------------------------------------------
 
 // Milliseconds that the experts of the first layer take, forward and backward, with the model's choice of
-// epilogues and streams: the better of two runs after one that warms up. Their slots are shared out evenly
-// and filled with weights, their gradients are left behind.
+// epilogues and streams: the better of two runs after one that warms up. Their tokens are shared out evenly
+// and made of weights, their gradients are left behind.
 inline float time_experts(Model& model) {
     Gpu& gpu = model.gpu;
     Activations& a = model.a;
@@ -4200,18 +4525,34 @@ inline float time_experts(Model& model) {
     model.T = model.max_T;
     model.whole_batch = model.batch.data;
     zero_gradients(model);
-    Experts e = model.experts(0);
-    e.token = nullptr; // nothing was dispatched
-    const size_t slots = model.B * model.T * (moe ? model.config.n_expert_active : 1);
-    for (size_t j = 0; j <= e.E; j++) model.host_begin[j] = int(slots * j / e.E);
-    int* const begin = moe ? a.h[0].router.begin : model.whole_batch;
-    cuda_check(cudaMemcpy(begin, e.host_begin, (e.E + 1) * sizeof(int), cudaMemcpyHostToDevice));
-    for (floatX* to : {e.x, e.dy})
-        for (size_t at = 0, n; at < slots * e.C; at += n) {
-            n = std::min(slots * e.C - at, model.weights.count);
+    const Experts e = model.experts(0);
+    const size_t N = model.B * model.T, slots = N * (moe ? model.config.n_expert_active : 1);
+    if (moe) {
+        std::vector<int> choice(slots);
+        for (size_t i = 0; i < slots; i++) choice[i] = int(i % e.E);
+        const std::vector<float> weight(slots, 1.0f / float(e.router.K));
+        cuda_check(cudaMemcpy(e.router.choice, choice.data(), slots * sizeof(int), cudaMemcpyHostToDevice));
+        cuda_check(cudaMemcpy(e.router.weight, weight.data(), slots * sizeof(float), cudaMemcpyHostToDevice));
+        dispatch(e.router, a.counts, gpu.stream);
+        cuda_check(cudaMemcpyAsync(model.host_begin, e.begin, (e.E + 1) * sizeof(int), cudaMemcpyDeviceToHost,
+                                   gpu.stream));
+        cuda_check(cudaStreamSynchronize(gpu.stream));
+    } else {
+        model.host_begin[0] = 0;
+        model.host_begin[1] = int(N);
+        cuda_check(cudaMemcpy(model.whole_batch, model.host_begin, 2 * sizeof(int), cudaMemcpyHostToDevice));
+    }
+    const auto fill = [&](floatX* to, size_t count) {
+        for (size_t at = 0, n; at < count; at += n) {
+            n = std::min(count - at, model.weights.count);
             cuda_check(cudaMemcpyAsync(to + at, model.weights.data, n * sizeof(floatX),
                                        cudaMemcpyDeviceToDevice, gpu.stream));
         }
+    };
+    fill(a.h[0].ln_2, N * e.C);
+    fill(a.dresidual, N * e.C);
+    if (moe) fill(e.dy, slots * e.C);
+    if (moe && !model.by_hand) fill(e.x, slots * e.C);
     cudaEvent_t from, to;
     cuda_check(cudaEventCreate(&from));
     cuda_check(cudaEventCreate(&to));
@@ -4398,12 +4739,11 @@ inline std::vector<std::pair<const char*, double>> memory_families(const Config&
     const LargestShare largest(config, table, sharing);
     const double count = double(block_elements(table)), bytes = sizeof(floatX);
     const double state = double(largest.state), lanes = double(sharing.lanes.of_place());
-    const Shape shape = {config, B, T, recompute, true, true};
     std::vector<std::pair<const char*, double>> families = {{"weights", count * bytes}};
     if (bytes < 4) families.push_back({"fp32 weights", state * 4});
     families.push_back({"gradients", count * 4 * (1 + std::ceil(std::log2(lanes)))});
     families.push_back({"optimizer moments", state * 8});
-    families.push_back({"activations", double(activation_bytes(shape))});
+    families.push_back({"activations", double(training_activation_bytes(config, B, T, recompute))});
     families.push_back({"batches, workspaces", double(Model::batch_ints(B * T)) * 4 +
                                                    double(config.n_layer * statistics_elements(config)) * 4 +
                                                    double(Gpu::most_branches * Gpu::workspace_bytes)});
@@ -4457,9 +4797,9 @@ memory_of(const Run& run, size_t free, const Sharing& sharing = {}, double netwo
     const int recompute = int(run.flags.recompute);
     const double needed = memory_needed(run.config, run.B, run.T, recompute, sharing);
     if (needed > double(free)) {
-        const Shape shape = {run.config, run.B, run.T, recompute, true, true};
+        const size_t activations = training_activation_bytes(run.config, run.B, run.T, recompute);
         fail("this run needs %s of GPU memory (activations %s), %s are free: a smaller --batch%s would help",
-             human_bytes(needed).c_str(), human_bytes(double(activation_bytes(shape))).c_str(),
+             human_bytes(needed).c_str(), human_bytes(double(activations)).c_str(),
              human_bytes(double(free)).c_str(), recompute < 2 ? ", or --recompute 1 or 2," : "");
     }
     return memory_families(run.config, run.B, run.T, recompute, sharing, network);

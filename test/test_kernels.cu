@@ -449,8 +449,7 @@ static void test_attentions(Gpu& gpu) {
     test_attention(gpu, 1, 65, 2, 80, false);
     test_attention(gpu, 1, 33, 1, 256, false);
     test_attention(gpu, 3, 40, 3, 32, false);
-    for (const size_t HS : {32, 64, 128})
-        test_attention(gpu, 1, 1023, 1, HS, false);
+    for (const size_t HS : {32, 64, 128}) test_attention(gpu, 1, 1023, 1, HS, false);
     test_attention(gpu, 1, 300, 1, 128, false);
     check_error(attention_forward(nullptr, nullptr, nullptr, 1, 8, 1024, 2, gpu.stream),
                 "heads of 512 channels");
@@ -848,13 +847,20 @@ static void test_dispatch(Gpu& gpu) {
                     router.slot = slot;
                     router.token = token;
                     router.begin = begin;
+                    const Array<float> weight = normals<float>(N * K), slot_weight(N * K);
+                    router.weight = weight;
+                    router.slot_weight = slot_weight;
                     run(
-                        what, [&] { dispatch(router, counts, gpu.stream); }, begin, slot, token, counts);
+                        what, [&] { dispatch(router, counts, gpu.stream); }, begin, slot, token, slot_weight,
+                        counts);
                     std::vector<int> rbegin(E + 1), rslot(N * K), rtoken(N * K);
                     reference::dispatch(rbegin.data(), rslot.data(), rtoken.data(), chosen.data(), N, E, K);
                     check(begin.result() == rbegin, "%s: begin", what.c_str());
                     check(slot.result() == rslot, "%s: slot", what.c_str());
                     check(token.result() == rtoken, "%s: token", what.c_str());
+                    std::vector<float> by_slot(N * K);
+                    for (size_t i = 0; i < N * K; i++) by_slot[rslot[i]] = weight.initial[i];
+                    check(slot_weight.result() == by_slot, "%s: slot_weight", what.c_str());
                 }
 }
 
@@ -1019,17 +1025,23 @@ static void test_combine(Gpu& gpu) {
         router.weight = weight;
         router.slot = slot;
         run(
-            what, [&] { combine_layernorm_forward(out, norm.norm(), x, y, router, gpu.stream); }, out,
+            what, [&] { combine_layernorm_forward(out, norm.norm(), x, y, router, false, gpu.stream); }, out,
             norm.out, norm.mean, norm.rstd);
         Numbers rout(N * C), rdy(N * K * C), rdweight(N * K);
         reference::combine_forward(rout.data(), x.before().data(), y.before().data(), weight.before().data(),
                                    slots.data(), N, K, C);
         compare(what, out, rout, rounded);
         norm.compare_from(what, out.after());
+        run(
+            what, [&] { combine_layernorm_forward(out, norm.norm(), x, y, router, true, gpu.stream); }, out,
+            norm.out, norm.mean, norm.rstd);
+        reference::combine_forward(rout.data(), x.before().data(), y.before().data(),
+                                   Numbers(N * K, 1).data(), slots.data(), N, K, C);
+        compare(what + ", weighted", out, rout, rounded);
 
         const Array<floatX> dout = normals<floatX>(N * C), dy(N * K * C);
         run(
-            what, [&] { combine_backward(dy, dweight, dout, y, router, gpu.stream); }, dy, dweight);
+            what, [&] { combine_backward(dy, dweight, dout, y, {}, router, gpu.stream); }, dy, dweight);
         reference::combine_backward(rdy.data(), rdweight.data(), dout.before().data(), y.before().data(),
                                     weight.before().data(), slots.data(), N, K, C);
         compare(what + " dy", dy, rdy, rounded);
@@ -1424,30 +1436,21 @@ struct ExpertsCase {
 };
 
 // Returns how many experts had fused epilogues.
-static size_t test_experts(Gpu& gpu, const ExpertsCase& c, bool relu, bool fused, bool by_hand = false) {
+static size_t test_experts(Gpu& gpu, const ExpertsCase& c, bool relu, bool fused) {
     const bool dense = c.how == std::string("dense");
     const size_t N = c.N, E = c.E, K = c.K, D = c.D, C = c.C, slots = N * K;
     std::vector<int> begins(E + 1), slot(slots), token(slots);
     reference::dispatch(begins.data(), slot.data(), token.data(), choices(N, E, K, c.how).data(), N, E, K);
     const std::string what = strf("experts %s%s N %zu E %zu K %zu D %zu C %zu, %s", relu ? "relu" : "gelu",
-                                  by_hand ? " by hand"
-                                  : fused ? " fused"
-                                          : "",
-                                  N, E, K, D, C, c.how);
+                                  fused ? " fused" : "", N, E, K, D, C, c.how);
     // The library's gelu is not as exact as ours: --epilogues auto does not use it in fp32.
     const double least = fused && !relu ? 1e-3 : 0, once = std::max(rounded, least),
                  twice = std::max(rounded_twice, least);
     const Array<floatX> w_enc = normals<floatX>(E * D * C, 1 / std::sqrt(double(C))),
                         b_enc = normals<floatX>(E * D, 0.5), b_dec = normals<floatX>(E * C),
                         w_dec = normals<floatX>(E * D * C, 1 / std::sqrt(double(D))),
-                        tokens_x = normals<floatX>(N * C);
-    std::vector<floatX> gathered;
-    for (size_t s = 0; s < slots; s++) {
-        const auto row = tokens_x.initial.begin() + std::ptrdiff_t((dense ? s : size_t(token[s])) * C);
-        gathered.insert(gathered.end(), row, row + std::ptrdiff_t(C));
-    }
-    const Array<floatX> x(gathered);
-    const Array<int> begin(begins), tokens(token);
+                        x = normals<floatX>(slots * C);
+    const Array<int> begin(begins);
     const Array<floatX> h(relu ? 0 : slots * D), z(slots * D), y(slots * C);
     const Array<uint8_t> mask(relu && fused ? slots * round_up(D, 128) / 8 : 0);
     std::vector<uint8_t> own(E, 7);
@@ -1455,12 +1458,10 @@ static size_t test_experts(Gpu& gpu, const ExpertsCase& c, bool relu, bool fused
     const Array<float> dw_enc = normals<float>(E * D * C), db_enc = normals<float>(E * D),
                        dw_dec = normals<float>(E * D * C), db_dec = normals<float>(E * C),
                        partial(bias_parts(slots, E) * std::max(C, D));
-    Experts e = {E,      D,      C,     relu,  fused,         w_enc,      b_enc, w_dec, b_dec, dw_enc, db_enc,
-                 dw_dec, db_dec, dense, begin, begins.data(), own.data(), x,     y,     dx,    dy,     h,
-                 z,      mask,   dh,    db,    partial};
-    e.by_hand = by_hand;
-    e.tokens_x = tokens_x;
-    if (!dense) e.token = tokens;
+    const Experts e = {E,          D,      C,      relu,   fused,  w_enc, b_enc, w_dec,
+                       b_dec,      dw_enc, db_enc, dw_dec, db_dec, dense, begin, begins.data(),
+                       own.data(), x,      y,      dx,     dy,     h,     z,     mask,
+                       dh,         db,     partial};
     if (fused && !fused_epilogues(gpu, e, std::max<size_t>(1, slots / E))) return 0;
 
     run(
@@ -1525,19 +1526,151 @@ static size_t test_experts(Gpu& gpu, const ExpertsCase& c, bool relu, bool fused
     return library;
 }
 
-// By hand the bits of a slot are those of its own row and expert: alone, or with all the others, by many
-// blocks or by few.
+// The rows of x (N,C) of each slot's token, times a weight.
+static Numbers gathered(const Numbers& x, const std::vector<int>& token, const Numbers& weight, size_t C) {
+    Numbers rows;
+    for (size_t s = 0; s < token.size(); s++)
+        for (size_t c = 0; c < C; c++) rows.push_back(weight[s] * x[size_t(token[s]) * C + c]);
+    return rows;
+}
+
+// By hand. The second launch of each has another number of blocks: bits do not depend on it.
+static void test_experts_by_hand(Gpu& gpu, const ExpertsCase& c, bool relu, bool keeps_h = false) {
+    const bool dense = c.how == std::string("dense");
+    const size_t N = c.N, E = c.E, K = c.K, D = c.D, C = c.C, slots = N * K;
+    const std::string what = strf("experts by hand %s N %zu E %zu K %zu D %zu C %zu, %s",
+                                  relu ? "relu" : "gelu", N, E, K, D, C, c.how);
+    const std::vector<int> chosen = choices(N, E, K, c.how);
+    std::vector<int> begins(E + 1), slot(slots), token(slots);
+    reference::dispatch(begins.data(), slot.data(), token.data(), chosen.data(), N, E, K);
+    const Array<floatX> w_enc = normals<floatX>(E * D * C, 1 / std::sqrt(double(C))),
+                        b_enc = normals<floatX>(E * D, 0.5), b_dec = normals<floatX>(E * C),
+                        w_dec = normals<floatX>(E * D * C, 1 / std::sqrt(double(D))),
+                        x = normals<floatX>(N * C), dout = normals<floatX>(N * C);
+    const Array<float> weight = variances(slots, 0.5), dweight(slots);
+    std::vector<float> by_slot(slots);
+    for (size_t i = 0; i < slots; i++) by_slot[slot[i]] = dense ? 1 : weight.initial[i];
+    const Array<int> begin(begins), choice(chosen), slot_of(slot), token_of(token);
+    const Array<float> slot_weight(by_slot);
+    const Array<floatX> h(relu && !keeps_h ? 0 : slots * D), z(slots * D), y(slots * C), dx(slots * C),
+        dh(slots * D), dy(dense ? 0 : slots * C);
+    const Array<float> dw_enc = normals<float>(E * D * C), db_enc = normals<float>(E * D),
+                       dw_dec = normals<float>(E * D * C), db_dec = normals<float>(E * C);
+    const Array<float> z_sums(slots * UnitsBackward::parts(int(D))),
+        partial(std::max(bias_parts(slots, E) * std::max(C, D), UnitsBackward::sums_rows(slots, E) * D));
+    size_t extra = 0; // and no more
+    const int most = int(part_rows(slots, D, C));
+    for (size_t j = 0; j < E; j++) extra += size_t(std::max(0, (begins[j + 1] - begins[j] - 1) / most));
+    check(extra <= extra_parts(D, C), "%s: %zu parts", what.c_str(), extra);
+    const Array<float> parts(extra * D * C);
+    const Array<unsigned long long> active(std::vector<unsigned long long>{5});
+
+    Experts e = {};
+    e.E = E, e.D = D, e.C = C;
+    e.relu = relu;
+    e.keeps_h = keeps_h;
+    e.by_hand = true;
+    e.w_enc = w_enc, e.b_enc = b_enc, e.w_dec = w_dec, e.b_dec = b_dec;
+    e.dw_enc = dw_enc, e.db_enc = db_enc, e.dw_dec = dw_dec, e.db_dec = db_dec;
+    e.w_dec_transposed = dense;
+    e.begin = begin;
+    std::vector<uint8_t> own(E);
+    e.own = own.data();
+    e.tokens_x = x, e.tokens_dout = dout;
+    e.y = y, e.h = h, e.z = z;
+    e.dx = dx, e.dh = dh, e.dy = dense ? dout : dy;
+    e.partial = partial, e.z_sums = z_sums, e.parts = parts;
+    e.dweight = dweight;
+    e.active = active;
+    if (dense) {
+        e.host_begin = begins.data();
+    } else {
+        e.router.N = N, e.router.E = E, e.router.K = K, e.router.C = C;
+        e.router.choice = choice, e.router.weight = weight;
+        e.router.slot = slot_of, e.router.token = token_of, e.router.slot_weight = slot_weight;
+    }
+    const unsigned multiprocessors = gpu.multiprocessors;
+    auto on_another_card = [&] { gpu.multiprocessors = gpu.multiprocessors == 1 ? multiprocessors : 1; };
+
+    run(
+        what,
+        [&] {
+            on_another_card();
+            experts_encode(gpu, e);
+            experts_decode(gpu, e);
+        },
+        h, z, y, active);
+    const Numbers w = slot_weight.before(), rw_enc = w_enc.before(), rb_enc = b_enc.before(),
+                  rb_dec = b_dec.before(), rx = gathered(x.before(), token, Numbers(slots, 1), C);
+    Numbers rw_dec = w_dec.before();
+    auto transpose = [&](Numbers& numbers) { // dense: (C,D) in memory
+        const Numbers was = numbers;
+        for (size_t i = 0; i < D && dense; i++)
+            for (size_t k = 0; k < C; k++) numbers[i * C + k] = was[k * D + i];
+    };
+    transpose(rw_dec);
+    const reference::Experts re = {
+        E, D, C, relu, rw_enc.data(), rb_enc.data(), rw_dec.data(), rb_dec.data(), begins.data()};
+    Numbers rh(slots * D), rz(slots * D), ry(slots * C);
+    reference::experts_forward(ry.data(), rz.data(), rh.data(), rx.data(), re);
+    if (h.initial.size()) compare(what + " h", h, rh, rounded);
+    compare(what + " z", z, rz, rounded);
+    for (size_t i = 0; i < ry.size(); i++) ry[i] *= w[i / C];
+    compare(what + " y", y, ry, rounded_twice);
+    rz = z.after();
+    const auto fired = size_t(std::count_if(rz.begin(), rz.end(), [](double unit) { return unit > 0; }));
+    check(active.result()[0] == 5 + fired, "%s: units that fired", what.c_str());
+
+    // Backward from the units as the kernels left them.
+    run(
+        what,
+        [&] {
+            on_another_card();
+            experts_backward(gpu, e);
+        },
+        dx, dw_enc, db_enc, dw_dec, db_dec, dh, dy, dweight, partial, z_sums);
+    check(gpu.multiprocessors == multiprocessors);
+    rh = relu ? rz : h.after();
+    const Numbers rdout = gathered(dout.before(), token, Numbers(slots, 1), C),
+                  rdy = gathered(dout.before(), token, w, C);
+    Numbers rdx(slots * C), rdh(slots * D), rdw_enc = dw_enc.before(), rdb_enc = db_enc.before(),
+                                            rdw_dec = dw_dec.before(), rdb_dec = db_dec.before();
+    transpose(rdw_dec);
+    reference::experts_backward(rdx.data(), rdw_enc.data(), rdb_enc.data(), rdw_dec.data(), rdb_dec.data(),
+                                rdh.data(), rdy.data(), rx.data(), rz.data(), rh.data(), re);
+    Numbers got_dw_dec = dw_dec.after();
+    transpose(got_dw_dec);
+    compare(what + " dh", dh, rdh, rounded);
+    compare(what + " dx", dx, rdx, rounded_twice);
+    compare(what + " dw_enc", dw_enc, rdw_enc, rounded); // fp32, from dh
+    compare(what + " db_enc", db_enc, rdb_enc, fp32_sum);
+    compare(what + " dw_dec", got_dw_dec, rdw_dec, dense ? fp32_sum : rounded); // from dy
+    compare(what + " db_dec", db_dec, rdb_dec, dense ? fp32_sum : rounded);     // likewise
+    if (dense) return;
+    compare(what + " dy", dy, rdy, rounded);
+    Numbers rdweight(slots); // dout . (z W_dec + b_dec)
+    for (size_t i = 0; i < slots; i++) {
+        const size_t s = slot[i], j = chosen[i];
+        for (size_t k = 0; k < C; k++) {
+            double out = rb_dec[j * C + k];
+            for (size_t d = 0; d < D; d++) out += rz[s * D + d] * rw_dec[(j * D + d) * C + k];
+            rdweight[i] += rdout[s * C + k] * out;
+        }
+    }
+    compare(what + " dweight", dweight, rdweight, fp32_sum);
+}
+
+// By hand the bits of a slot are those of its own row and expert: alone, or with all the others.
 static void test_neighbours(Gpu& gpu) {
     const size_t E = 3, M = 136, K = 40, rows = 300;
     const Array<floatX> a = normals<floatX>(rows * K), b = normals<floatX>(E * M * K),
                         bias = normals<floatX>(E * M), before(rows * M), together(rows * M), alone(M);
     const Array<int> begin(std::vector<int>{0, 130, 130, int(rows)});
-    run( // on one multiprocessor, so that blocks have several tiles
+    run(
         "grouped",
         [&] {
-            grouped_multiply(
-                {together, before, a, b, bias, begin, nullptr, int(E), int(M), int(K), Unit::relu}, true, 1,
-                gpu.stream);
+            grouped_multiply({a, b, begin, nullptr, int(E), int(M), int(K)}, false,
+                             Units{together, before, bias, nullptr, true}, gpu.multiprocessors, gpu.stream);
         },
         together, before);
     const Numbers all = together.after(), h = before.after();
@@ -1550,8 +1683,8 @@ static void test_neighbours(Gpu& gpu) {
         run(
             "grouped, alone",
             [&] {
-                grouped_multiply({alone, nullptr, a, b, bias, one, token, int(E), int(M), int(K), Unit::relu},
-                                 true, gpu.multiprocessors, gpu.stream);
+                grouped_multiply({a, b, one, token, int(E), int(M), int(K)}, false,
+                                 Units{alone, nullptr, bias, nullptr, true}, gpu.multiprocessors, gpu.stream);
             },
             alone);
         const Numbers got = alone.after();
@@ -1571,11 +1704,16 @@ static void test_all_experts(Gpu& gpu) {
         for (const ExpertsCase& c : cases) {
             test_experts(gpu, c, relu, false);
             fused += test_experts(gpu, c, relu, true);
-            test_experts(gpu, c, relu, false, true);
+            test_experts_by_hand(gpu, c, relu);
         }
-    // By hand, where tiles end in every way: rows, columns, channels of the sum.
-    for (const ExpertsCase& c : {ExpertsCase{129, 1, 1, 136, 72, "dense"}, {300, 5, 2, 144, 152, "random"}})
-        test_experts(gpu, c, true, false, true);
+    // By hand, where tiles end in every way: rows, columns, channels of the sum; where the rows of an expert
+    // are cut into parts, of one, of two, of all.
+    for (const ExpertsCase& c : {ExpertsCase{129, 1, 1, 136, 72, "dense"},
+                                 {300, 5, 2, 144, 152, "random"},
+                                 {257, 1, 1, 72, 136, "dense"},
+                                 {700, 4, 1, 72, 136, "same"},
+                                 {600, 3, 2, 136, 264, "few"}})
+        test_experts_by_hand(gpu, c, true, true);
     test_neighbours(gpu);
     if (!getenv("EMU_CUBLASLT_EPILOGUES")) check(fused > 0, "no fused epilogue was tested");
 

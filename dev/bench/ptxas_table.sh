@@ -19,7 +19,7 @@ c++filt < "$log" | awk -v arch="$arch" '
             launch[name "<64>"] = "128 " (256 + 4 * 32) * 72 * 2 + 512
             launch[name "<128>"] = "128 " (128 + 4 * 32) * 136 * 2 + 512
         }
-        launch["grouped_kernel"] = "256 " 3 * 2 * 128 * 40 * 2
+        launch["grouped_kernel"] = launch["grouped_gradient_kernel"] = "256 " 3 * 2 * 128 * 40 * 2
         launch["attention_forward_plain_kernel"] = launch["attention_backward_dq_plain_kernel"] = "128 0"
         launch["attention_backward_dkv_plain_kernel"] = "128 0"
         launch["embedding_backward_chunks_kernel"] = launch["router_backward_statistics_kernel"] = "64 0"
