@@ -14,6 +14,8 @@ struct Counter {
     int next();
 };
 
+const char* name() { return library_name; }
+
 Counter::Counter(int count) : count{count} {}
 inline int Counter::next() {
     library_calls++;
