@@ -211,7 +211,7 @@ $(B)/emu/%.cpp: %.cu $(B)/translate
 	$(B)/translate $(if $(filter $*,$(EMU_LIBRARIES)),--library) $< $@
 
 EMU_CXXFLAGS ?= $(subst -O3,-O1,$(CXXFLAGS)) $(if $(SAN),-g0)# no slower than at -O2: what takes time is changing fibers
-EMU_COMPILE  = $(CXX) $(FLAGS) $(EMU_CXXFLAGS) $(OPENMP) -MMD -MP -fno-strict-aliasing -DMOEX_NCCL -I dev/emu/include -I test -c $< -o $@
+EMU_COMPILE  = $(CXX) $(FLAGS) $(if $(CLANG),-Wno-unused-const-variable) $(EMU_CXXFLAGS) $(OPENMP) -MMD -MP -fno-strict-aliasing -DMOEX_NCCL -I dev/emu/include -I test -c $< -o $@
 $(B)/emu/%_fp32.o: $(B)/emu/%.cpp Makefile $(B)/emu.flags
 	$(EMU_COMPILE) -DPRECISION_FP32
 $(B)/emu/%.o: $(B)/emu/%.cpp Makefile $(B)/emu.flags
