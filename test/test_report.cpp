@@ -960,7 +960,7 @@ async function playing(d, w, say) {
 // What experts, probe and features --pairs measured: every number beside the JSON's, choices by keys, names.
 static const char* const experts_script = R"js(
 const dataOf = (d, id) => JSON.parse(d.getElementById('data-' + id).textContent);
-const shown = (x, digits = 3) => typeof x === 'number' ? x.toFixed(digits).replace('-', '−') : '–';
+const shown = (x, digits = 3) => typeof x === 'number' ? x.toFixed(digits).replace(/^-(?=0*\.?0*$)/, '').replace('-', '−') : '–';
 const from = q => `${shown(q.low)} to ${shown(q.high)}`, meanOf = list => list.reduce((a, x) => a + x, 0) / list.length;
 async function ofExperts(d, w, say) {
   const all = q => [...d.querySelectorAll(q)], $ = q => d.querySelector(q), {layers} = dataOf(d, 'experts');

@@ -15,7 +15,7 @@ const config = run.config, L = +config.n_layer, moe = config.ffn === 'moe', E = 
 const chess = config.tokenizer === 'chess-32';
 const width = (moe ? +config.n_expert : +config.n_expert_active) * +config.d_expert; // units of a layer
 const number = x => typeof x === 'number' && isFinite(x);
-const fix = (x, digits = 2) => number(x) ? x.toFixed(digits).replace('-', '−') : '–';
+const fix = (x, digits = 2) => number(x) ? x.toFixed(digits).replace(/^-(?=0*\.?0*$)/, '').replace('-', '−') : '–';
 const percent = (x, digits = 0) => number(x) ? (100 * x).toFixed(digits) + '%' : '–';
 const whole = x => number(x) ? Math.round(x).toLocaleString('en-GB') : '–';
 const human = x => !number(x) ? '–'
