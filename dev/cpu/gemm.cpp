@@ -62,11 +62,11 @@ void pack_b(real* packed, Matrix b, size_t count, size_t columns) {
                     vec square[vector_length];
 #pragma GCC unroll 16
                     for (size_t i = 0; i < vector_length; i++)
-                        square[i] = *(const vec*)(panel.data + (lane + i) * panel.column + k);
+                        square[i] = load_vec(panel.data + (lane + i) * panel.column + k);
                     transpose(square);
 #pragma GCC unroll 16
                     for (size_t i = 0; i < vector_length; i++)
-                        *(vec*)(packed + (k + i) * NR + lane) = square[i];
+                        store_vec(packed + (k + i) * NR + lane, square[i]);
                 }
         for (; k < count; k++)
             for (size_t lane = 0; lane < NR; lane++)
@@ -96,7 +96,7 @@ static void kernel(real* out, size_t out_row, const real* a, size_t a_row, size_
     }
     for (size_t k = 0, at = 0; k < count; k++, at += a_column, b += NR) {
         vec bk[NV];
-        for (size_t v = 0; v < NV; v++) bk[v] = *(const vec*)(b + v * vector_length);
+        for (size_t v = 0; v < NV; v++) bk[v] = load_vec(b + v * vector_length);
 #pragma GCC unroll 16
         for (size_t i = 0; i < MR; i++)
 #pragma GCC unroll 4
@@ -109,15 +109,15 @@ static void kernel(real* out, size_t out_row, const real* a, size_t a_row, size_
             const real* start = accumulate ? to : bias;
 #pragma GCC unroll 4
             for (size_t v = 0; v < NV; v++)
-                *(vec*)(to + v * vector_length) =
-                    start ? *(const vec*)(start + v * vector_length) + sum[i][v] : sum[i][v];
+                store_vec(to + v * vector_length,
+                          start ? load_vec(start + v * vector_length) + sum[i][v] : sum[i][v]);
         }
     } else {
         real edge[MR * NR];
 #pragma GCC unroll 16
         for (size_t i = 0; i < MR; i++)
 #pragma GCC unroll 4
-            for (size_t v = 0; v < NV; v++) *(vec*)(edge + i * NR + v * vector_length) = sum[i][v];
+            for (size_t v = 0; v < NV; v++) store_vec(edge + i * NR + v * vector_length, sum[i][v]);
         for (size_t i = 0; i < rows; i++)
             for (size_t j = 0; j < columns; j++) {
                 real& to = out[i * out_row + j];

@@ -28,7 +28,12 @@ constexpr int vector_bytes = 16, vector_registers = 32;
 constexpr int vector_bytes = 16, vector_registers = 16;
 #endif
 constexpr size_t vector_length = vector_bytes / sizeof(real);
-typedef real vec __attribute__((vector_size(vector_bytes), aligned(alignof(real)), may_alias));
+typedef real vec __attribute__((vector_size(vector_bytes)));
+// A vector of numbers that lie anywhere in memory. The type that says so is named in these two alone:
+// compilers forget it where a template or a reference passes it on.
+typedef real vec_in_memory __attribute__((vector_size(vector_bytes), aligned(alignof(real)), may_alias));
+inline vec load_vec(const real* from) { return *(const vec_in_memory*)from; }
+inline void store_vec(real* to, vec v) { *(vec_in_memory*)to = v; }
 
 // e^x, relative error below 3e-7 for x in [-87, 88]; below that 0, above it e^88. x = n ln 2 + r with
 // |r| <= ln 2 / 2, so e^x = 2^n e^r: a polynomial for e^r, and n added to the exponent bits.

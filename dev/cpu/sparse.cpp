@@ -49,14 +49,14 @@ void add_rows(real* out, const int32_t* index, const real* value, size_t count, 
     size_t c = 0;
     for (; c + strip <= C; c += strip) {
         vec sum[vectors];
-        for (size_t v = 0; v < vectors; v++) sum[v] = *(const vec*)(out + c + v * vector_length);
+        for (size_t v = 0; v < vectors; v++) sum[v] = load_vec(out + c + v * vector_length);
         for (size_t i = 0; i < count; i++) {
             const real* row = rows + index[i] * C + c;
             const real factor = value[i];
 #pragma GCC unroll 8
-            for (size_t v = 0; v < vectors; v++) sum[v] += factor * *(const vec*)(row + v * vector_length);
+            for (size_t v = 0; v < vectors; v++) sum[v] += factor * load_vec(row + v * vector_length);
         }
-        for (size_t v = 0; v < vectors; v++) *(vec*)(out + c + v * vector_length) = sum[v];
+        for (size_t v = 0; v < vectors; v++) store_vec(out + c + v * vector_length, sum[v]);
     }
     for (size_t i = 0; i < count && c < C; i++) {
         const real *row = rows + index[i] * C, factor = value[i];
