@@ -3706,7 +3706,8 @@ struct Shape {
     bool fused;    // the epilogues of matrix products do bias and activation
     bool training; // with a backward pass
     bool keep_slots = false; // the experts' gathered inputs are kept for the backward pass
-    bool by_hand = false;    // the experts' products: inputs are not gathered, outputs not kept
+    // Who may compute the experts' products. By hand inputs are not gathered, and outputs not kept.
+    bool by_library = true, by_hand = false;
     size_t padded_vocab() const { return round_up(c.vocab_size, vocab_multiple); }
     size_t experts() const { return c.moe() ? c.n_expert : 1; }
     size_t width() const { return c.moe() ? c.d_expert : c.dense_width(); } // units of one expert
@@ -3778,11 +3779,11 @@ template <class Visit> void for_each_activation(const Shape& s, Activations& a, 
         each(N * K, r.weight);
         each(E + 1, r.begin);
         if (s.by_hand) each(N * K, r.slot_weight);
-        if (l == 0 || !s.by_hand)
+        if (l == 0 || s.by_library)
             each(N * K * C, h.y);
         else
             h.y = first.y;
-        if (!s.by_hand && (l == 0 || s.keep_slots))
+        if (s.by_library && (l == 0 || s.keep_slots))
             each(N * K * C, h.slots_x);
         else
             h.slots_x = first.slots_x;
@@ -3821,12 +3822,11 @@ inline size_t activation_bytes(const Shape& shape) {
                         [&](auto*& p, size_t count) { total += round_up(count * sizeof *p, 256); });
     return total;
 }
-// Of training, whoever computes the experts' products.
+// Of training, whoever may compute the experts' products.
 inline size_t training_activation_bytes(const Config& c, size_t B, size_t T, int recompute) {
     Shape shape = {c, B, T, recompute, true, true};
-    const size_t by_library = activation_bytes(shape);
     shape.by_hand = !c.geglu() && !c.solu();
-    return std::max(by_library, activation_bytes(shape));
+    return activation_bytes(shape);
 }
 
 // The gradients of the statistics of all layers, one after the other, so that one call zeroes them.
@@ -3865,7 +3865,8 @@ struct Model {
     Gpu gpu;
     size_t max_B, max_T;
     int recompute;
-    bool fused = false, by_hand = false; // see Experts
+    bool fused = false, by_hand = false;                   // see Experts
+    bool may_be_by_library = true, may_be_by_hand = false; // by_hand may be changed
     Block<floatX> weights;
     Block<float> master, gradients, moment_1, moment_2, dstatistics;
     Exchange exchange;                // with the other GPUs
@@ -3935,14 +3936,18 @@ struct Model {
             decays.upload(decay.data(), decay.size());
         }
         const size_t slots = B * T * (config.moe() ? config.n_expert_active : 1);
+        const bool known_by_hand = !config.geglu() && !config.solu();
         by_hand = experts_by == "hand";
-        if (by_hand && (config.geglu() || config.solu()))
+        may_be_by_library = !by_hand;
+        may_be_by_hand = by_hand || (experts_by == "auto" && known_by_hand);
+        if (by_hand && !known_by_hand)
             fail("--experts-by hand knows relu and gelu, expected --experts-by library for %s",
                  config.geglu() ? "GEGLU" : "SoLU");
         if (by_hand && epilogues == "library")
             fail("--experts-by hand does bias and activation itself, expected --epilogues own or auto");
-        fused = !by_hand && choose_epilogues(gpu, experts(0), epilogues, std::max<size_t>(1, slots / E));
-        keep_slots = training && !by_hand && recompute == 0 && leaves_room_for_slots();
+        fused =
+            may_be_by_library && choose_epilogues(gpu, experts(0), epilogues, std::max<size_t>(1, slots / E));
+        keep_slots = training && may_be_by_library && recompute == 0 && leaves_room_for_slots();
         activations = Block<char>(activation_bytes(shape(training)));
         char* place = activations.data;
         for_each_activation(shape(training), a, [&](auto*& pointer, size_t elements) {
@@ -3996,7 +4001,8 @@ struct Model {
     }
 
     Shape shape(bool training = true) const {
-        return {config, max_B, max_T, recompute, fused, training, keep_slots, by_hand};
+        return {config,        max_B, max_T, recompute, fused, training, keep_slots, may_be_by_library,
+                may_be_by_hand};
     }
     // Where gradients are added up: of the lanes that wait to be summed, number 0 the first.
     float* gradients_of(size_t lane) const { return lane ? summed[lane - 1].data : gradients.data; }
@@ -4064,7 +4070,7 @@ struct Model {
         e.D = shape().width();
         e.C = config.n_embd;
         e.relu = config.relu();
-        e.fused = fused;
+        e.fused = fused && !by_hand;
         e.w_enc = moe ? p.w_enc : p.fc_weight;
         e.b_enc = moe ? p.b_enc : p.fc_bias;
         e.w_dec = moe ? p.w_dec : p.fc_proj_weight;
@@ -4173,7 +4179,8 @@ inline void find_hidden_nan(Model& model) {
     const Config& c = model.config;
     const cudaStream_t stream = model.gpu.stream;
     cuda_check(cudaMemsetAsync(model.a.hidden_nan, 0, sizeof(float), stream));
-    for (size_t l = 0; l < c.n_layer && model.fused && c.relu() && !(c.moe() && !c.topk()); l++) {
+    for (size_t l = 0; l < c.n_layer && model.fused && !model.by_hand && c.relu() && !(c.moe() && !c.topk());
+         l++) {
         const Experts e = model.experts(l);
         model.exchange.wait_for_weights(1 + l, stream);
         find_nan(model.a.hidden_nan, e.w_enc, e.E * e.D * e.C, stream);
@@ -4514,25 +4521,24 @@ inline void load_state(Model& model, float* state, const SafeTensorsFile& file, 
 // 9. The choices that are measured, the training step and main
 // ---------------------------------------------------------------------------------------------------------
 
-// Milliseconds that the experts of the first layer take, forward and backward, with the model's choice of
-// epilogues and streams: the better of two runs after one that warms up. Their tokens are shared out evenly
-// and made of weights, their gradients are left behind.
-inline float time_experts(Model& model) {
+// For measuring: the experts of the first layer as a step has them, their tokens shared out evenly and made
+// of weights, forward and backward. Gradients are left behind.
+inline void make_tokens(Model& model) {
     Gpu& gpu = model.gpu;
     Activations& a = model.a;
-    const bool moe = model.config.moe();
     model.B = model.max_B;
     model.T = model.max_T;
     model.whole_batch = model.batch.data;
-    zero_gradients(model);
+    const size_t N = model.B * model.T;
     const Experts e = model.experts(0);
-    const size_t N = model.B * model.T, slots = N * (moe ? model.config.n_expert_active : 1);
-    if (moe) {
-        std::vector<int> choice(slots);
-        for (size_t i = 0; i < slots; i++) choice[i] = int(i % e.E);
-        const std::vector<float> weight(slots, 1.0f / float(e.router.K));
-        cuda_check(cudaMemcpy(e.router.choice, choice.data(), slots * sizeof(int), cudaMemcpyHostToDevice));
-        cuda_check(cudaMemcpy(e.router.weight, weight.data(), slots * sizeof(float), cudaMemcpyHostToDevice));
+    if (e.router.E) {
+        std::vector<int> choice(e.slots());
+        for (size_t i = 0; i < choice.size(); i++) choice[i] = int(i % e.E);
+        const std::vector<float> weight(choice.size(), 1 / float(e.router.K));
+        cuda_check(
+            cudaMemcpy(e.router.choice, choice.data(), choice.size() * sizeof(int), cudaMemcpyHostToDevice));
+        cuda_check(cudaMemcpy(e.router.weight, weight.data(), weight.size() * sizeof(float),
+                              cudaMemcpyHostToDevice));
         dispatch(e.router, a.counts, gpu.stream);
         cuda_check(cudaMemcpyAsync(model.host_begin, e.begin, (e.E + 1) * sizeof(int), cudaMemcpyDeviceToHost,
                                    gpu.stream));
@@ -4542,17 +4548,33 @@ inline float time_experts(Model& model) {
         model.host_begin[1] = int(N);
         cuda_check(cudaMemcpy(model.whole_batch, model.host_begin, 2 * sizeof(int), cudaMemcpyHostToDevice));
     }
-    const auto fill = [&](floatX* to, size_t count) {
-        for (size_t at = 0, n; at < count; at += n) {
-            n = std::min(count - at, model.weights.count);
+    for (floatX* to : {a.h[0].ln_2, a.dresidual})
+        for (size_t at = 0, n; at < N * e.C; at += n) {
+            n = std::min(N * e.C - at, model.weights.count);
             cuda_check(cudaMemcpyAsync(to + at, model.weights.data, n * sizeof(floatX),
                                        cudaMemcpyDeviceToDevice, gpu.stream));
         }
-    };
-    fill(a.h[0].ln_2, N * e.C);
-    fill(a.dresidual, N * e.C);
-    if (moe) fill(e.dy, slots * e.C);
-    if (moe && !model.by_hand) fill(e.x, slots * e.C);
+}
+inline void run_experts(Model& model) {
+    Gpu& gpu = model.gpu;
+    Activations& a = model.a;
+    const Experts e = model.experts(0);
+    const Router& r = e.router;
+    const bool gathers = r.E && !e.by_hand;
+    if (gathers) gather(e.x, e.tokens_x, r.token, e.slots(), e.C, gpu.stream);
+    experts_encode(gpu, e);
+    experts_decode(gpu, e);
+    if (gathers) combine_backward(e.dy, a.dweight, e.tokens_dout, e.y, {}, r, gpu.stream);
+    if (gathers && !model.keep_slots) gather(e.x, e.tokens_x, r.token, e.slots(), e.C, gpu.stream);
+    experts_backward(gpu, e);
+}
+
+// Milliseconds that run_experts() takes with the model's choice of epilogues, streams and products: the
+// better of two runs after one that warms up.
+inline float time_experts(Model& model) {
+    Gpu& gpu = model.gpu;
+    zero_gradients(model);
+    make_tokens(model);
     cudaEvent_t from, to;
     cuda_check(cudaEventCreate(&from));
     cuda_check(cudaEventCreate(&to));
@@ -4560,9 +4582,7 @@ inline float time_experts(Model& model) {
     for (int i = 0; i < 3; i++) {
         float ms = 0;
         cuda_check(cudaEventRecord(from, gpu.stream));
-        experts_encode(gpu, e);
-        experts_decode(gpu, e);
-        experts_backward(gpu, e);
+        run_experts(model);
         cuda_check(cudaEventRecord(to, gpu.stream));
         cuda_check(cudaEventSynchronize(to));
         cuda_check(cudaEventElapsedTime(&ms, from, to));
@@ -4573,49 +4593,120 @@ inline float time_experts(Model& model) {
     return best;
 }
 
-// Settles what the flags leave open, epilogues (auto) and streams (0), by measuring; writes it into the
-// flags, so that the state file has it and a resumed run does the same. Streams never change bits, epilogues
-// do: there the library's, when it has them, are kept unless ours are clearly faster. Of a model so small
-// that its products do not fill a card nothing is measured. Returns what to print.
-inline std::string measure_choices(Model& model, Flags& flags) {
+// What run_experts() computes, by name: gradients of parameters whole, and of the slots up to 4,096, taken
+// here and there.
+using ExpertsResults = std::vector<std::pair<const char*, std::vector<float>>>;
+inline ExpertsResults experts_results(Model& model) {
+    zero_gradients(model);
+    make_tokens(model);
+    run_experts(model);
+    cuda_check(cudaStreamSynchronize(model.gpu.stream));
+    const Experts e = model.experts(0);
+    ExpertsResults results;
+    const auto take = [&](const char* name, const float* from, size_t count) {
+        std::vector<float> all(count);
+        cuda_check(cudaMemcpy(all.data(), from, count * sizeof(float), cudaMemcpyDeviceToHost));
+        results.push_back({name, all});
+    };
+    const auto take_slots = [&](const char* name, const floatX* from, size_t width) {
+        const size_t runs = 64, rows = std::clamp<size_t>(e.slots() / runs, 1, 64);
+        std::vector<floatX> some(rows * width);
+        std::vector<float> all;
+        for (size_t i = 0; i < runs; i++) {
+            const size_t first = i * (e.slots() - rows) / (runs - 1);
+            cuda_check(cudaMemcpy(some.data(), from + first * width, some.size() * sizeof(floatX),
+                                  cudaMemcpyDeviceToHost));
+            all.insert(all.end(), some.begin(), some.end());
+        }
+        results.push_back({name, all});
+    };
+    take_slots("z", e.z, e.D);
+    take_slots("y", e.y, e.C);
+    if (e.router.E && !e.by_hand)
+        for (float& y : results.back().second) y /= float(e.router.K); // by hand it has its weight
+    take_slots("dx", e.dx, e.C);
+    take("dW_enc", e.dw_enc, e.E * e.D * e.C);
+    take("db_enc", e.db_enc, e.E * e.D);
+    take("dW_dec", e.dw_dec, e.E * e.D * e.C);
+    if (!e.router.E) return results;
+    take("db_dec", e.db_dec, e.E * e.C);
+    take("dw", e.dweight, e.slots());
+    return results;
+}
+// What of `ours` is not what the library has, but for rounding: empty, or its name and by how much.
+inline std::string disagreement(const ExpertsResults& ours, const ExpertsResults& library) {
+    constexpr double tolerance = sizeof(floatX) == 2 ? 2e-2 : 1e-4;
+    for (size_t i = 0; i < library.size(); i++) {
+        double error = 0, size = 0;
+        for (size_t k = 0; k < library[i].second.size(); k++) {
+            const double expected = library[i].second[k], difference = ours[i].second[k] - expected;
+            error += difference * difference;
+            size += expected * expected;
+        }
+        if (!(error <= tolerance * tolerance * size)) // NaN is none
+            return strf("%s by %.2g of its size", library[i].first, std::sqrt(error / size));
+    }
+    return "";
+}
+
+// Settles what the flags leave open, epilogues (auto), streams (0) and who computes the experts' products
+// (auto), by measuring; writes it into the flags, so that the state file has it and a resumed run does the
+// same. Streams never change bits, the others do: there the library's, when it has them, are kept unless ours
+// are clearly faster; and ours must give its results. Of a model so small that its products do not fill a
+// card nothing is measured. Returns what to print.
+inline std::string measure_choices(Model& model, Flags& flags, double least_work = 0x1p32) {
     const Experts e = model.experts(0);
     const double work = double(model.max_B * model.max_T) * double(e.C) * double(model.config.dense_width());
-    const bool measures = work > 0x1p32, open = flags.epilogues == "auto" && model.fused && measures;
+    const bool measures = work > least_work, open = flags.epilogues == "auto" && model.fused && measures;
+    const bool both = model.may_be_by_library && model.may_be_by_hand && measures;
     const auto streams_given = size_t(flags.streams);
     model.gpu.branch_count = streams_given ? streams_given : Gpu::most_branches;
-    std::string found;
-    auto time = [&](bool fused, size_t streams) {
-        model.fused = fused;
-        model.gpu.branch_count = streams;
+    std::string found, wrong;
+    auto time = [&](const std::string& what) {
         const float ms = time_experts(model);
-        found += strf("%s%s with %zu stream%s %.2f ms", found.empty() ? "" : ", ", fused ? "library" : "own",
-                      streams, streams == 1 ? "" : "s", ms);
+        found += strf("%s%s %.2f ms", found.empty() ? "" : ", ", what.c_str(), ms);
         return ms;
     };
-    bool fused = model.fused;
+    auto time_library = [&](bool fused, size_t streams) {
+        model.fused = fused;
+        model.gpu.branch_count = streams;
+        return time(
+            strf("%s with %zu stream%s", fused ? "library" : "own", streams, streams == 1 ? "" : "s"));
+    };
+    bool fused = model.fused, by_hand = model.by_hand;
     size_t streams = model.gpu.branch_count;
-    if (open || (measures && !streams_given)) {
-        float best = time(fused, streams);
-        if (open && time(false, streams) < 0.95f * best) fused = false;
+    if (open || both || (measures && !streams_given && !by_hand)) {
+        float best = time_library(fused, streams);
+        if (open && time_library(false, streams) < 0.95f * best) fused = false;
         for (const size_t fewer : {2, 1}) {
             if (streams_given) break;
-            const float ms = time(fused, fewer);
+            const float ms = time_library(fused, fewer);
             if (ms >= 0.98f * best) continue;
             best = ms;
             streams = fewer;
         }
+        if (both) {
+            const ExpertsResults results = experts_results(model);
+            model.by_hand = true;
+            wrong = disagreement(experts_results(model), results);
+            by_hand = wrong.empty() && time("by hand") < 0.98f * best;
+            if (!wrong.empty()) found += ", by hand not used: it differs in " + wrong;
+        }
     }
     // Several GPUs may measure differently: the first one's choice is taken.
     const bool ours = model.exchange.sharing.place == 0;
-    const std::vector<double> choice =
-        model.exchange.add({ours && fused ? 1.0 : 0.0, ours ? double(streams) : 0.0}, model.gpu.stream);
-    fused = choice[0] > 0;
+    const std::vector<double> choice = model.exchange.add(
+        {ours && fused ? 1.0 : 0.0, ours ? double(streams) : 0.0, ours && by_hand ? 1.0 : 0.0},
+        model.gpu.stream);
     streams = size_t(choice[1]);
-    model.fused = fused;
+    model.by_hand = choice[2] > 0;
+    model.fused = choice[0] > 0 && !model.by_hand;
     model.gpu.branch_count = streams;
-    flags.epilogues = fused ? "library" : "own";
+    flags.epilogues = model.fused ? "library" : "own";
     flags.streams = int64_t(streams);
-    return strf("epilogues %s, %zu stream%s%s", flags.epilogues.c_str(), streams, streams == 1 ? "" : "s",
+    flags.experts_by = model.by_hand ? "hand" : "library";
+    return strf("experts by %s, epilogues %s, %zu stream%s%s", flags.experts_by.c_str(),
+                flags.epilogues.c_str(), streams, streams == 1 ? "" : "s",
                 found.empty() ? "" : (" (a layer's experts: " + found + ")").c_str());
 }
 

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # The GPU benchmark (the program given) runs, at tiny sizes: every launcher of a step is counted in roofline.h and
-# the other way round, either kind of epilogue is timed, and every figure it prints is a number. So it does as two
+# the other way round, either kind of epilogue and the experts by hand are timed, and every figure it prints is a number. So it does as two
 # processes that exchange, at three numbers of NCCL's channels, with a row of JSON for each figure.
 output=$("$1" --tiny --steps 3 2>&1)
 if [[ $? -eq 0 && $(wc -l <<< "$output") -gt 100 ]] && ! grep -qwiE 'nan|inf' <<< "$output" &&
     grep -q 'MoE-X, library *4' <<< "$output" && grep -q 'dense twin, own *1' <<< "$output" &&
+    grep -q 'MoE-X, hand *4' <<< "$output" && grep -q 'dense twin, hand *1' <<< "$output" &&
     grep -q 'experts_backward dW_enc' <<< "$output" &&
     count=$("$1" --count --preset small 2>&1) && grep -q 'MoE-X is expected to take 1' <<< "$count" &&
     ! grep -qwiE 'nan|inf' <<< "$count" &&

@@ -417,7 +417,7 @@ static void check_choices() {
     const bool library = library_by_default(s.c.relu());
     check(flags.epilogues == (library ? "library" : "own") && model.fused == library);
     check(flags.streams == 4 && model.gpu.branch_count == 4);
-    check(said == "epilogues " + flags.epilogues + ", 4 streams", "%s", said.c_str());
+    check(said == "experts by library, epilogues " + flags.epilogues + ", 4 streams", "%s", said.c_str());
     flags.streams = 2;
     measure_choices(model, flags);
     check(flags.streams == 2 && model.gpu.branch_count == 2);
@@ -431,6 +431,56 @@ static void check_choices() {
     const float ms = time_experts(model);
     const Step after = one_step(model, s);
     check(ms > 0 && after.gradients == before.gradients && after.totals.loss == before.totals.loss);
+}
+
+// --experts-by auto: both give the same, of a wrong one it is said what is wrong, and what was chosen is
+// done.
+static void check_experts_by() {
+    for (const Case& v : {cases[0], cases[1], cases[4], cases[9]}) { // relu, gelu, dense, topk
+        const Setting s = setting_of(v, 3, v.T, false);
+        Model model(s.c, s.B, s.T, 0, true, "auto", Exchange(), "auto");
+        load(model, s);
+        const ExpertsResults library = experts_results(model);
+        model.by_hand = true;
+        ExpertsResults hand = experts_results(model);
+        model.by_hand = false;
+        check(library.size() == (s.c.moe() ? 8 : 6) && disagreement(hand, library).empty(), "%s: %s", v.name,
+              disagreement(hand, library).c_str());
+        for (auto& [name, numbers] : hand) {
+            for (const float wrong : {numbers[0] + 10, NAN}) {
+                const float right = std::exchange(numbers[0], wrong);
+                std::vector<float> rest(numbers.begin() + 1, numbers.end());
+                std::fill(numbers.begin() + 1, numbers.end(), 0.0f);
+                const std::string said = disagreement(hand, library);
+                check(said.rfind(std::string(name) + " by ", 0) == 0, "%s: %s", name, said.c_str());
+                numbers[0] = right;
+                std::copy(rest.begin(), rest.end(), numbers.begin() + 1);
+            }
+        }
+        for (const bool measured : {true, false}) {
+            Flags flags;
+            flags.experts_by = "auto";
+            const std::string said = measure_choices(model, flags, measured ? 0 : INFINITY);
+            check(said.rfind("experts by " + flags.experts_by + ", ", 0) == 0 &&
+                      (said.find(", by hand ") != std::string::npos) == measured &&
+                      said.find("not used") == std::string::npos,
+                  "%s", said.c_str());
+            check(measured || flags.experts_by == "library");
+            check(model.by_hand == (flags.experts_by == "hand"));
+            Model chosen(s.c, s.B, s.T, 0, true, flags.epilogues == "own" ? "own" : "library", Exchange(),
+                         flags.experts_by);
+            load(chosen, s);
+            check(one_step(model, s).gradients == one_step(chosen, s).gradients, "%s: %s", v.name,
+                  said.c_str());
+        }
+    }
+    for (const Case& v : {cases[6], cases[7]}) { // unknown by hand
+        Model model(config_of(v), 2, 9, 0, true, "auto", Exchange(), "auto");
+        Flags flags;
+        flags.experts_by = "auto";
+        measure_choices(model, flags, 0);
+        check(flags.experts_by == "library" && !model.by_hand);
+    }
 }
 
 // The hook that a benchmark times a step by sees every launcher in order, and changes nothing.
@@ -517,6 +567,7 @@ int main() {
         check_epilogues();
         check_batch();
         check_choices();
+        check_experts_by();
         check_not_finite();
         setenv("EMU_CUBLASLT_REFUSE", "3", 1); // algorithms that do not serve every size of their kind
         setenv("EMU_CUBLASLT_MISSING", "relu_aux_bias//8,dgelu_bgrad//8,drelu_bgrad//4", 1);

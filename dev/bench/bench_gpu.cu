@@ -1,7 +1,7 @@
 // Speed of the CUDA program on this card, beside what the card can do: its copy bandwidth and matrix rate
-// first, then whole training steps of a MoE-X and of its dense twin in turn, with the library's epilogues and
-// with our own kernels, then every launcher of such a step. Weights as initialised, random tokens, one
-// micro-batch per step.
+// first, then whole training steps of a MoE-X and of its dense twin in turn, with the library's epilogues,
+// with our own, and with the experts' products by hand, then every launcher of such a step. Weights as
+// initialised, random tokens, one micro-batch per step.
 //   bench_gpu [--preset chess|small|medium|demo] [--batch N] [--json FILE]
 //   bench_gpu --count        bytes and FLOPs of every launcher on an H100's data sheet; needs no GPU
 //   bench_gpu --count --gpus 8 --nodes 4 [--rows N]   what a step should take on so many GPUs of each machine
@@ -260,8 +260,11 @@ struct Subject {
     std::vector<int32_t> tokens, targets;
     uint64_t steps = 0;
 
-    Subject(const Config& config, size_t B, size_t T, const std::string& epilogues)
-        : model(config, B, T, 0, true, epilogues) {
+    // whose: what the experts are made by, the library's products and epilogues, its products and our own
+    // epilogues, or all by hand.
+    Subject(const Config& config, size_t B, size_t T, const std::string& whose)
+        : model(config, B, T, 0, true, whose == "hand" ? "auto" : whose, Exchange(),
+                whose == "hand" ? whose : "library") {
         load_weights(model, 0, 1, [&](const Tensor& t, float* to) { init_tensor(config, t, to, 1); });
         model.count_units = false; // as in all steps but those that print
         for (size_t i = 0; i < B * T; i++) {
@@ -340,14 +343,17 @@ struct Subject {
     }
 };
 
-static Measured measure(const std::string& preset, const Config& config, size_t B,
-                        const std::string& epilogues, Clock& clock, const Settings& settings) {
+static Measured measure(const std::string& preset, const Config& config, size_t B, const std::string& whose,
+                        Clock& clock, const Settings& settings) {
     size_t before = 0, after = 0, total = 0;
     cuda_check(cudaMemGetInfo(&before, &total));
-    Subject s(config, B, config.block_size, epilogues);
+    Subject s(config, B, config.block_size, whose);
     cuda_check(cudaMemGetInfo(&after, &total));
     Measured m{preset,
-               strf("%s, %s", config.moe() ? "MoE-X" : "dense twin", s.model.fused ? "library" : "own"),
+               strf("%s, %s", config.moe() ? "MoE-X" : "dense twin",
+                    s.model.by_hand ? "hand"
+                    : s.model.fused ? "library"
+                                    : "own"),
                config,
                B,
                config.block_size,
@@ -356,7 +362,7 @@ static Measured measure(const std::string& preset, const Config& config, size_t 
                0,
                {},
                {}};
-    m.design = {s.model.fused, s.model.keep_slots, 1, false};
+    m.design = {s.model.fused, s.model.keep_slots, 1, false, s.model.by_hand};
     for (const size_t streams : {size_t(1), Gpu::most_branches})
         m.steps.push_back(s.time_steps(clock, streams, size_t(settings.steps)));
     m.launchers = s.time_launchers(clock, size_t(std::max<int64_t>(3, settings.steps / 2)));
@@ -431,7 +437,7 @@ static void print_launchers(const Measured& m, const Card& card, JsonLines& json
         if (!known.count(name)) fail("%s: called in a step, but not counted in roofline.h", name.c_str());
     const std::string units = c.moe() ? strf("%zu experts of %zu units", c.n_expert, c.d_expert)
                                       : strf("%zu units", c.dense_width());
-    printf("\n%s, %s epilogues, one stream: %zu layers, C %zu, T %zu, B %zu, V %zu, %s\n", m.preset.c_str(),
+    printf("\n%s, %s, one stream: %zu layers, C %zu, T %zu, B %zu, V %zu, %s\n", m.preset.c_str(),
            m.what.c_str(), c.n_layer, c.n_embd, m.T, m.B, c.vocab_size, units.c_str());
     printf("  %-31s %5s %9s %9s %8s %7s %8s %6s %7s %6s %9s %9s\n", "", "calls", "us", "MB", "GFLOP", "GB/s",
            "TFLOP/s", "waves", "bound", "share", "expect us", "step, ms");
@@ -593,8 +599,8 @@ static void bench(const Preset& p, size_t batch, const Card& card, Clock& clock,
     std::vector<Measured> all;
     print_steps_header(p, batch, settings);
     for (const char* ffn : {"moe", "dense"})
-        for (const char* epilogues : {"library", "own"}) {
-            all.push_back(measure(p.name, with_ffn(p.config, ffn), batch, epilogues, clock, settings));
+        for (const char* whose : {"library", "own", "hand"}) {
+            all.push_back(measure(p.name, with_ffn(p.config, ffn), batch, whose, clock, settings));
             print_steps(all.back(), p, card, json);
         }
     print_ratios(all, p, json);

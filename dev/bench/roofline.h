@@ -38,6 +38,7 @@ struct Work {
     const char *bytes_formula = "", *flops_formula = "";
     std::vector<MatrixProduct> products = {}; // when the FLOPs are theirs
     double streams = 1;                       // that so many of them share at a time
+    bool by_hand = false;                     // they are one launch of ours
     bool tensor = false;                      // the FLOPs are done by the tensor cores (in the bf16 build)
     double efficiency = 0.8; // share of the FLOP rate to be expected of such a kernel; products: see below
     double memory = 0.8;     // share of the bandwidth: less where few loads are under way
@@ -47,11 +48,13 @@ struct Work {
 };
 
 // How the program was set up: its epilogues do bias and activation; the experts' gathered inputs are kept for
-// the backward pass; so many streams share independent products; active units are counted in this step.
+// the backward pass; so many streams share independent products; active units are counted in this step; the
+// experts' products are by hand (then the epilogues are, too, and neither slots nor products are there to
+// keep or to share).
 struct Design {
     bool fused = true, keep_slots = true;
     double streams = 4;
-    bool counting = false;
+    bool counting = false, by_hand = false;
 };
 
 // The letters of the formulas: x bytes of an activation (2 in bf16); S slots, N*K; W = K*D units of a token;
@@ -59,7 +62,7 @@ struct Design {
 // parameters, with those rows; Q parts of a sum over tokens; G blocks of layernorm_backward. The rest as in
 // train_moex.cu.
 inline std::vector<Work> work_of_step(const Config& c, size_t B, size_t T_, double x, const Design& design) {
-    const bool fused = design.fused;
+    const bool fused = design.fused, by_hand = design.by_hand;
     const double N = double(B) * T_, T = T_, C = c.n_embd, NH = c.n_head, V = c.vocab_size,
                  Vp = double(round_up(c.vocab_size, vocab_multiple));
     const double E = c.moe() ? c.n_expert : 1, K = c.moe() ? c.n_expert_active : 1,
@@ -67,7 +70,7 @@ inline std::vector<Work> work_of_step(const Config& c, size_t B, size_t T_, doub
     const double S = N * K, R = E * D, P = double(block_elements(tensor_table(c))) + (Vp - V) * C,
                  Q = token_parts(B * T_), G = layernorm_blocks;
     const double mask = S * D / 8;
-    const size_t L = c.n_layer, experts = size_t(E), unfused = fused ? 0 : 1;
+    const size_t L = c.n_layer, unfused = fused ? 0 : 1, experts = by_hand ? 1 : size_t(E); // launches
     std::vector<Work> list;
     const char* phase = "forward";
     auto add = [&](const char* name, const char* part, size_t times, size_t kernels, double bytes,
@@ -114,23 +117,35 @@ inline std::vector<Work> work_of_step(const Config& c, size_t B, size_t T_, doub
                  "4NEC", 4 * N * E * C, 0.35);
         add("dispatch", "router", L, 3, 16 * S + 12 * E * S / dispatch_tile, "16S + 3ES/64");
         add("balance_forward", "router", L, 1, 8 * E, "8E");
+    }
+    if (c.moe() && !by_hand) {
         add("gather", "gather", L, 1, x * (N + S) * C + 4 * S, "x(N + S)C + 4S");
         // The copy goes beside the gather; what is left of 15 us there and back is idle.
         add("wait for the counts", "router", L, 0, 4 * E, "4E, to the host").idle =
             std::max(0.0, 15e-6 - x * (N + S) * C / (0.8 * 3.35e12));
     }
-    multiplies(add("experts_encode", "experts", L, experts * (1 + unfused),
-                   x * (S * C + R * C + S * D) + (fused ? mask : 2 * x * S * D),
-                   fused ? "x(SC + RC + SD) + SD/8" : "x(SC + RC + 3SD)"),
-               "2NWC", {{E, S / E, D, C}});
-    multiplies(add("experts_decode", "experts", L, experts, x * (S * D + R * C + S * C), "x(SD + RC + SC)"),
-               "2NWC", {{E, S / E, C, D}});
+    const auto multiplies_experts = [&](Work& work, MatrixProduct product) {
+        multiplies(work, "2NWC", {product});
+        work.by_hand = by_hand;
+    };
+    if (by_hand)
+        multiplies_experts(
+            add("experts_encode", "experts", L, 1, x * (S * C + R * C + S * D), "x(SC + RC + SD)"),
+            {E, S / E, D, C});
+    else
+        multiplies_experts(add("experts_encode", "experts", L, experts * (1 + unfused),
+                               x * (S * C + R * C + S * D) + (fused ? mask : 2 * x * S * D),
+                               fused ? "x(SC + RC + SD) + SD/8" : "x(SC + RC + 3SD)"),
+                           {E, S / E, D, C});
+    multiplies_experts(
+        add("experts_decode", "experts", L, experts, x * (S * D + R * C + S * C), "x(SD + RC + SC)"),
+        {E, S / E, C, D});
     if (c.moe())
         add("combine_layernorm_forward", "gather", L, 1, x * (3 * N + S) * C + 8 * N + 8 * S,
             "x(3N + S)C + 8N + 8S");
     else
         add("residual_layernorm_forward", "LayerNorm", L, 1, 4 * x * N * C + 8 * N, "4xNC + 8N");
-    if (design.counting)
+    if (design.counting && !by_hand)
         add("count_active", "experts", L, 1, fused ? mask : x * S * D, fused ? "SD/8" : "xSD");
     multiplies(add("head", "classifier", 1, 1, x * (N * C + Vp * C + N * Vp), "x(NC + VpC + NVp)"), "2NVpC",
                {{1, N, Vp, C}});
@@ -158,21 +173,32 @@ inline std::vector<Work> work_of_step(const Config& c, size_t B, size_t T_, doub
     norm_backward("layernorm_backward ln_f", 1, 3, norm_bytes + before + x * N * C,
                   c.moe() ? "5xNC + 8N + 16GC" : "5xNC + 8N + 24GC");
     if (c.moe()) {
-        add("combine_backward", "gather", L, 1, x * (N + 2 * S) * C + 12 * S, "x(N + 2S)C + 12S");
-        if (!design.keep_slots)
+        if (by_hand) // it reads what dh left of the rows, instead of y
+            add("combine_backward", "gather", L, 1, x * (N + S) * C + S * D / 8 + 16 * S,
+                "x(N + S)C + SD/8 + 16S");
+        else
+            add("combine_backward", "gather", L, 1, x * (N + 2 * S) * C + 12 * S, "x(N + 2S)C + 12S");
+        if (!design.keep_slots && !by_hand)
             add("gather again", "gather", L, 1, x * (N + S) * C + 4 * S, "x(N + S)C + 4S");
     }
     // act' reads dh and z and writes dh, the bias's gradient reads dh
-    multiplies(add("experts_backward dh", "experts", L, fused ? experts + 2 : 2 * experts + 2,
-                   x * (S * C + R * C + S * D) + (fused ? mask : 4 * x * S * D),
-                   fused ? "x(SC + RC + SD) + SD/8" : "x(SC + RC + 5SD)"),
-               "2NWC", {{E, S / E, D, C}});
-    multiplies(
+    if (by_hand) // z is read; sums of 64 rows are written and read, moe those of 32 columns written
+        multiplies_experts(add("experts_backward dh", "experts", L, 2,
+                               x * (S * C + R * C + 2 * S * D) + S * D / (c.moe() ? 4 : 8),
+                               c.moe() ? "x(SC + RC + 2SD) + SD/4" : "x(SC + RC + 2SD) + SD/8"),
+                           {E, S / E, D, C});
+    else
+        multiplies_experts(add("experts_backward dh", "experts", L, fused ? experts + 2 : 2 * experts + 2,
+                               x * (S * C + R * C + S * D) + (fused ? mask : 4 * x * S * D),
+                               fused ? "x(SC + RC + SD) + SD/8" : "x(SC + RC + 5SD)"),
+                           {E, S / E, D, C});
+    multiplies_experts(
         add("experts_backward dx", "experts", L, experts, x * (S * D + R * C + S * C), "x(SD + RC + SC)"),
-        "2NWC", {{E, S / E, C, D}});
+        {E, S / E, C, D});
     for (const char* name : {"experts_backward dW_dec", "experts_backward dW_enc"})
-        multiplies(add(name, "experts", L, experts, x * (S * D + S * C) + 8 * R * C, "x(SD + SC) + 8RC"),
-                   "2NWC", {{E, D, C, S / E}});
+        multiplies_experts(add(name, "experts", L, by_hand ? 2 : experts, x * (S * D + S * C) + 8 * R * C,
+                               "x(SD + SC) + 8RC"),
+                           {E, D, C, S / E});
     if (c.moe()) {
         add("experts_backward db_dec", "experts", L, 2, x * S * C, "xSC").serial = sum_of(Q);
         Work& router =
@@ -254,13 +280,21 @@ inline double product_seconds(const MatrixProduct& p, const Card& card, double s
     return p.count / together * best + p.count / std::min(p.count, streams) * card.launch;
 }
 
+// Ours: rounds of tiles of 128 x 128 on all blocks, at the rate of mma.sync. Even loads are not cut.
+inline double grouped_seconds(const MatrixProduct& p, const Card& card) {
+    const double blocks = grouped_blocks * card.multiprocessors;
+    const double tiles = p.count * std::ceil(p.M / grouped_tile) * std::ceil(p.N / grouped_tile);
+    return std::ceil(tiles / blocks) * blocks * 2 * grouped_tile * grouped_tile * p.K / card.mma;
+}
+
 // Seconds to be expected of one call, before it has been measured.
 inline double expected_seconds(const Work& w, const Card& card) {
     const double overhead = double(w.kernels) * card.launch;
     const double memory = w.bytes / card.bandwidth / w.memory + overhead;
     const double issue = w.instructions / card.issue + overhead;
     double arithmetic = 0;
-    for (const MatrixProduct& p : w.products) arithmetic += product_seconds(p, card, w.streams);
+    for (const MatrixProduct& p : w.products)
+        arithmetic += w.by_hand ? grouped_seconds(p, card) + overhead : product_seconds(p, card, w.streams);
     if (w.products.empty()) arithmetic = w.flops / rate_of(w, card) / w.efficiency + overhead;
     return std::max({memory, arithmetic, issue}) + w.serial + w.idle;
 }

@@ -100,8 +100,9 @@ void Flags::declare(Options& o) {
     o.add(0, "epilogues", &epilogues, {"auto", "own", "library"},
           "who applies bias and activation after a product: our kernels or cuBLASLt (auto: as measured)",
           preset);
-    o.add(0, "experts-by", &experts_by, {"library", "hand"},
-          "the experts' products: one by one by cuBLASLt, or all in one launch by our kernels",
+    o.add(0, "experts-by", &experts_by, {"library", "hand", "auto"},
+          "the experts' products: one by one by cuBLASLt, or all in one launch by our kernels (auto: as "
+          "measured)",
           preset);
     o.add(0, "streams", "N", &streams, 0, 4,
           "products of experts side by side; the results are the same for any (0: as measured)", free);
