@@ -5,7 +5,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 passed=0 failed=0
-note() { if [[ $1 == 0 ]]; then ((passed++)); else ((failed++)) && echo "FAILED: $2"; fi; }
+note() { if [[ $1 == 0 ]]; then ((passed++)); else failed=$((failed + 1)) && echo "FAILED: $2"; fi; }
 compile() { "${CXX[@]}" -std=c++20 -fsyntax-only "$@" dev/cpu/real.h -x c++ 2>&1; }
 CXX=(${1:-${CXX:-g++}} -x c++)
 
@@ -20,7 +20,7 @@ done
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 object=$dir/obj/dev/lib/json.o
-compiled() { [[ -n $(make -n B="$dir" "$object" "$@" 2>/dev/null | grep dev/lib/json.cpp) ]]; }
+compiled() { [[ -n $(make -n SAN= B="$dir" "$object" "$@" 2>/dev/null | grep dev/lib/json.cpp) ]]; }
 compiled
 note $? "nothing is compiled where there is nothing"
 mkdir -p "${object%/*}" && touch "$object"
@@ -29,7 +29,7 @@ note $? "the same flags compile it anew"
 compiled CXXFLAGS=-O1
 note $? "other flags do not compile it anew"
 # Given on make's command line, too, they are the product's; tests and sanitizers have their own.
-call() { make -n B="$dir" "$dir/obj/$1.o" CXXFLAGS="-O3 -march=native" "${@:2}" 2>/dev/null | grep -- "-c $1.cpp"; }
+call() { make -n SAN= B="$dir" "$dir/obj/$1.o" CXXFLAGS="-O3 -march=native" "${@:2}" 2>/dev/null | grep -- "-c $1.cpp"; }
 [[ $(call dev/cpu/moe) == *" -O3 "* && $(call test/test_log) == *" -O1 "* ]]
 note $? "tests are compiled as the product is: $(call test/test_log)"
 [[ $(call dev/lib/json SAN=1) == *" -fsanitize=address,undefined "* ]]
