@@ -8,7 +8,7 @@ chapter=$(dirname "$0")/../dev/doc/gpu.md
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 passed=0 failed=0
-note() { if [[ $1 == 0 ]]; then ((passed++)); else ((failed++)) && echo "FAILED: $2"; fi; }
+note() { if [[ $1 == 0 ]]; then ((passed++)); else failed=$((failed + 1)) && echo "FAILED: $2"; fi; }
 
 "$1/make_chess" --games 40 --row 65 --out "$dir/tour" > /dev/null 2>&1
 note $? "make_chess"
