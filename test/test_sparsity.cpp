@@ -609,62 +609,6 @@ static void test_sparsity_planted() {
         check(s.together[0] == 1 && s.together[1] == 1 && s.together[2] == 0 && s.together[6] == 1);
         check_near(s.entropy, 1, 1e-12), check_near(s.weight_entropy, 1, 1e-6);
     }
-    // Every third of 12 units: in every tile of 8 one that fires; the others are a tile where they come last.
-    for (const tiles::Counts& counts : measure_tiles(reader, rows))
-        for (size_t r = 0; r < tiles::n_rows; r++) {
-            check(counts[0][r][0].share() == 0 && counts[1][r][0].share() == 0.5);
-            for (size_t u = 1; u < tiles::n_units; u++)
-                check(counts[0][r][u].share() == 0 && counts[1][r][u].share() == 0);
-        }
-}
-
-// Tiles of one expert's rows in the order of the tokens, by asking of every tile which of its units fire.
-static void test_tiles_against_slow() {
-    const Config c = small_config(variants[0]);
-    Reader reader = cpu_reader(c, 2, 24);
-    random_weights(reader, 3);
-    const Parameters<float> w = carve_parameters(c, reader.table, reader.weights());
-    for (size_t l = 0; l < c.n_layer; l++) // few fire
-        for (size_t i = 0; i < c.n_expert * c.d_expert; i++) w.h[l].b_enc[i] -= 0.3f;
-    reader.changed();
-    const TokenRows rows = random_rows(2, 24);
-    reader.read(rows.tokens.data(), 2, 24);
-    const LayerUnits layer = reader.layer(1);
-    const size_t E = c.n_expert, D = c.d_expert, n = 48;
-    std::vector<uint32_t> rate(E * D);
-    for (size_t i = 0; i < rate.size(); i++) rate[i] = uint32_t(uniform(i, 9) * 5);
-    tiles::Counts counts{};
-    tiles::count(counts, layer, n, rate);
-    size_t some = 0;
-    for (size_t order = 0; order < 2; order++)
-        for (size_t r = 0; r < tiles::n_rows; r++)
-            for (size_t size = 0; size < tiles::n_units; size++) {
-                size_t all = 0, zero = 0;
-                for (size_t j = 0; j < E; j++) {
-                    std::vector<std::pair<int64_t, size_t>> units; // most frequent first
-                    for (size_t u = 0; u < D; u++)
-                        units.push_back({order ? -int64_t(rate[j * D + u]) : 0, u});
-                    std::sort(units.begin(), units.end());
-                    std::vector<size_t> of_expert;
-                    for (size_t s = 0; s < n * layer.K; s++)
-                        if (layer.choice[s] == int32_t(j)) of_expert.push_back(s);
-                    for (size_t first = 0; first < of_expert.size(); first += tiles::rows[r])
-                        for (size_t u = 0; u < D; u += tiles::units[size]) {
-                            double sum = 0;
-                            for (size_t i = first; i < std::min(first + tiles::rows[r], of_expert.size());
-                                 i++)
-                                for (size_t v = u; v < std::min(u + tiles::units[size], D); v++)
-                                    sum += layer.z[size_t(layer.slot[of_expert[i]]) * D + units[v].second];
-                            all++;
-                            zero += sum == 0;
-                        }
-                }
-                const tiles::Count& found = counts[order][r][size];
-                check(found.all == all && found.zero == zero, "%zu of %zu, expected %zu of %zu", found.zero,
-                      found.all, zero, all);
-                some += zero > 0 && zero < all;
-            }
-    check(some > 2, "%zu", some);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -1208,7 +1152,6 @@ int main() {
         test_groups();
         test_sparsity_against_slow();
         test_sparsity_planted();
-        test_tiles_against_slow();
         test_router_against_slow();
         test_truth_by_hand();
         test_gaussian_check();

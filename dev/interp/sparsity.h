@@ -7,12 +7,10 @@
 #include "results.h"
 #include "rows.h"
 #include "statistics.h"
-#include "tiles.h"
 
 struct SparsityOptions {
     std::string ckpt, data, tokenizer, json;
     int64_t rows = 512, seq = 0;
-    bool tiles = false;
     static constexpr uint64_t bootstrap_seed = 1;
 
     void declare(Options& o) {
@@ -21,7 +19,6 @@ struct SparsityOptions {
         o.add(0, "rows", "ROWS", &rows, 1, 1 << 30, "rows or games to read, at most");
         o.add('t', "seq", "TOKENS", &seq, 0, 1 << 24,
               "tokens of a row (0: as many as model and data have, of a game 256)");
-        o.add(0, "tiles", &tiles, "also which tiles of rows and units are zero throughout (twice the time)");
         o.add(0, "tokenizer", "FILE", &tokenizer,
               "GPT-2 only: the file written by data/fineweb.py, for the classes of bytes");
         o.add(0, "json", "FILE", &json,
@@ -60,7 +57,6 @@ struct Sparsity {
     size_t rows = 0, tokens = 0;
     std::vector<std::string> groups; // their names
     std::vector<LayerSparsity> layers;
-    std::vector<tiles::Counts> tiles; // (L), none if not asked for
     double seconds = 0;
 };
 

@@ -166,39 +166,14 @@ Sparsity measure_sparsity(const SparsityOptions& options, const MakeReader& make
     s.tokens = rows.size();
     s.groups = rows.groups;
     s.layers = measure_layers_sparsity(reader, rows);
-    if (options.tiles) {
-        if (s.config.monet() || s.config.peer())
-            fail("--tiles: ffn is %s, expected experts or a dense layer", s.config.ffn.c_str());
-        s.tiles = measure_tiles(reader, rows);
-    }
     s.seconds = now_seconds() - begin;
     return s;
-}
-
-// Share of the tiles that are zero throughout.
-static void print_tiles(const Sparsity& s) {
-    if (s.tiles.empty()) return;
-    printf("\ntiles that are zero throughout, %%: rows of an expert by units of it, in order %s | %s\nlayer  "
-           "rows",
-           tiles::orders[0], tiles::orders[1]);
-    for (size_t order = 0; order < tiles::n_orders; order++)
-        for (const size_t units : tiles::units)
-            printf("%s %6zu", order && units == tiles::units[0] ? "  |" : "", units);
-    for (size_t l = 0; l < s.tiles.size(); l++)
-        for (size_t r = 0; r < tiles::n_rows; r++) {
-            printf("\n%-5zu %5zu", l, tiles::rows[r]);
-            for (size_t order = 0; order < tiles::n_orders; order++)
-                for (size_t u = 0; u < tiles::n_units; u++)
-                    printf("%s %6.2f", order && u == 0 ? "  |" : "", 100 * s.tiles[l][order][r][u].share());
-        }
-    printf("\n");
 }
 
 void print_sparsity(const Sparsity& s) {
     printf("%s, step %lld, on %zu tokens (%zu rows) of %s\n\n", s.checkpoint.c_str(), (long long)s.step,
            s.tokens, s.rows, s.source.c_str());
     print_layers(s, [](const LayerSparsity& layer) -> const LayerSparsity& { return layer; });
-    print_tiles(s);
     for (size_t g = 0; g < s.groups.size() && s.groups.size() > 1; g++) {
         const size_t tokens = s.layers[0].groups[g].tokens;
         printf("\n%s: %zu tokens, %.1f%%\n", s.groups[g].c_str(), tokens, 100.0 * tokens / s.tokens);
@@ -238,17 +213,6 @@ void layer_json(JsonWriter& out, const LayerSparsity& layer, const Config& c) {
     out.member("largest", layer.largest()).member("smallest", layer.smallest());
 }
 
-static void tiles_json(JsonWriter& out, const tiles::Counts& counts) {
-    out.key("zero_tiles").open('[');
-    for (size_t order = 0; order < tiles::n_orders; order++)
-        for (size_t r = 0; r < tiles::n_rows; r++)
-            for (size_t u = 0; u < tiles::n_units; u++) {
-                out.open('{').member("units_stand", tiles::orders[order]).member("rows", tiles::rows[r]);
-                out.member("units", tiles::units[u]).member("share", counts[order][r][u].share()).close();
-            }
-    out.close();
-}
-
 std::string sparsity_json(const Sparsity& s) {
     JsonWriter out = begin_json("sparsity", s.checkpoint, s.step, s.config, s.seconds);
     out.member("data", as_utf8(s.source)).member("rows", s.rows).member("tokens", s.tokens);
@@ -263,9 +227,7 @@ std::string sparsity_json(const Sparsity& s) {
             layer_json(out, s.layers[l].groups[g], s.config);
             out.close();
         }
-        out.close();
-        if (!s.tiles.empty()) tiles_json(out, s.tiles[l]);
-        out.close();
+        out.close().close();
     }
     out.close().close();
     return out.text;
