@@ -168,6 +168,7 @@ $(LIGHT:%.cpp=$(B)/obj/%.o): private override CXXFLAGS := $(subst -O3,-O1,$(CXXF
 $(foreach t,$(TESTS) test_training_ranks,$(B)/obj/test/$(t).o): private override CXXFLAGS := $(subst -O3,-O1,$(subst -O1,-O0,$(CXXFLAGS)))
 ifeq ($(SAN),1) # the model's arithmetic is most of what runs there
 $(CPU_CPP:%.cpp=$(B)/obj/%.o): private override CXXFLAGS := $(subst -O0,-O3,$(subst -O1,-O3,$(CXXFLAGS)))
+$(patsubst %.cpp,$(B)/obj/%.o,$(filter-out $(LIGHT),$(INTERP_CPP))): private override CXXFLAGS := $(subst -O0,-O1,$(CXXFLAGS))
 endif
 -include $(shell find $(B)/obj $(B)/double -name '*.d' 2>/dev/null)
 
