@@ -8,9 +8,8 @@ shift
 [[ ! -e $file ]] || exit 0
 echo "   $(basename "$file" .json) of $(dirname "${file/\/interp/}")"
 rm -f "$file.refused"
-"$@" > /dev/null 2> >(tee "$file.stderr" >&2)
-status=$?
-wait
+"$@" 2>&1 > /dev/null | tee "$file.stderr" >&2
+status=${PIPESTATUS[0]}
 if [[ $status -ne 0 && $status -lt 128 ]] && grep -m 1 '^moex: ' "$file.stderr" > "$file.refused" &&
     ! grep -q 'No space left\|cannot be written\|cannot be created' "$file.refused"; then
     status=0
