@@ -211,7 +211,7 @@ $(B)/emu/%.cpp: %.cu $(B)/translate
 	@mkdir -p $(B)/emu
 	$(B)/translate $(if $(filter $*,$(EMU_LIBRARIES)),--library) $< $@
 
-EMU_CXXFLAGS ?= $(subst -O3,-O1,$(CXXFLAGS)) $(if $(SAN),-g0)# no slower than at -O2: what takes time is changing fibers
+EMU_CXXFLAGS ?= $(subst -O0,-O1,$(subst -O3,-O1,$(CXXFLAGS))) $(if $(SAN),-g0)# no slower than at -O2: what takes time is changing fibers
 EMU_COMPILE  = $(CXX) $(FLAGS) $(if $(CLANG),-Wno-unused-const-variable) $(EMU_CXXFLAGS) $(OPENMP) -MMD -MP -fno-strict-aliasing -DMOEX_NCCL -I dev/emu/include -I test -c $< -o $@
 $(B)/emu/%_fp32.o: $(B)/emu/%.cpp Makefile $(B)/emu.flags
 	$(EMU_COMPILE) -DPRECISION_FP32
