@@ -22,17 +22,18 @@ template <class Bit> struct Expected {
     Bit bit;
     const char* pieces;
 };
-static void check_code(TextKind kind, const string& text, const vector<Expected<Code>>& expected) {
-    const vector<uint32_t> bits = code_bits(text, kind);
+template <class Bit> static void check_pieces(const string& text, const vector<uint32_t>& bits,
+                                              const char* const* names,
+                                              const vector<Expected<Bit>>& expected) {
     for (const auto& e : expected)
-        check(pieces(text, bits, e.bit) == e.pieces, "%s, %s: '%s'", text.c_str(), code_names[int(e.bit)],
+        check(pieces(text, bits, e.bit) == e.pieces, "%s, %s: '%s'", text.c_str(), names[int(e.bit)],
               pieces(text, bits, e.bit).c_str());
 }
+static void check_code(TextKind kind, const string& text, const vector<Expected<Code>>& expected) {
+    check_pieces(text, code_bits(text, kind), code_names, expected);
+}
 static void check_markup(TextKind kind, const string& text, const vector<Expected<Markup>>& expected) {
-    const vector<uint32_t> bits = markup_bits(text, kind);
-    for (const auto& e : expected)
-        check(pieces(text, bits, e.bit) == e.pieces, "%s, %s: '%s'", text.c_str(), markup_names[int(e.bit)],
-              pieces(text, bits, e.bit).c_str());
+    check_pieces(text, markup_bits(text, kind), markup_names, expected);
 }
 
 static void test_code() {
