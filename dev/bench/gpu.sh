@@ -246,6 +246,9 @@ built=1
 if [[ $can_build == 0 ]]; then
     skip "Build" "make, a C++ compiler, nvcc and a cuBLASLt that links are needed: see above"
     [[ -x $b/bench_gpu ]] || built=0
+elif ! wanted build; then
+    skip "Build" "not asked for: what is in $b is run"
+    [[ -x $b/bench_gpu ]] || built=0
 elif [[ -n $rehearse ]]; then
     skip "Build" "a rehearsal runs what has been built for the CPU"
 else
