@@ -130,18 +130,18 @@ template <int lanes = warp_size> __device__ inline float warp_max(float x) {
 // The sums over a warp of 32 numbers that each lane has: number i arrives in lane i. Half of what is left is
 // handed over at a time, so that it takes 31 shuffles instead of the 160 of 32 calls of warp_sum(), whose
 // bits it has. rows * columns = 32; x is used up.
-template <int rows, int columns> __device__ inline float sums_by_lane(float (&x)[rows][columns]) {
+template <int half = warp_size / 2, int rows, int columns>
+__device__ __forceinline__ float sums_by_lane(float (&x)[rows][columns]) {
     static_assert(rows * columns == warp_size && columns >= 2);
-    const auto number = [&](int i) -> float& { return x[i / columns][i % columns]; };
+    const bool upper = threadIdx.x & half;
 #pragma unroll
-    for (int half = warp_size / 2; half > 0; half /= 2) {
-        const bool upper = threadIdx.x & half;
-#pragma unroll
-        for (int i = 0; i < half; i++) {
-            const float low = number(i), high = number(i + half);
-            number(i) = (upper ? high : low) + __shfl_xor_sync(0xffffffff, upper ? low : high, half);
-        }
+    for (int i = 0; i < half; i++) {
+        const int j = i + half;
+        const float low = x[i / columns][i % columns], high = x[j / columns][j % columns];
+        x[i / columns][i % columns] =
+            (upper ? high : low) + __shfl_xor_sync(0xffffffff, upper ? low : high, half);
     }
+    if constexpr (half > 1) return sums_by_lane<half / 2>(x);
     return x[0][0];
 }
 // The sum over a block of `threads`, a power of two, in thread 0.
@@ -150,9 +150,9 @@ template <int threads, class T> __device__ inline T block_sum(T x) {
     sums[threadIdx.x] = x;
     for (int half = threads / 2; half > 0; half /= 2) {
         __syncthreads();
-        if (int(threadIdx.x) < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+        if (int(threadIdx.x) < half) sums[threadIdx.x] = x += sums[threadIdx.x + half];
     }
-    return sums[0];
+    return x; // not sums[0], which other threads would read while thread 0 writes it
 }
 
 // A block of GPU memory, its contents undefined: a kernel that reads what none has written can so be found.
@@ -1498,11 +1498,13 @@ __device__ inline float router_sd(const Router& r, int j, float var) { // var: v
 }
 __device__ inline float sparsity_score(float mu, float sd) { return -erff(0.70710678f * mu / sd); }
 
-// The place, after expert `last` of score `most` in falling order, of the best expert among those of a warp.
-__device__ inline void next_best(float* most, int* last, const float* g, const int8_t* standing, int E) {
+// Goes from expert *last, of score *most, to the next in falling order of the scores g. As many neighbouring
+// lanes as `lanes` share the search.
+template <int lanes, class Scores>
+__device__ inline void next_best(float* most, int* last, const Scores& g, const int8_t* standing, int E) {
     float best = -INFINITY;
     int index = E;
-    for (int j = threadIdx.x % warp_size; j < E; j += warp_size) {
+    for (int j = threadIdx.x % lanes; j < E; j += lanes) {
         const bool after = *last < 0 || taken_before(standing, *last, *most, j, g[j]);
         if (after && (index == E || taken_before(standing, j, g[j], index, best))) {
             best = g[j];
@@ -1510,7 +1512,7 @@ __device__ inline void next_best(float* most, int* last, const float* g, const i
         }
     }
 #pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) {
+    for (int offset = lanes / 2; offset > 0; offset /= 2) {
         const float other = __shfl_xor_sync(0xffffffff, best, offset);
         const int other_index = __shfl_xor_sync(0xffffffff, index, offset);
         if (other_index < E && (index == E || taken_before(standing, other_index, other, index, best))) {
@@ -1523,92 +1525,115 @@ __device__ inline void next_best(float* most, int* last, const float* g, const i
     *last = index < E ? index : 0;
 }
 
-// A warp chooses the experts of one token by its scores g (E): choice weight (K). Returns the highest score
-// of those it chose.
-__device__ inline float choose_experts(int* choice, float* weight, const float* g, const Router& r) {
-    const int lane = threadIdx.x % warp_size, E = int(r.E), K = int(r.K);
-    float score = 0, highest = 0, sum = 0;
+// As many neighbouring lanes as `lanes` choose the experts of one token by its scores g[0] to g[E - 1]:
+// choice weight (K), not written unless `inside`. Returns the highest score of those chosen. All lanes of a
+// warp call.
+template <int lanes = warp_size, class Scores> __device__ inline float
+choose_experts(int* choice, float* weight, const Scores& g, const Router& r, bool inside = true) {
+    const int lane = threadIdx.x % lanes, E = int(r.E), K = int(r.K);
+    float score = 0, highest = 0, sum = 0; // sum of e^(score - highest) of those chosen
     int expert = -1;
     for (int k = 0, rank = 0; k < K; rank++) {
-        next_best(&score, &expert, g, r.standing, E);
+        next_best<lanes>(&score, &expert, g, r.standing, E);
         if (r.ranks && !(r.ranks >> rank & 1)) continue;
-        highest = k == 0 ? score : fmaxf(highest, score); // the first has it, unless it is on
-        if (lane == 0) {
+        const float before = highest;
+        highest =
+            k == 0 ? score : fmaxf(highest, score); // the first has it, unless `standing` says otherwise
+        sum = (highest == before ? sum : sum * expf(before - highest)) + expf(score - highest);
+        if (k % lanes == lane && inside) {
             choice[k] = expert;
             weight[k] = score;
         }
         k++;
     }
-    __syncwarp();
-    for (int k = 0; k < K; k++) sum += expf(weight[k] - highest);
-    __syncwarp(); // all lanes have read the scores
-    for (int k = lane; k < K; k += warp_size) weight[k] = expf(weight[k] - highest) / sum;
+    for (int k = lane; k < K && inside; k += lanes) weight[k] = expf(weight[k] - highest) / sum; // its own
     return highest;
 }
 
+__device__ inline int lane_token() { return int(blockIdx.x * router_block + threadIdx.x / router_experts); }
+
+// out (E): the sums of f(n, j) over the tokens n of a block, of experts j. Lane i of a warp has its token i /
+// 8 and every eighth expert from i % 8 on, in f as in the kernels below.
+template <class F> __device__ void sum_over_block(float* out, const Router& r, F f) {
+    __shared__ float sums[router_warps][router_experts];
+    const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size, E = int(r.E);
+    const size_t n = lane_token();
+    for (int j = lane % router_experts; j - lane % router_experts < E; j += router_experts) {
+        float sum = j < E && n < r.N ? f(n, j) : 0;
+#pragma unroll
+        for (int offset = router_experts; offset < warp_size; offset *= 2)
+            sum += __shfl_xor_sync(0xffffffff, sum, offset);
+        if (lane < router_experts) sums[warp][lane] = sum;
+        __syncthreads();
+        if (threadIdx.x < router_experts && j < E) {
+            for (int i = 1; i < router_warps; i++) sum += sums[i][lane];
+            out[j] = sum;
+        }
+        __syncthreads(); // before the next experts' sums
+    }
+}
+
+// The scores (E) of one token as those see them who made them: a lane has its first in a register.
+struct OwnScores {
+    float first;
+    const float* all; // null: there is no such token
+    __device__ float operator[](int j) const { return j < router_experts ? first : all ? all[j] : 0; }
+};
+
 // partial (blocks,E): sums over the block's tokens of p.  x (N,C)
-__global__ void router_forward_kernel(Router r, float* partial, const floatX* x) {
-    __shared__ float most[router_block], total[router_block];
-    const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
-    const int E = int(r.E), K = int(r.K), C = int(r.C);
-    const size_t N = r.N, first = blockIdx.x * router_block + warp * router_tokens;
+__global__ void __launch_bounds__(router_warps* warp_size, 2)
+    router_forward_kernel(Router r, float* partial, const floatX* x) {
+    const int E = int(r.E), K = int(r.K);
+    const unsigned packs = unsigned(r.C / pack); // of a row
+    const int N = int(r.N), first = int(blockIdx.x * router_block + threadIdx.x / warp_size * router_tokens);
     const Statistics s = r.statistics;
-    for (int j0 = 0; j0 < E && first < N; j0 += router_experts) {
-        float mean[router_tokens][router_experts] = {}, variance[router_tokens][router_experts] = {};
-        for (int c = lane * pack; c < C; c += run_channels) {
-            Pack v[router_tokens];
+    float first_score = 0;
+    for (int j0 = 0; j0 < E; j0 += router_experts) {
+        // A warp's four tokens, or their squares, times eight rows: lane i has token i / 8 and row i % 8.
+        const auto multiply = [&](const float* rows, bool squares) {
+            float sums[router_tokens][router_experts] = {};
+            for (unsigned p = threadIdx.x % warp_size; p < packs; p += warp_size) {
+                Pack v[router_tokens];
 #pragma unroll
-            for (int t = 0; t < router_tokens; t++) v[t] = load_pack(x + min(first + t, N - 1) * C + c);
+                for (int t = 0; t < router_tokens; t++) {
+                    v[t] = load_pack(x + size_t(min(first + t, N - 1) * packs + p) * pack);
 #pragma unroll
-            for (int j = 0; j < router_experts; j++) {
-                if (j0 + j >= E) break;
-                Pack w = load_pack(s.m + (j0 + j) * C + c);
+                    for (int i = 0; i < pack; i++) v[t][i] *= squares ? v[t][i] : 1;
+                }
 #pragma unroll
-                for (int t = 0; t < router_tokens; t++)
+                for (int j = 0; j < router_experts; j++) {
+                    const Pack w = load_pack(rows + (min(j0 + j, E - 1) * packs + p) *
+                                                        pack); // past the last: for nobody
 #pragma unroll
-                    for (int i = 0; i < pack; i++) mean[t][j] += w[i] * v[t][i];
-                if (r.topk) continue;
-                w = load_pack(s.v + (j0 + j) * C + c);
+                    for (int t = 0; t < router_tokens; t++)
 #pragma unroll
-                for (int t = 0; t < router_tokens; t++)
-#pragma unroll
-                    for (int i = 0; i < pack; i++) variance[t][j] += w[i] * (v[t][i] * v[t][i]);
+                        for (int i = 0; i < pack; i++) sums[t][j] += w[i] * v[t][i];
+                }
             }
-        }
-        float mu = sums_by_lane(mean); // of token lane / 8 and expert lane % 8
-        const float var = r.topk ? 0 : sums_by_lane(variance);
-        const size_t n = first + lane / router_experts;
-        const int j = j0 + lane % router_experts;
+            return sums_by_lane(sums);
+        };
+        float score = multiply(s.m, false);
+        const float var = r.topk ? 0 : multiply(s.v, true);
+        const int n = lane_token(), j = j0 + int(threadIdx.x) % router_experts;
         if (n >= N || j >= E) continue;
-        if (r.topk) {
-            r.g[n * E + j] = mu;
-        } else {
-            mu += s.mb[j];
-            const float sd = router_sd(r, j, var);
-            r.mu[n * E + j] = mu;
-            r.sd[n * E + j] = sd;
-            r.g[n * E + j] = sparsity_score(mu, sd);
+        if (!r.topk) {
+            const float mu = score + s.mb[j], sd = router_sd(r, j, var);
+            score = sparsity_score(mu, sd);
+            r.mu[size_t(n) * E + j] = mu;
+            r.sd[size_t(n) * E + j] = sd;
         }
+        r.g[size_t(n) * E + j] = score;
+        if (j0 == 0) first_score = score;
     }
-    __syncwarp(); // the scores are read by other lanes of this warp
-    for (int t = 0; t < router_tokens && first + t < N; t++) {
-        const size_t n = first + t;
-        const float* g = r.g + n * E;
-        const float highest = choose_experts(r.choice + n * K, r.weight + n * K, g, r);
-        float all = 0;
-        for (int j = lane; j < E; j += warp_size) all += expf(g[j] - highest);
-        all = warp_sum(all);
-        if (lane > 0) continue;
-        most[n % router_block] = highest;
-        total[n % router_block] = all;
-    }
-    __syncthreads();
-    const size_t begin = blockIdx.x * router_block, end = min(begin + router_block, N);
-    for (int j = threadIdx.x; j < E; j += blockDim.x) {
-        float sum = 0;
-        for (size_t n = begin; n < end; n++) sum += expf(r.g[n * E + j] - most[n - begin]) / total[n - begin];
-        partial[blockIdx.x * E + j] = sum;
-    }
+    const int n = lane_token();
+    const OwnScores g = {first_score, n < N ? r.g + size_t(n) * E : nullptr};
+    const float highest =
+        choose_experts<router_experts>(r.choice + size_t(n) * K, r.weight + size_t(n) * K, g, r, n < N);
+    float all = 0;
+    for (int j = threadIdx.x % router_experts; j < E && n < N; j += router_experts)
+        all += expf(g[j] - highest);
+    all = warp_sum<router_experts>(all);
+    sum_over_block(partial + blockIdx.x * E, r, [&](size_t, int j) { return expf(g[j] - highest) / all; });
 }
 
 // sum_p (E): sums over the tokens of p.  partial: scratch (N / 32 rounded up, E)
@@ -1647,9 +1672,9 @@ struct LossWeights {
 
 // dx (N,C); dmu dvar (N,E); partial (blocks,2,E): sums over the block's tokens of dmu and dvar;
 // dweight (N,K); dslots (N*K,C)
-__global__ void router_backward_kernel(floatX* dx, Router r, float* dmu, float* dvar, float* partial,
-                                       const floatX* dslots, const float* dweight, const floatX* x,
-                                       LossWeights scales) {
+__global__ void __launch_bounds__(router_warps* warp_size, 2)
+    router_backward_kernel(floatX* dx, Router r, float* dmu, float* dvar, float* partial,
+                           const floatX* dslots, const float* dweight, const floatX* x, LossWeights scales) {
     const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
     const int E = int(r.E), K = int(r.K), C = int(r.C);
     const size_t N = r.N, first = blockIdx.x * router_block + warp * router_tokens;
@@ -1685,38 +1710,44 @@ __global__ void router_backward_kernel(floatX* dx, Router r, float* dmu, float* 
             }
         }
     }
-    __syncthreads(); // dmu and dvar are read by other threads of this block
+    // The tokens' first slots, so that no lane waits for where a row is before it can ask for it.
+    __shared__ int slots[router_block][router_experts];
+    if (const int k = lane % router_experts; k < K)
+        slots[threadIdx.x / router_experts][k] = r.slot[min(first + lane / router_experts, N - 1) * K + k];
+    __syncwarp(); // these, dmu and dvar are read by other lanes of this warp
     for (int c = lane * pack; c < C && first < N; c += run_channels) {
+        uint4 v[router_tokens];                                  // of x, asked for before it is needed
         Pack sum[router_tokens] = {}, curve[router_tokens] = {}; // sum_j dmu m, sum_j dvar v
+#pragma unroll
+        for (int t = 0; t < router_tokens; t++) v[t] = *(const uint4*)(x + min(first + t, N - 1) * C + c);
         for (int j = 0; j < E; j++) {
             const Pack m = load_pack(r.statistics.m + j * C + c);
-            const Pack v = r.topk ? Pack{} : load_pack(r.statistics.v + j * C + c);
+            const Pack w = r.topk ? Pack{} : load_pack(r.statistics.v + j * C + c);
 #pragma unroll
             for (int t = 0; t < router_tokens; t++) {
                 const size_t nj = min(first + t, N - 1) * E + j;
                 sum[t] += dmu[nj] * m;
-                if (!r.topk) curve[t] += dvar[nj] * v;
+                if (!r.topk) curve[t] += dvar[nj] * w;
             }
         }
 #pragma unroll
-        for (int t = 0; t < router_tokens; t++) {
-            const size_t n = first + t;
-            if (n >= N) break;
-            const Pack v = load_pack(x + n * C + c);
+        for (int t = 0; t < router_tokens; t++)
 #pragma unroll
-            for (int i = 0; i < pack; i++) sum[t][i] += 2 * v[i] * curve[t][i];
-            for (int k = 0; k < K; k++) sum[t] += load_pack(dslots + size_t(r.slot[n * K + k]) * C + c);
-            store_pack(dx + n * C + c, sum[t]);
-        }
+            for (int i = 0; i < pack; i++) sum[t][i] += 2 * float(((const floatX*)&v[t])[i]) * curve[t][i];
+        for (int k = 0; k < K; k++)
+#pragma unroll
+            for (int t = 0; t < router_tokens; t++) {
+                const size_t slot = k < router_experts ? slots[warp * router_tokens + t][k]
+                                                       : r.slot[min(first + t, N - 1) * K + k];
+                sum[t] += load_pack(dslots + slot * C + c);
+            }
+#pragma unroll
+        for (int t = 0; t < router_tokens; t++)
+            if (first + t < N) store_pack(dx + (first + t) * C + c, sum[t]);
     }
     if (r.topk) return;
-    const size_t from = blockIdx.x * router_block, to = min(from + router_block, N);
-    for (int i = threadIdx.x; i < 2 * E; i += blockDim.x) {
-        const float* d = i < E ? dmu + i : dvar + (i - E);
-        float sum = 0;
-        for (size_t n = from; n < to; n++) sum += d[n * E];
-        partial[blockIdx.x * 2 * E + i] = sum;
-    }
+    sum_over_block(partial + blockIdx.x * 2 * E, r, [&](size_t n, int j) { return dmu[n * E + j]; });
+    sum_over_block(partial + blockIdx.x * 2 * E + E, r, [&](size_t n, int j) { return dvar[n * E + j]; });
 }
 
 // dm_j += sum_n dmu_nj x_n      dv_j += sum_n dvar_nj (x_n*x_n)
