@@ -3,7 +3,7 @@
 // Flags, prompts, the choice of tokens and printing are dev/run/sample_run.h's, shared with the CPU's
 // sample_cpu; the weights, and the forward pass that reads a prompt, are those of train_moex.cu.
 //
-//   1. Rows times vectors
+//   1. Kernels that begin early . rows times vectors
 //   2. The residual stream: embedding . LayerNorm . router . combination of the experts
 //   3. Attention over the cache
 //   4. Experts: units, and the rows of those that fired
@@ -12,7 +12,9 @@
 //
 // A step is bound by memory: it multiplies every weight it reads with a few vectors only. So weights are read
 // once for all texts, 16 bytes at a time; of the experts' weights only the rows of the chosen experts are
-// read, and of W_dec only those whose unit fired. Everything between two matrices is fp32.
+// read, and of W_dec only those whose unit fired. Everything between two matrices is fp32. A single text's
+// step takes as long as its kernels wait for one another: it is recorded as a CUDA graph, and its kernels
+// begin early.
 //
 // Shapes: S places, each at its own position of its own text or idle, position -1; the rest as in
 // train_moex.cu. A slot is one of the S*K visits of a place to an expert. What a text's numbers are, to the
@@ -25,11 +27,60 @@
 #include "train_moex.cu"
 
 // ---------------------------------------------------------------------------------------------------------
-// 1. Rows times vectors: out_s = W x_s for all s, each row of W read from memory once.
+// 1. Kernels that begin early: a step is a chain of kernels, each so short that starting it takes as long as
+// running it. So a kernel may start, and fetch weights, while the one before it runs (programmatic dependent
+// launch, since sm_90), and then waits for its end.
+// ---------------------------------------------------------------------------------------------------------
+
+// First thing in every kernel of a step, in every thread: neither may anything that another kernel writes be
+// read before, nor anything be written. One chain: that the kernel before has ended says that all have.
+__device__ inline void wait_for_kernel_before() {
+#if defined(MOEX_EMU) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900)
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Before that wait: what no kernel of the step writes, on its way to the cache.
+constexpr size_t line_bytes = 128;
+__device__ inline void prefetch_line(const void* p) {
+#if defined(MOEX_EMU) || defined(__CUDA_ARCH__)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+#endif
+}
+__device__ inline void prefetch(const void* from, size_t bytes) { // by the threads of a block
+    for (size_t i = threadIdx.x * line_bytes; i < bytes; i += blockDim.x * line_bytes)
+        prefetch_line((const char*)from + i);
+}
+
+// Launches a kernel that begins with that wait. What is before it on the stream must be a kernel, too.
+template <class... P, class... A> void launch_early(void (*kernel)(P...), dim3 grid, unsigned threads,
+                                                    size_t shared, cudaStream_t stream, A... arguments) {
+    static const bool possible = [] {
+        int device = 0, major = 0;
+        cuda_check(cudaGetDevice(&device));
+        cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+        return major >= 9;
+    }();
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid;
+    config.blockDim = threads;
+    config.dynamicSmemBytes = shared;
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = possible ? 1 : 0;
+    cuda_check(cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...));
+}
+
+// ---------------------------------------------------------------------------------------------------------
+// Rows times vectors: out_s = W x_s for all s, each row of W read from memory once.
 //
 // A block has four rows of W. Its warps share the row's channels between them, so that a small matrix still
 // keeps the memory busy; a lane multiplies a pack of each row with the same channels of up to eight vectors.
-// More vectors are another round over the same rows, which then come from the cache.
+// More vectors are for other blocks, whose rows come from the cache, or another round over the same rows.
 // ---------------------------------------------------------------------------------------------------------
 
 constexpr int rows_at_once = 4, vectors_at_once = 8; // 32 sums: in the end, one for each lane
@@ -87,24 +138,23 @@ __global__ void __launch_bounds__(row_group_threads)
                           size_t M, size_t C, Activation act) {
     __shared__ float sums[row_group_threads];
     const size_t row = blockIdx.x * size_t(rows_at_once), mine = row + threadIdx.x / vectors_at_once;
-    for (int s = 0; s < S; s += vectors_at_once) {
-        const float* from[vectors_at_once];
+    const int s = blockIdx.y * vectors_at_once, to = s + threadIdx.x % vectors_at_once;
+    if (s == 0) prefetch(weight + row * C, min(size_t(rows_at_once), M - row) * C * sizeof(floatX));
+    wait_for_kernel_before();
+    const float* from[vectors_at_once];
 #pragma unroll
-        for (int i = 0; i < vectors_at_once; i++) from[i] = x + min(s + i, S - 1) * C;
-        const float sum = multiply_rows(sums, weight, row, M, from, min(S - s, vectors_at_once), C);
-        const int to = s + threadIdx.x % vectors_at_once;
-        if (threadIdx.x >= warp_size || to >= S || mine >= M) continue;
-        const float value = activate(bias ? sum + float(bias[mine]) : sum, act);
-        out[to * M + mine] = act == Activation::gate ? value * out[to * M + mine] : value;
-    }
+    for (int i = 0; i < vectors_at_once; i++) from[i] = x + min(s + i, S - 1) * C;
+    const float sum = multiply_rows(sums, weight, row, M, from, min(S - s, vectors_at_once), C);
+    if (threadIdx.x >= warp_size || to >= S || mine >= M) return;
+    const float value = activate(bias ? sum + float(bias[mine]) : sum, act);
+    out[to * M + mine] = act == Activation::gate ? value * out[to * M + mine] : value;
 }
 
 void matrix_vectors(float* out, const floatX* weight, const floatX* bias, const float* x, size_t S, size_t M,
                     size_t C, Activation act, cudaStream_t stream) {
     const unsigned groups = blocks_for(M, rows_at_once);
-    matrix_vectors_kernel<<<groups, row_group_warps(groups, C) * warp_size, 0, stream>>>(out, weight, bias, x,
-                                                                                         int(S), M, C, act);
-    cuda_check(cudaGetLastError());
+    launch_early(matrix_vectors_kernel, dim3(groups, blocks_for(S, vectors_at_once)),
+                 row_group_warps(groups, C) * warp_size, 0, stream, out, weight, bias, x, int(S), M, C, act);
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -146,12 +196,17 @@ struct Stream {
     const int* position;         // (S)
     size_t S, C;
 };
+__device__ inline void prefetch_norm(const Stream& stream) {
+    prefetch(stream.weight, stream.C * sizeof(floatX));
+    prefetch(stream.bias, stream.C * sizeof(floatX));
+}
 
 // x = wte[token] + wpe[position].   tokens (S)
 __global__ void __launch_bounds__(row_threads)
     embed_kernel(Stream stream, const int* tokens, const floatX* wte, const floatX* wpe) {
     extern __shared__ float row[];
     const size_t s = blockIdx.x, C = stream.C;
+    wait_for_kernel_before();
     if (stream.position[s] < 0) return;
     for (size_t c = threadIdx.x; c < C; c += row_threads)
         stream.x[s * C + c] = row[c] = float(wte[tokens[s] * C + c]) + float(wpe[stream.position[s] * C + c]);
@@ -166,6 +221,10 @@ __global__ void __launch_bounds__(row_threads, 1)
     extern __shared__ float row[]; // (C), then the scores (E)
     const size_t s = blockIdx.x, C = stream.C;
     const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
+    prefetch_norm(stream);
+    prefetch(r.statistics.m, r.E * C * sizeof(float));
+    if (!r.topk) prefetch(r.statistics.v, r.E * C * sizeof(float));
+    wait_for_kernel_before();
     if (stream.position[s] < 0) {
         for (size_t k = threadIdx.x; k < r.K; k += row_threads) r.choice[s * r.K + k] = -1;
         return;
@@ -179,6 +238,7 @@ __global__ void __launch_bounds__(row_threads, 1)
     __syncthreads();
     for (size_t j = warp; j < r.E; j += row_warps_each) {
         float mean = 0, variance = 0;
+#pragma unroll 4
         for (size_t c = lane * 4; c < C; c += warp_size * 4) {
             const float4 x = *(const float4*)(row + c), m = *(const float4*)(r.statistics.m + j * C + c);
             mean += m.x * x.x + m.y * x.y + (m.z * x.z + m.w * x.w);
@@ -196,17 +256,19 @@ __global__ void __launch_bounds__(row_threads, 1)
 
 // x += sum over the chosen experts of w (W_dec's part + b_dec).  y (parts,S*K,C), gate weights included,
 // b_dec (E,C)
-__global__ void __launch_bounds__(row_threads)
+__global__ void __launch_bounds__(row_threads, 1)
     add_experts_kernel(Stream stream, const float* y, size_t parts, const floatX* b_dec, const int* choice,
                        const float* weight, size_t K) {
     extern __shared__ float row[];
     const size_t s = blockIdx.x, C = stream.C, slots = stream.S * K;
+    prefetch_norm(stream);
+    wait_for_kernel_before();
     if (stream.position[s] < 0) return;
     for (size_t c = threadIdx.x; c < C; c += row_threads) {
         float x = stream.x[s * C + c];
         for (size_t slot = s * K; slot < (s + 1) * K; slot++) {
             float sum = weight[slot] * float(b_dec[choice[slot] * C + c]);
-#pragma unroll 4
+#pragma unroll 16
             for (size_t part = 0; part < parts; part++) sum += y[(part * slots + slot) * C + c];
             x += sum;
         }
@@ -220,6 +282,7 @@ __global__ void __launch_bounds__(row_threads)
     solu_units_kernel(float* units, const floatX* weight, const floatX* bias, int W) {
     extern __shared__ float row[];
     float* const mine = units + blockIdx.x * size_t(W);
+    wait_for_kernel_before();
     for (int c = threadIdx.x; c < W; c += row_threads) row[c] = mine[c];
     __syncthreads();
     const float lse = log_sum_exp(row, W); // by every warp for itself
@@ -233,8 +296,8 @@ __global__ void __launch_bounds__(row_threads)
 //
 // A block takes 64 consecutive keys of one head of one place, so that even a single text has enough blocks
 // (FlashDecoding: Dao et al., 2023): it forms their softmax and sum of values relative to the largest score
-// among them, and a second kernel joins the pieces of a head. The pieces begin at multiples of 64 whatever
-// else is being read, so their sums are always the same.
+// among them. The block that is the last to finish its piece joins the pieces of the head. They begin at
+// multiples of 64 whatever else is being read, and are joined in order, so their sums are always the same.
 // ---------------------------------------------------------------------------------------------------------
 
 constexpr int piece_keys = 64, piece_threads = 64;
@@ -254,20 +317,44 @@ __device__ inline Pack load_channels(const floatX* from, int n, bool aligned) {
 struct Pieces {
     float *most, *sum; // (S,NH,pieces) (S,NH,pieces)
     float* values;     // (S,NH,pieces,HS)
+    int* finished;     // (S,NH) how many are there; 0 between two kernels
 };
 
-// keys values (S,block_size,C), of one layer; the block that has the newest position puts its key and value
-// there first.  qkv (S,3C)
+// out (HS) = sum over n pieces of exp(most_i - most) values_i / sum over n pieces of exp(most_i - most) sum_i
+__device__ inline void join_pieces(float* out, Pieces pieces, size_t first, size_t n, int HS) {
+    for (int c = threadIdx.x; c < HS; c += piece_threads) {
+        float most = -INFINITY, sum = 0, o = 0;
+#pragma unroll 8
+        for (size_t i = first; i < first + n; i++) most = fmaxf(most, pieces.most[i]);
+#pragma unroll 8
+        for (size_t i = first; i < first + n; i++) {
+            const float share = expf(pieces.most[i] - most);
+            sum += share * pieces.sum[i];
+            o += share * pieces.values[i * HS + c];
+        }
+        out[c] = o / sum;
+    }
+}
+
+// out (S,C) keys values (S,block_size,C), of one layer; the block that has the newest position puts its key
+// and value there first.  qkv (S,3C)
 __global__ void __launch_bounds__(piece_threads)
-    attend_kernel(Pieces pieces, floatX* keys, floatX* values, const float* qkv, const int* positions,
-                  size_t block_size, int HS) {
+    attend_kernel(float* out, Pieces pieces, floatX* keys, floatX* values, const float* qkv,
+                  const int* positions, size_t block_size, int HS) {
     __shared__ float q[max_head], p[piece_keys], of_warp[2][piece_threads / warp_size];
     __shared__ float sums[piece_threads * pack];
+    __shared__ bool last;
     const int h = blockIdx.y, NH = gridDim.y, s = blockIdx.z, position = positions[s], t = threadIdx.x;
     const int first = blockIdx.x * piece_keys, n = min(piece_keys, position + 1 - first);
-    if (n <= 0) return; // idle, or not so far yet
     const size_t C = size_t(NH) * HS, at = (s * block_size + first) * C + h * HS;
     floatX *k = keys + at, *v = values + at; // of the piece's first position, a row of C apart
+    // The positions are older than the chain of kernels, and so are all keys and values but the newest.
+    for (int c = 0; t < n && c < HS; c += line_bytes / sizeof(floatX)) {
+        prefetch_line(k + t * C + c);
+        prefetch_line(v + t * C + c);
+    }
+    wait_for_kernel_before();
+    if (n <= 0) return; // idle, or not so far yet
     const float* newest = qkv + s * 3 * C + h * HS;
     const float scale = 1 / sqrtf(float(HS));
     for (int c = t; c < HS; c += piece_threads) {
@@ -317,25 +404,21 @@ __global__ void __launch_bounds__(piece_threads)
         for (int g = 0; g < side_by_side; g++) whole += sums[g * packs * pack + d];
         pieces.values[piece * HS + d] = whole;
     }
-    if (t > 0) return;
-    pieces.most[piece] = most;
-    pieces.sum[piece] = of_warp[1][0] + of_warp[1][1];
-}
-
-// out (S,C) = sum over pieces of exp(most_i - most) values_i / sum over pieces of exp(most_i - most) sum_i
-__global__ void join_pieces_kernel(float* out, Pieces pieces, const int* positions, size_t count, size_t NH,
-                                   size_t HS) {
-    const size_t c = blockIdx.x * size_t(blockDim.x) + threadIdx.x, s = blockIdx.y;
-    if (c >= NH * HS || positions[s] < 0) return;
-    const size_t first = (s * NH + c / HS) * count, n = positions[s] / piece_keys + 1;
-    float most = -INFINITY, sum = 0, o = 0;
-    for (size_t i = first; i < first + n; i++) most = fmaxf(most, pieces.most[i]);
-    for (size_t i = first; i < first + n; i++) {
-        const float share = expf(pieces.most[i] - most);
-        sum += share * pieces.sum[i];
-        o += share * pieces.values[i * HS + c % HS];
+    if (t == 0) {
+        pieces.most[piece] = most;
+        pieces.sum[piece] = of_warp[1][0] + of_warp[1][1];
     }
-    out[s * NH * HS + c] = o / sum;
+    __threadfence(); // the piece is there for all before it is counted
+    __syncthreads();
+    const size_t head = s * size_t(NH) + h, pieces_needed = position / piece_keys + 1;
+    if (t == 0) {
+        last = atomicAdd(&pieces.finished[head], 1) == int(pieces_needed) - 1;
+        if (last) pieces.finished[head] = 0;
+    }
+    __syncthreads();
+    if (!last) return;
+    __threadfence(); // nothing of another block's piece is read as it was before
+    join_pieces(out + s * C + h * HS, pieces, head * gridDim.x, pieces_needed, HS);
 }
 
 inline size_t piece_count(size_t block_size) { return blocks_for(block_size, piece_keys); }
@@ -343,11 +426,8 @@ inline size_t piece_count(size_t block_size) { return blocks_for(block_size, pie
 void attend(float* out, Pieces pieces, floatX* keys, floatX* values, const float* qkv, const int* positions,
             size_t S, size_t block_size, size_t C, size_t NH, cudaStream_t stream) {
     const size_t HS = C / NH, count = piece_count(block_size);
-    attend_kernel<<<dim3(unsigned(count), unsigned(NH), unsigned(S)), piece_threads, 0, stream>>>(
-        pieces, keys, values, qkv, positions, block_size, int(HS));
-    join_pieces_kernel<<<dim3(blocks_for(C, 128), unsigned(S)), 128, 0, stream>>>(out, pieces, positions,
-                                                                                  count, NH, HS);
-    cuda_check(cudaGetLastError());
+    launch_early(attend_kernel, dim3(unsigned(count), unsigned(NH), unsigned(S)), piece_threads, 0, stream,
+                 out, pieces, keys, values, qkv, positions, block_size, int(HS));
 }
 
 // Keys and values of the first n positions of one place and layer, from the trainer's forward pass.
@@ -407,6 +487,7 @@ __global__ void __launch_bounds__(row_group_threads)
                  Activation act) {
     __shared__ ExpertSlots e;
     __shared__ float sums[row_group_threads];
+    wait_for_kernel_before();
     const int count = find_slots(&e, blockIdx.y, choice, S, K, E);
     if (count == 0) return;
     const size_t row = blockIdx.x * size_t(rows_at_once), mine = row + threadIdx.x / vectors_at_once;
@@ -423,27 +504,31 @@ __global__ void __launch_bounds__(row_group_threads)
     if (threadIdx.x == 0) atomicAdd(rows_read, (unsigned long long)min(size_t(rows_at_once), D - row));
 }
 
-// A block has 256 units and a slab of channels, a pack for each lane; a warp has 32 of the units, and goes
+// A block has 128 units and a slab of channels, a pack for each lane; a warp has 16 of the units, and goes
 // through those of them that fired, in rising order, four rows on their way at a time. Where a part begins
-// does not depend on which units fired: that of another place then only adds zeros.
-constexpr int part_warps = 8, part_units = part_warps * warp_size, slab = warp_size * pack;
-constexpr int fired_rows_at_once = 4, slots_at_once = 4; // of more slots the rows come from the cache
+// does not depend on which units fired: that of another place then only adds zeros. Few units to a warp, so
+// that the rows of a single token are on their way from enough warps at once.
+constexpr int part_warps = 8, warp_units = 16, part_units = part_warps * warp_units;
+constexpr int part_threads = part_warps * warp_size, slab = warp_size * pack;
+constexpr int fired_rows_at_once = 4, slots_at_once = 8; // of more slots the rows come from the cache
 
-// y (parts,S*K,C): of 256 units each, times the gate weight.  z (S*K,D), w_dec (E,D,C), choice weight (S,K).
+// y (parts,S*K,C): of 128 units each, times the gate weight.  z (S*K,D), w_dec (E,D,C), choice weight (S,K).
 // rows_read += rows of w_dec that moved.  gridDim: parts, slabs, min(E, S*K)
-__global__ void __launch_bounds__(part_units)
+__global__ void __launch_bounds__(part_threads)
     fired_rows_kernel(float* y, unsigned long long* rows_read, const floatX* w_dec, const float* z,
                       const int* choice, const float* weight, size_t S, size_t K, size_t E, size_t D,
                       size_t C) {
     __shared__ ExpertSlots e;
     __shared__ float sums[part_warps][slab];
+    wait_for_kernel_before();
     const int count = find_slots(&e, blockIdx.z, choice, S, K, E);
     if (count == 0) return;
     const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
-    const size_t unit = blockIdx.x * size_t(part_units) + threadIdx.x; // this lane's
+    const size_t first_unit = blockIdx.x * size_t(part_units) + warp * warp_units; // of the warp
+    const size_t unit = lane < warp_units ? first_unit + lane : D;                 // this lane's, or none
     const size_t c = blockIdx.y * size_t(slab) + lane * pack;
     const bool inside = c < C;
-    const floatX* rows = w_dec + (e.expert * D + unit - lane) * C + c; // of the warp's first unit
+    const floatX* rows = w_dec + (e.expert * D + first_unit) * C + c;
     unsigned read = 0;
     for (int first = 0; first < count; first += slots_at_once) {
         const int n = min(count - first, slots_at_once);
@@ -518,6 +603,8 @@ struct Decoder {
     Block<int> gpu_inputs;                            // (2,S)
     Block<float> x, norm, qkv, att, proj, gpu_logits; // (S,C) (S,C) (S,3C) (S,C) (S,C) (S,V)
     Block<float> piece_block, y;                      // Pieces; (parts,S*K,C)
+    Block<int> finished;                              // (S,NH) of them
+    cudaGraphExec_t graph = nullptr;                  // a step, once there was one
     // of the last token, layer by layer, for the trace
     Block<int> choice;                   // (L,S,K)
     Block<float> weight, z;              // (L,S,K) (L,S*K,D); dense: z (L,S,W)
@@ -545,6 +632,8 @@ struct Decoder {
         gpu_logits = Block<float>(S * c.vocab_size);
         piece_block = Block<float>(S * c.n_head * piece_count(c.block_size) * (HS + 2));
         z = Block<float>(c.n_layer * S * K * c.d_expert);
+        finished = Block<int>(S * c.n_head);
+        finished.zero();
         rows_read.zero();
         norm.zero(); // of places that have been idle so far, whose products nobody looks at
         att.zero();
@@ -552,6 +641,10 @@ struct Decoder {
         choice = Block<int>(c.n_layer * S * K);
         weight = Block<float>(c.n_layer * S * K);
         y = Block<float>(parts() * S * K * C);
+    }
+
+    ~Decoder() {
+        if (graph) cudaGraphExecDestroy(graph);
     }
 
     // Keys, or values, of one place.
@@ -579,7 +672,7 @@ struct Decoder {
     }
 
     // Every place reads its token of tokens (S), -1: none; on return `logits` are those of the token after
-    // it. All launches are the same in every step: what differs is in gpu_inputs.
+    // it. What is launched is the same in every step, and recorded in the first: what differs is in inputs.
     void step(const int32_t* tokens) {
         const Config& c = model.config;
         const size_t C = c.n_embd, V = c.vocab_size;
@@ -599,17 +692,20 @@ struct Decoder {
             for (size_t l = 0; l < model.config.n_layer && model.config.moe(); l++)
                 refresh_statistics(model, l);
         }
-        cuda_check(cudaMemcpyAsync(gpu_inputs.data, inputs.data, 2 * S * sizeof(int), cudaMemcpyHostToDevice,
-                                   stream));
-        launch_step();
-        cuda_check(cudaMemcpyAsync(logits.data, gpu_logits.data, S * V * sizeof(float),
-                                   cudaMemcpyDeviceToHost, stream));
+        if (!graph) {
+            cudaGraph_t recorded;
+            cuda_check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
+            launch_step();
+            cuda_check(cudaStreamEndCapture(stream, &recorded));
+            cuda_check(cudaGraphInstantiate(&graph, recorded, 0));
+            cuda_check(cudaGraphDestroy(recorded));
+        }
+        cuda_check(cudaGraphLaunch(graph, stream));
         cuda_check(cudaStreamSynchronize(stream));
     }
 
-    // The kernels of a step: 8 for each layer (geglu, solu: 9) and 2 more, with the same arguments every
-    // time, so that they could be recorded once as a CUDA graph: each is so short that launching it takes as
-    // long as running it.
+    // A step: the inputs to the GPU, 7 kernels for each layer (geglu, solu: 8; other dense ones 6) and 2
+    // more, and the logits to the host.
     void launch_step() {
         const Config& c = model.config;
         const size_t C = c.n_embd, V = c.vocab_size, NH = c.n_head, E = c.n_expert, D = c.d_expert,
@@ -622,11 +718,14 @@ struct Decoder {
         const int *tokens = gpu_inputs.data, *positions = tokens + S;
         const size_t heads = S * NH * piece_count(c.block_size);
         change_routing();
-        const Pieces pieces = {piece_block.data, piece_block.data + heads, piece_block.data + 2 * heads};
+        const Pieces pieces = {piece_block.data, piece_block.data + heads, piece_block.data + 2 * heads,
+                               finished.data};
         const std::vector<LayerParameters<floatX>>& h = model.w.h;
         auto normed_by = [&](const floatX* w, const floatX* b) {
             return Stream{x.data, norm.data, w, b, positions, S, C};
         };
+        cuda_check(cudaMemcpyAsync(gpu_inputs.data, inputs.data, 2 * S * sizeof(int), cudaMemcpyHostToDevice,
+                                   stream));
         embed_kernel<<<places, row_threads, bytes, stream>>>(normed_by(h[0].ln_1_weight, h[0].ln_1_bias),
                                                              tokens, model.w.wte, model.w.wpe);
         for (size_t l = 0; l < c.n_layer; l++) {
@@ -645,36 +744,38 @@ struct Decoder {
                 router.choice = choice.data + l * S * K;
                 router.weight = weight.data + l * S * K;
             }
-            add_and_route_kernel<<<places, row_threads, bytes + router.E * sizeof(float), stream>>>(
-                normed_by(w.ln_2_weight, w.ln_2_bias), proj.data, router);
+            launch_early(add_and_route_kernel, places, row_threads, bytes + router.E * sizeof(float), stream,
+                         normed_by(w.ln_2_weight, w.ln_2_bias), proj.data, router);
             const Stream after = l + 1 < c.n_layer ? normed_by(h[l + 1].ln_1_weight, h[l + 1].ln_1_bias)
                                                    : normed_by(model.w.ln_f_weight, model.w.ln_f_bias);
             float* units = z.data + l * S * K * D;
             if (c.moe()) {
                 const unsigned groups = blocks_for(D, rows_at_once);
                 const int warps = row_group_warps(groups * K, C);
-                units_kernel<<<dim3(groups, experts), warps * warp_size, 0, stream>>>(
-                    units, rows_read.data, w.w_enc, w.b_enc, norm.data, router.choice, S, K, E, D, C, act);
-                fired_rows_kernel<<<dim3(unsigned(parts()), blocks_for(C, slab), experts), part_units, 0,
-                                    stream>>>(y.data, rows_read.data, w.w_dec, units, router.choice,
-                                              router.weight, S, K, E, D, C);
-                add_experts_kernel<<<places, row_threads, bytes, stream>>>(after, y.data, parts(), w.b_dec,
-                                                                           router.choice, router.weight, K);
+                launch_early(units_kernel, dim3(groups, experts), warps * warp_size, 0, stream, units,
+                             rows_read.data, w.w_enc, w.b_enc, norm.data, router.choice, S, K, E, D, C, act);
+                launch_early(fired_rows_kernel, dim3(unsigned(parts()), blocks_for(C, slab), experts),
+                             part_threads, 0, stream, y.data, rows_read.data, w.w_dec, units, router.choice,
+                             router.weight, S, K, E, D, C);
+                launch_early(add_experts_kernel, places, row_threads, bytes, stream, after, y.data, parts(),
+                             w.b_dec, router.choice, router.weight, K);
             } else {
                 matrix_vectors(units, w.fc_weight, w.fc_bias, norm.data, S, W, C, act, stream);
                 if (c.geglu())
                     matrix_vectors(units, w.gate_weight, w.gate_bias, norm.data, S, W, C, Activation::gate,
                                    stream);
                 if (c.solu())
-                    solu_units_kernel<<<places, row_threads, W * sizeof(float), stream>>>(
-                        units, w.ln_mid_weight, w.ln_mid_bias, int(W));
+                    launch_early(solu_units_kernel, places, row_threads, W * sizeof(float), stream, units,
+                                 w.ln_mid_weight, w.ln_mid_bias, int(W));
                 matrix_vectors(proj.data, w.fc_proj_weight, w.fc_proj_bias, units, S, C, W, Activation::none,
                                stream);
-                add_and_route_kernel<<<places, row_threads, bytes, stream>>>(after, proj.data, Router{});
+                launch_early(add_and_route_kernel, places, row_threads, bytes, stream, after, proj.data,
+                             Router{});
             }
-            cuda_check(cudaGetLastError());
         }
         matrix_vectors(gpu_logits.data, model.w.wte, nullptr, norm.data, S, V, C, Activation::none, stream);
+        cuda_check(cudaMemcpyAsync(logits.data, gpu_logits.data, S * V * sizeof(float),
+                                   cudaMemcpyDeviceToHost, stream));
     }
 
     // What every step reads whatever is chosen: all weights but the experts', and the router.

@@ -194,6 +194,88 @@ static void test_launch_errors() {
     cudaGetLastError();
 }
 
+// ---- graphs, and kernels that begin early ---------------------------------------------------------------
+
+__global__ void plus_one_early(int* x, int steps) {
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(x));
+    if (steps < 0) return; // without having waited
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    for (int i = 0; i < steps; i++) x[threadIdx.x] += 1;
+}
+static cudaError_t launch_early(int* x, int steps, cudaStream_t stream, unsigned threads = 32) {
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = 1;
+    config.blockDim = threads;
+    config.stream = stream;
+    config.attrs = &early;
+    config.numAttrs = 1;
+    return cudaLaunchKernelEx(&config, plus_one_early, x, steps);
+}
+
+// A captured stream does nothing; the graph does all of it at every launch, with what is then in memory.
+static void test_graphs() {
+    cudaStream_t stream;
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t exec = nullptr;
+    int* host = nullptr;
+    check(cudaStreamCreate(&stream) == cudaSuccess && cudaMallocHost(&host, 3 * 32 * sizeof(int)) == 0);
+    Device<int> x(32), cleared(32);
+    const size_t bytes = 32 * sizeof(int);
+    for (int i = 0; i < 32; i++) host[i] = i, host[32 + i] = host[64 + i] = -5;
+    check(cudaMemset(cleared.data, 1, bytes) == cudaSuccess);
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal) == cudaSuccess);
+    check(cudaMemcpyAsync(x.data, host, bytes, cudaMemcpyHostToDevice, stream) == cudaSuccess);
+    outer::inner::add_one<<<1, 32, 0, stream>>>(x.data);
+    check(launch_early(x.data, 10, stream) == cudaSuccess);
+    check(launch_early(x.data, 10, stream, 1025) == cudaErrorInvalidConfiguration);
+    check(cudaMemsetAsync(cleared.data, 0, bytes, stream) == cudaSuccess);
+    check(cudaMemcpyAsync(host + 32, x.data, bytes, cudaMemcpyDeviceToHost, stream) == cudaSuccess);
+    check(cudaMemcpyAsync(host + 64, cleared.data, bytes, cudaMemcpyDeviceToHost, stream) == cudaSuccess);
+    check(cudaStreamEndCapture(stream, &graph) == cudaSuccess);
+    check(cudaGetLastError() == cudaErrorInvalidConfiguration && cudaGetLastError() == cudaSuccess);
+    check(cudaGraphInstantiate(&exec, graph, 0) == cudaSuccess && cudaGraphDestroy(graph) == cudaSuccess);
+    check(cudaStreamSynchronize(stream) == cudaSuccess && host[32 + 7] == -5 &&
+          cleared.get()[3] == 0x01010101);
+    for (const int first : {0, 100}) {
+        for (int i = 0; i < 32; i++) host[i] = first + i;
+        check(cudaGraphLaunch(exec, stream) == cudaSuccess);
+        check(cudaStreamSynchronize(stream) == cudaSuccess);
+        check(host[32] == first + 11 && host[32 + 31] == first + 42 && host[64 + 3] == 0);
+    }
+    check(cudaGraphExecDestroy(exec) == cudaSuccess);
+
+    // What waits makes the capture invalid, and the stream is free again.
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal) == cudaSuccess);
+    check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal) == cudaErrorIllegalState);
+    outer::inner::add_one<<<1, 32, 0, stream>>>(x.data);
+    check(cudaStreamSynchronize(stream) == cudaErrorStreamCaptureUnsupported);
+    check(cudaStreamEndCapture(stream, &graph) == cudaErrorStreamCaptureInvalidated && !graph);
+    check(cudaStreamEndCapture(stream, &graph) == cudaErrorIllegalState);
+    check(cudaStreamBeginCapture(nullptr, cudaStreamCaptureModeGlobal) == cudaErrorStreamCaptureUnsupported);
+    cudaGetLastError();
+    check(launch_early(x.data, 3, stream) == cudaSuccess && cudaGetLastError() == cudaSuccess);
+    check(cudaStreamSynchronize(stream) == cudaSuccess && x.get()[0] == 114);
+#ifdef MOEX_EMU
+    check_stops(
+        __LINE__, [&] { launch_early(x.data, -1, stream), cudaDeviceSynchronize(); },
+        "ends without a griddepcontrol.wait");
+    check_stops(
+        __LINE__,
+        [&] {
+            cudaEvent_t event;
+            cudaEventCreate(&event);
+            cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal);
+            cudaEventRecord(event, stream);
+        },
+        "cudaEventRecord: not emulated on a stream that is being captured");
+#endif
+    check(cudaStreamDestroy(stream) == cudaSuccess && cudaFreeHost(host) == cudaSuccess);
+}
+
 // ---- the runtime ----------------------------------------------------------------------------------------
 
 static void test_runtime() {
@@ -1630,6 +1712,7 @@ static void test_late_streams() {
     evaluations = 0;
     test_launches();
     test_launch_errors();
+    test_graphs();
     test_runtime();
     test_shared();
     test_cublaslt();
@@ -1678,6 +1761,7 @@ int main() {
         test_library();
         test_launches();
         test_launch_errors();
+        test_graphs();
         test_runtime();
         test_shared();
         test_warps();

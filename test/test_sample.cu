@@ -126,8 +126,10 @@ static void test_attend() {
         positions.upload(k.positions.data(), S);
         const size_t heads = S * k.NH * piece_count(T);
         const Block<float> pieces = results(heads * (HS + 2)), out = results(S * C);
-        attend(out.data, {pieces.data, pieces.data + heads, pieces.data + 2 * heads}, keys.data(),
-               values.data(), qkv.data(), positions.data, S, T, C, k.NH, nullptr);
+        const Block<int> finished(S * k.NH);
+        finished.zero();
+        attend(out.data, {pieces.data, pieces.data + heads, pieces.data + 2 * heads, finished.data},
+               keys.data(), values.data(), qkv.data(), positions.data, S, T, C, k.NH, nullptr);
         const vector<float> got = downloaded(out);
         for (size_t s = 0; s < S; s++) {
             const int position = k.positions[s];

@@ -221,7 +221,7 @@ void Sampling::step() {
 
 void Sampling::choose() {
     const size_t V = std::min(config.vocab_size, tokenizer.vocab_size());
-#pragma omp parallel for schedule(dynamic) if (at.size() > 1)
+#pragma omp parallel for schedule(dynamic) if (at.size() * V > 1 << 16) // waking threads takes longer
     for (size_t place = 0; place < at.size(); place++) {
         chosen[place] = -1;
         if (!at[place]) continue;

@@ -36,8 +36,9 @@
 //               EMU_CUBLASLT_..=          what cublasLt refuses: see cublasLt.h
 //               EMU_NCCL=hang             calls that can never end wait for ever: see nccl.h
 //
-// Not emulated: time (kernels run one after the other; one that waits for another block may wait for ever),
-// kernels started by kernels, clusters, textures, CUDA graphs.
+// Not emulated: time (kernels run one after the other, programmatic dependent launches too, whose threads
+// must all wait for the kernel before; one that waits for another block may wait for ever), kernels started
+// by kernels, clusters, textures, CUDA graphs other than one captured from a single stream.
 #pragma once
 #include "emu/device.h"
 #include "emu/ptx.h"
@@ -46,6 +47,7 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <utility>
 
 #define CUDART_VERSION 12040
 
@@ -60,6 +62,9 @@ enum cudaError {
     cudaErrorInvalidDevice = 101,
     cudaErrorInvalidResourceHandle = 400,
     cudaErrorNotReady = 600,
+    cudaErrorStreamCaptureUnsupported = 900,
+    cudaErrorStreamCaptureInvalidated = 901,
+    cudaErrorIllegalState = 401,
 };
 typedef enum cudaError cudaError_t;
 
@@ -81,6 +86,12 @@ constexpr ErrorText error_texts[] = {
     {cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
     {cudaErrorInvalidResourceHandle, "cudaErrorInvalidResourceHandle", "invalid resource handle"},
     {cudaErrorNotReady, "cudaErrorNotReady", "device not ready"},
+    {cudaErrorIllegalState, "cudaErrorIllegalState",
+     "the operation cannot be performed in the present state"},
+    {cudaErrorStreamCaptureUnsupported, "cudaErrorStreamCaptureUnsupported",
+     "operation not permitted when stream is capturing"},
+    {cudaErrorStreamCaptureInvalidated, "cudaErrorStreamCaptureInvalidated",
+     "operation failed due to a previous error during capture"},
 };
 
 inline thread_local constinit cudaError_t last_error = cudaSuccess;
@@ -272,12 +283,16 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
 }
 inline cudaError_t cudaDriverGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
 inline cudaError_t cudaRuntimeGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
-inline cudaError_t cudaDeviceSynchronize() { return emu::streams().finish_all(), cudaSuccess; }
+inline cudaError_t cudaDeviceSynchronize() {
+    if (emu::streams().breaks_capture()) return emu::result(cudaErrorStreamCaptureUnsupported);
+    return emu::streams().finish_all(), cudaSuccess;
+}
 inline cudaError_t cudaDeviceReset() { return cudaDeviceSynchronize(); }
 
 // ---- memory ---------------------------------------------------------------------------------------------
 
 inline cudaError_t emu_malloc(void** p, size_t bytes) {
+    if (emu::streams().breaks_capture()) return emu::result(cudaErrorStreamCaptureUnsupported);
     emu::Memory& memory = emu::device_memory();
     std::lock_guard lock(memory.mutex);
     *p = nullptr;
@@ -411,6 +426,9 @@ inline cudaError_t copy(const char* call, const Rows& to, const Rows& from, cuda
         return result(cudaErrorInvalidValue);
 
     Streams& s = streams();
+    if ((blocking || !stream) && s.breaks_capture()) return result(cudaErrorStreamCaptureUnsupported);
+    if (s.captured(stream, call, [=](cudaStream_t again) { copy(call, to, from, kind, again, false); }))
+        return cudaSuccess;
     const std::lock_guard lock(s.mutex);
     s.listen();
     if (!s.late) return s.live(stream, call), to.copy_from(from), cudaSuccess;
@@ -452,6 +470,9 @@ inline cudaError_t fill(const char* call, void* p, int value, size_t bytes, cuda
     if (bytes == 0) return cudaSuccess;
     if (!device_memory().holds(p, bytes)) return result(cudaErrorInvalidValue);
     Streams& s = streams();
+    if (!stream && s.breaks_capture()) return result(cudaErrorStreamCaptureUnsupported);
+    if (s.captured(stream, call, [=](cudaStream_t again) { fill(call, p, value, bytes, again); }))
+        return cudaSuccess;
     const std::lock_guard lock(s.mutex);
     s.listen();
     const Rows to{static_cast<char*>(p), bytes, bytes, 1};
@@ -554,11 +575,13 @@ inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     return cudaSuccess;
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    if (emu::streams().breaks_capture()) return emu::result(cudaErrorStreamCaptureUnsupported);
     return emu::streams().finish(stream, "cudaStreamSynchronize"), cudaSuccess;
 }
 // Something is done at every question, so that a loop around it ends.
 inline cudaError_t cudaStreamQuery(cudaStream_t stream) {
     emu::Streams& s = emu::streams();
+    if (s.breaks_capture()) return emu::result(cudaErrorStreamCaptureUnsupported);
     const std::lock_guard lock(s.mutex);
     const CUstream_st& asked = s.live(stream, "cudaStreamQuery");
     if (asked.queue.empty()) return cudaSuccess;
@@ -656,8 +679,11 @@ struct Config { // what stands between <<< and >>>
     dim3 grid, block;
     size_t dynamic_shared;
     cudaStream_t stream;
-    Config(dim3 grid, dim3 block, size_t dynamic_shared = 0, cudaStream_t stream = nullptr)
-        : grid(grid), block(block), dynamic_shared(dynamic_shared), stream(stream) {}
+    bool programmatic; // may begin before the kernel ahead of it has ended, and waits for that itself
+    Config(dim3 grid, dim3 block, size_t dynamic_shared = 0, cudaStream_t stream = nullptr,
+           bool programmatic = false)
+        : grid(grid), block(block), dynamic_shared(dynamic_shared), stream(stream),
+          programmatic(programmatic) {}
 };
 
 inline void start(const char* name, const Config& c, const void* kernel, void (*body)(const void*),
@@ -669,7 +695,12 @@ inline void start(const char* name, const Config& c, const void* kernel, void (*
     const size_t limit = shared_limits().of(kernel);
     if (c.dynamic_shared > limit) return void(result(cudaErrorInvalidValue));
     // Static shared memory counts, too, and is known when its declaration is reached.
-    Launch launch{name, g, b, c.dynamic_shared, limit, body, arguments.get(), false, 0};
+    if (!c.stream && streams().breaks_capture()) return void(result(cudaErrorStreamCaptureUnsupported));
+    if (streams().captured(c.stream, name, [=](cudaStream_t again) {
+            start(name, {g, b, c.dynamic_shared, again, c.programmatic}, kernel, body, arguments);
+        }))
+        return;
+    Launch launch{name, g, b, c.dynamic_shared, limit, body, arguments.get(), c.programmatic, false, 0};
     if (const char* order = getenv("EMU_ORDER")) {
         static std::atomic<uint64_t> launches{0};
         if (strncmp(order, "random", 6) != 0 || (order[6] && order[6] != ':'))
@@ -703,6 +734,78 @@ void launch_deduced(const char* name, const Config& config, F kernel, A... argum
 }
 
 } // namespace emu
+
+enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
+union cudaLaunchAttributeValue {
+    int programmaticStreamSerializationAllowed;
+};
+struct cudaLaunchAttribute {
+    cudaLaunchAttributeID id;
+    cudaLaunchAttributeValue val;
+};
+struct cudaLaunchConfig_t {
+    dim3 gridDim, blockDim;
+    size_t dynamicSmemBytes;
+    cudaStream_t stream;
+    cudaLaunchAttribute* attrs;
+    unsigned numAttrs;
+};
+template <class... P, class... A>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*kernel)(P...), A&&... arguments) {
+    bool programmatic = false;
+    for (unsigned i = 0; i < c->numAttrs; i++) {
+        if (c->attrs[i].id != cudaLaunchAttributeProgrammaticStreamSerialization)
+            return emu::result(cudaErrorInvalidValue);
+        programmatic = c->attrs[i].val.programmaticStreamSerializationAllowed;
+    }
+    const cudaError_t before = std::exchange(emu::last_error, cudaSuccess);
+    emu::launch("cudaLaunchKernelEx", {c->gridDim, c->blockDim, c->dynamicSmemBytes, c->stream, programmatic},
+                kernel, std::forward<A>(arguments)...);
+    const cudaError_t error = emu::last_error;
+    if (error == cudaSuccess) emu::last_error = before;
+    return error;
+}
+
+// ---- graphs ---------------------------------------------------------------------------------------------
+
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal = 0, cudaStreamCaptureModeThreadLocal = 1 };
+typedef struct CUgraphExec_st {
+    CUgraph_st graph;
+} * cudaGraphExec_t;
+
+inline cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+    emu::Streams& s = emu::streams();
+    const std::lock_guard lock(s.mutex);
+    if (!stream) return emu::result(cudaErrorStreamCaptureUnsupported); // the legacy stream
+    if (s.live(stream, "cudaStreamBeginCapture").capture) return emu::result(cudaErrorIllegalState);
+    stream->capture = new CUgraph_st;
+    return cudaSuccess;
+}
+inline cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+    emu::Streams& s = emu::streams();
+    const std::lock_guard lock(s.mutex);
+    *graph = nullptr;
+    if (!stream || !stream->capture) return emu::result(cudaErrorIllegalState);
+    *graph = std::exchange(stream->capture, nullptr);
+    if (!(*graph)->broken) return cudaSuccess;
+    delete std::exchange(*graph, nullptr);
+    return emu::result(cudaErrorStreamCaptureInvalidated);
+}
+inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long = 0) {
+    if (!graph) return emu::result(cudaErrorInvalidValue);
+    return *exec = new CUgraphExec_st{*graph}, cudaSuccess;
+}
+// Its nodes check again what was true when they were captured: memory that has been freed is refused.
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+    if (!exec) return emu::result(cudaErrorInvalidValue);
+    const cudaError_t before = std::exchange(emu::last_error, cudaSuccess);
+    for (const auto& node : exec->graph.nodes) node(stream);
+    const cudaError_t error = emu::last_error;
+    if (error == cudaSuccess) emu::last_error = before;
+    return error;
+}
+inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) { return delete graph, cudaSuccess; }
+inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return delete exec, cudaSuccess; }
 
 template <class F> cudaError_t cudaFuncSetAttribute(F* kernel, cudaFuncAttribute attribute, int value) {
     if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout) return cudaSuccess;

@@ -57,7 +57,7 @@ struct alignas(64) Thread { // one line of the cache
     int line;             // of the source, where that is known, or 0
     int barrier;          // the barrier it waits at, or -1 in a warp operation
     unsigned mask;        // the lanes of that warp operation
-    bool exited;
+    bool exited, waited;  // waited: has executed griddepcontrol.wait
     unsigned lane() const { return number % 32; }
 };
 
@@ -74,6 +74,7 @@ struct Launch {
     size_t dynamic_shared, shared_limit;
     void (*body)(const void* arguments);
     const void* arguments;
+    bool programmatic; // every thread waits for the kernel before (griddepcontrol.wait)
     bool random;
     uint64_t seed;
 };
@@ -258,11 +259,12 @@ inline void run_one(Worker& w, unsigned number, Fiber* fiber) {
     t.fiber = fiber;
     t.waits_at = nullptr;
     t.barrier = -1;
-    t.exited = false;
+    t.exited = t.waited = false;
     if (w.any_copies) w.copies[number].pending.clear(), w.copies[number].group = 0;
     self = &t;
     threadIdx = t.index;
     w.launch->body(w.launch->arguments);
+    if (w.launch->programmatic && !t.waited) die("ends without a griddepcontrol.wait");
     t.exited = true;
     w.exited++;
 }

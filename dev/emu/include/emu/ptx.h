@@ -60,7 +60,10 @@ enum class Op {
     rsqrt,
     sqrt,
     tanh,
-    cvt
+    cvt,
+    prefetch,
+    wait_before,
+    launch_next
 };
 
 // An instruction and the operands it takes: letters are constraints, i an immediate number, {} a list of
@@ -92,6 +95,9 @@ constexpr Known known_instructions[] = {
     {"bar.sync", "r,i", Op::bar, 0, false},
     {"bar.sync", "i,r", Op::bar, 0, false},
     {"bar.sync", "r,r", Op::bar, 0, false},
+    {"prefetch.global.L2", "[l]", Op::prefetch, 0, false},
+    {"griddepcontrol.wait", "", Op::wait_before, 0, false},
+    {"griddepcontrol.launch_dependents", "", Op::launch_next, 0, false},
     {"ex2.approx.f32", "f,f", Op::ex2, 0, false},
     {"ex2.approx.ftz.f32", "f,f", Op::ex2, 0, true},
     {"lg2.approx.f32", "f,f", Op::lg2, 0, false},
@@ -409,6 +415,14 @@ struct Assembly {
             barrier_wait(unsigned(number(0)),
                          instruction.n_arguments > 1 ? unsigned(number(1)) : worker->n_threads, false,
                          "bar.sync", 0);
+            break;
+        case Op::prefetch: // the byte is touched, so that a sanitized build knows where it lies
+            (void)*reinterpret_cast<const volatile char*>(number(0));
+            break;
+        case Op::wait_before:
+            self->waited = true; // kernels run one after the other: the one before has ended
+            break;
+        case Op::launch_next:
             break;
         case Op::ex2:
             unary([](float x) { return exp2f(x); });

@@ -4,6 +4,9 @@
 // streams, events and the legacy default stream allow: a missing wait gives other numbers. What a pending
 // copy will write is full of 0xFF until it has run. A call waits for no more than CUDA's documentation
 // promises ("API synchronization behavior"), and a seed gives one order.
+//
+// A stream that is being captured runs nothing: its calls become a graph's nodes, which are made again, in
+// their order, on the stream that the graph is launched on.
 #pragma once
 #include "machine.h"
 #include <algorithm>
@@ -36,9 +39,15 @@ struct Operation {
 
 } // namespace emu
 
+struct CUstream_st;
+typedef struct CUgraph_st {
+    std::vector<std::function<void(CUstream_st*)>> nodes; // each makes its call again
+    bool broken = false;                                  // a call that cannot be captured was made
+} * cudaGraph_t;
 typedef struct CUstream_st {
     unsigned flags = 0;
-    bool destroyed = false; // the memory is kept, so that use after destruction can be named
+    cudaGraph_t capture = nullptr; // what the calls are added to, instead of being made
+    bool destroyed = false;        // the memory is kept, so that use after destruction can be named
     std::deque<emu::Operation> queue = {};
     uint64_t priority = 0; // the highest that can run runs next
 } * cudaStream_t;
@@ -122,6 +131,7 @@ struct Streams {
             const std::lock_guard lock(mutex);
             listen();
             CUstream_st& s = live(stream, call);
+            if (s.capture) die("%s: not emulated on a stream that is being captured", call);
             if (late) {
                 s.queue.push_back({++calls, std::move(run), std::move(after), reads});
                 return calls;
@@ -129,6 +139,22 @@ struct Streams {
         }
         run();
         return 0;
+    }
+    // While the stream is captured the call becomes a node; false: it is to be made now.
+    bool captured(cudaStream_t stream, const char* call, std::function<void(cudaStream_t)> again) {
+        const std::lock_guard lock(mutex);
+        const cudaGraph_t graph = live(stream, call).capture;
+        if (graph) graph->nodes.push_back(std::move(again));
+        return graph;
+    }
+    // A call that waits, allocates or uses the legacy stream makes every capture under way invalid; false:
+    // there is none.
+    bool breaks_capture() {
+        const std::lock_guard lock(mutex);
+        bool any = false;
+        for (CUstream_st& s : all)
+            if (s.capture) any = s.capture->broken = true;
+        return any;
     }
     // Waits for what has been put on a stream up to an operation, or for all of it.
     void finish(cudaStream_t stream, const char* call, uint64_t number = ~uint64_t(0)) {
