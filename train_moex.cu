@@ -379,17 +379,29 @@ __global__ void layernorm_backward_kernel(floatX* dx, float* partial, const floa
         for (int c = lane * pack; c < C; c += run_channels) {
             const Pack d = load_pack(dout + n * C + c), v = load_pack(x + n * C + c);
             const Pack w = load_pack(norm.weight + c);
-            Pack g = load_pack(dx + n * C + c);
+            Pack g = load_pack(dx + n * C + c), normed;
 #pragma unroll
             for (int i = 0; i < pack; i++) {
-                const float normed = (v[i] - m) * r;
-                g[i] += r * (w[i] * d[i] - sum - normed * sum_norm);
-                const int p = place_of_channel(c + i);
-                weight_sums[p] += normed * d[i];
-                bias_sums[p] += d[i];
-                if (sums == 3) dx_sums[p] += float(floatX(g[i])); // as it is stored
+                normed[i] = (v[i] - m) * r;
+                g[i] =
+                    float(floatX(g[i] + r * (w[i] * d[i] - sum - normed[i] * sum_norm))); // as it is stored
             }
             store_pack(dx + n * C + c, g);
+            // All are read before any is written, lest each wait for the one before.
+            const auto at = [&](float* sums, int i) -> float& { return sums[place_of_channel(c + i)]; };
+            Pack of_weight, of_bias, of_dx;
+#pragma unroll
+            for (int i = 0; i < pack; i++) {
+                of_weight[i] = at(weight_sums, i) + normed[i] * d[i];
+                of_bias[i] = at(bias_sums, i) + d[i];
+                if (sums == 3) of_dx[i] = at(dx_sums, i) + g[i];
+            }
+#pragma unroll
+            for (int i = 0; i < pack; i++) {
+                at(weight_sums, i) = of_weight[i];
+                at(bias_sums, i) = of_bias[i];
+                if (sums == 3) at(dx_sums, i) = of_dx[i];
+            }
         }
     }
     __syncthreads();
@@ -1346,44 +1358,54 @@ struct Statistics {
     float *mb, *vb; // (E) (E)
 };
 
-// The sum of `x` over the threads of a block with the same threadIdx.x, in every one of them; sums has a row
-// of blockDim.x for each threadIdx.y.
-__device__ float column_sum(float x, float* sums) {
-    sums[threadIdx.y * blockDim.x + threadIdx.x] = x;
-    __syncthreads();
-    float sum = 0;
-    for (int i = 0; i < int(blockDim.y); i++) sum += sums[i * blockDim.x + threadIdx.x];
-    __syncthreads();
-    return sum;
-}
-
-// mean variance (E,C) of rows (E,D,C). A thread has `width` channels of one expert; a column of threads
-// shares the D rows.
-template <int width> __global__ void
-expert_statistics_forward_kernel(float* mean, float* variance, const floatX* rows, size_t D, size_t C) {
-    __shared__ float sums[256];
-    const size_t c = (blockIdx.x * size_t(blockDim.x) + threadIdx.x) * width, j = blockIdx.y;
+// mean variance (E,C) of rows (E,D,C). Eight threads, or one, side by side have `width` channels each of one
+// expert; the rest of a block's 1024 share the D rows.
+template <int width> __global__ void __launch_bounds__(1024)
+    expert_statistics_forward_kernel(float* mean, float* variance, const floatX* rows, size_t D, size_t C) {
+    constexpr int columns = width == 1 ? 1 : 8, warps = 1024 / warp_size;
+    __shared__ float sums[warps][columns][width];
+    const int column = threadIdx.x % columns, warp = threadIdx.x / warp_size;
+    const size_t c = (blockIdx.x * size_t(columns) + column) * width, j = blockIdx.y;
     const bool inside = c < C;
     const auto load = [&](size_t i) {
         const floatX* row = rows + (j * D + i) * C + c;
         if constexpr (width == pack) return load_pack(row);
         return Pack{{float(*row)}};
     };
-    Pack m = {}, v = {};
-    for (size_t i = threadIdx.y; i < D && inside; i += blockDim.y) m += load(i);
+    // In every thread: the sums over the rows of f of a row.
+    const auto sum_rows = [&](auto f) {
+        Pack sum = {};
+#pragma unroll 4
+        for (size_t i = threadIdx.x / columns; i < D && inside; i += 1024 / columns) {
+            const Pack w = load(i);
 #pragma unroll
-    for (int k = 0; k < width; k++) m[k] = column_sum(m[k], sums) / D;
-    for (size_t i = threadIdx.y; i < D && inside; i += blockDim.y) {
-        const Pack w = load(i);
+            for (int k = 0; k < width; k++) sum[k] += f(w[k], k);
+        }
 #pragma unroll
-        for (int k = 0; k < width; k++) v[k] += (w[k] - m[k]) * (w[k] - m[k]);
-    }
+        for (int k = 0; k < width; k++) {
+#pragma unroll
+            for (int offset = columns; offset < warp_size; offset *= 2)
+                sum[k] += __shfl_xor_sync(0xffffffff, sum[k], offset);
+            if (int(threadIdx.x) % warp_size < columns) sums[warp][column][k] = sum[k];
+        }
+        __syncthreads();
+#pragma unroll
+        for (int k = 0; k < width; k++) {
+            sum[k] = 0;
+            for (int i = 0; i < warps; i++) sum[k] += sums[i][column][k];
+        }
+        __syncthreads();
+        return sum;
+    };
+    Pack m = sum_rows([](float w, int) { return w; });
+#pragma unroll
+    for (int k = 0; k < width; k++) m[k] /= D;
+    const Pack v = sum_rows([&](float w, int k) { return (w - m[k]) * (w - m[k]); });
+    if (!inside || int(threadIdx.x) >= columns) return;
 #pragma unroll
     for (int k = 0; k < width; k++) {
-        const float sum = column_sum(v[k], sums);
-        if (!inside || threadIdx.y > 0) continue;
         mean[j * C + c + k] = m[k];
-        variance[j * C + c + k] = sum / D;
+        variance[j * C + c + k] = v[k] / D;
     }
 }
 
@@ -1391,8 +1413,8 @@ expert_statistics_forward_kernel(float* mean, float* variance, const floatX* row
 void expert_statistics_forward(Statistics s, const floatX* w_enc, const floatX* b_enc, size_t E, size_t D,
                                size_t C, cudaStream_t stream) {
     const dim3 grid(blocks_for(C, 8 * pack), unsigned(E)), one(1, unsigned(E));
-    expert_statistics_forward_kernel<pack><<<grid, dim3(8, 32), 0, stream>>>(s.m, s.v, w_enc, D, C);
-    expert_statistics_forward_kernel<1><<<one, dim3(1, 256), 0, stream>>>(s.mb, s.vb, b_enc, D, 1);
+    expert_statistics_forward_kernel<pack><<<grid, 1024, 0, stream>>>(s.m, s.v, w_enc, D, C);
+    expert_statistics_forward_kernel<1><<<one, 1024, 0, stream>>>(s.mb, s.vb, b_enc, D, 1);
     cuda_check(cudaGetLastError());
 }
 
@@ -1710,10 +1732,16 @@ __global__ void __launch_bounds__(router_warps* warp_size, 2)
             }
         }
     }
-    // The tokens' first slots, so that no lane waits for where a row is before it can ask for it.
+    // What all lanes of a warp ask for again and again: the tokens' first slots, their first dmu and dvar.
     __shared__ int slots[router_block][router_experts];
-    if (const int k = lane % router_experts; k < K)
-        slots[threadIdx.x / router_experts][k] = r.slot[min(first + lane / router_experts, N - 1) * K + k];
+    __shared__ float2 gradients[router_block][router_experts];
+    {
+        const int i = lane % router_experts, token = threadIdx.x / router_experts;
+        const size_t n = first + lane / router_experts;
+        slots[token][i] = n < N && i < K ? r.slot[n * K + i] : 0;
+        gradients[token][i] = {n < N && i < E ? dmu[n * E + i] : 0,
+                               n < N && i < E && !r.topk ? dvar[n * E + i] : 0};
+    }
     __syncwarp(); // these, dmu and dvar are read by other lanes of this warp
     for (int c = lane * pack; c < C && first < N; c += run_channels) {
         uint4 v[router_tokens];                                  // of x, asked for before it is needed
@@ -1726,8 +1754,10 @@ __global__ void __launch_bounds__(router_warps* warp_size, 2)
 #pragma unroll
             for (int t = 0; t < router_tokens; t++) {
                 const size_t nj = min(first + t, N - 1) * E + j;
-                sum[t] += dmu[nj] * m;
-                if (!r.topk) curve[t] += dvar[nj] * w;
+                const float2 d = j < router_experts ? gradients[warp * router_tokens + t][j]
+                                                    : float2{dmu[nj], r.topk ? 0 : dvar[nj]};
+                sum[t] += d.x * m;
+                curve[t] += d.y * w;
             }
         }
 #pragma unroll
