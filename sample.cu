@@ -88,13 +88,14 @@ constexpr int max_row_warps = 8, row_group_threads = max_row_warps * warp_size;
 
 // Warps that share a row, for `groups` groups of four rows of C channels.
 inline int row_group_warps(size_t groups, size_t C) {
-    const size_t wanted = 8 * multiprocessors / std::max<size_t>(groups, 1);
+    const size_t wanted = 16 * multiprocessors / std::max<size_t>(groups, 1);
     const size_t most = std::min<size_t>(max_row_warps, (C + warp_size * pack - 1) / (warp_size * pack));
     return int(std::clamp<size_t>(wanted, 1, most));
 }
 
-// Rows row .. row+3 of weight (M,C) times x[0] .. x[n-1] (C), n <= 8: the sum of row r and vector i arrives
-// in lane 8 r + i of warp 0. sums: shared, 32 for each warp. For all threads of a block.
+// Rows row .. row+3 of weight (M,C) times x[0] .. x[n-1] (C), n <= 8, the rest of x being any of them: the
+// sum of row r and vector i arrives in lane 8 r + i of warp 0. sums: shared, 32 for each warp. For all
+// threads of a block.
 __device__ inline float multiply_rows(float* sums, const floatX* weight, size_t row, size_t M,
                                       const float* const x[vectors_at_once], int n, size_t C) {
     const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
@@ -102,19 +103,23 @@ __device__ inline float multiply_rows(float* sums, const floatX* weight, size_t 
 #pragma unroll
     for (int r = 0; r < rows_at_once; r++) from[r] = weight + min(row + r, M - 1) * C;
     float sum[rows_at_once][vectors_at_once] = {};
-#pragma unroll 2
+#pragma unroll 1
     for (size_t c = threadIdx.x * size_t(pack); c < C; c += blockDim.x * size_t(pack)) {
         Pack w[rows_at_once];
 #pragma unroll
         for (int r = 0; r < rows_at_once; r++) w[r] = load_pack(from[r] + c);
 #pragma unroll
-        for (int i = 0; i < vectors_at_once; i++) {
-            if (i >= n) break;
-            const Pack v = load_pack(x[i] + c);
+        for (int first = 0, end = 1; first < vectors_at_once; first = end, end *= 2) {
+            if (first >= n) break; // within such a group no branch, so that its loads are under way together
+            Pack v[vectors_at_once / 2];
 #pragma unroll
-            for (int r = 0; r < rows_at_once; r++)
+            for (int i = first; i < end; i++) v[i - first] = load_pack(x[i] + c);
 #pragma unroll
-                for (int k = 0; k < pack; k++) sum[r][i] += w[r][k] * v[k];
+            for (int i = first; i < end; i++)
+#pragma unroll
+                for (int r = 0; r < rows_at_once; r++)
+#pragma unroll
+                    for (int k = 0; k < pack; k++) sum[r][i] += w[r][k] * v[i - first][k];
         }
     }
     float mine = sums_by_lane(sum);
@@ -239,11 +244,10 @@ __global__ void __launch_bounds__(row_threads, 1)
     for (size_t j = warp; j < r.E; j += row_warps_each) {
         float mean = 0, variance = 0;
 #pragma unroll 4
-        for (size_t c = lane * 4; c < C; c += warp_size * 4) {
+        for (int c = lane * 4; c < int(C); c += warp_size * 4) {
             const float4 x = *(const float4*)(row + c), m = *(const float4*)(r.statistics.m + j * C + c);
+            const float4 v = *(const float4*)((r.topk ? r.statistics.m : r.statistics.v) + j * C + c);
             mean += m.x * x.x + m.y * x.y + (m.z * x.z + m.w * x.w);
-            if (r.topk) continue;
-            const float4 v = *(const float4*)(r.statistics.v + j * C + c);
             variance += v.x * (x.x * x.x) + v.y * (x.y * x.y) + (v.z * (x.z * x.z) + v.w * (x.w * x.w));
         }
         const float mu = warp_sum(mean), var = warp_sum(variance);
@@ -305,12 +309,15 @@ constexpr size_t max_head = 256; // check_gpu_config() refuses larger ones
 
 // Up to `pack` channels of a head, n being left. A head size that is no multiple of pack has heads that begin
 // anywhere, and is read number by number.
-__device__ inline Pack load_channels(const floatX* from, int n, bool aligned) {
-    if (aligned) return load_pack(from);
-    Pack v;
+template <bool aligned> __device__ inline Pack load_channels(const floatX* from, int n) {
+    if constexpr (aligned) {
+        return load_pack(from);
+    } else {
+        Pack v;
 #pragma unroll
-    for (int i = 0; i < pack; i++) v[i] = i < n ? float(from[i]) : 0;
-    return v;
+        for (int i = 0; i < pack; i++) v[i] = i < n ? float(from[i]) : 0;
+        return v;
+    }
 }
 
 // What a piece of the keys came to: scores' largest, sum of exp(score - largest), sum of exp(..) value.
@@ -338,7 +345,7 @@ __device__ inline void join_pieces(float* out, Pieces pieces, size_t first, size
 
 // out (S,C) keys values (S,block_size,C), of one layer; the block that has the newest position puts its key
 // and value there first.  qkv (S,3C)
-__global__ void __launch_bounds__(piece_threads)
+template <bool aligned> __global__ void __launch_bounds__(piece_threads)
     attend_kernel(float* out, Pieces pieces, floatX* keys, floatX* values, const float* qkv,
                   const int* positions, size_t block_size, int HS) {
     __shared__ float q[max_head], p[piece_keys], of_warp[2][piece_threads / warp_size];
@@ -366,13 +373,12 @@ __global__ void __launch_bounds__(piece_threads)
     __syncthreads();
 
     // One key per thread.
-    const bool aligned = HS % pack == 0;
     float score = -INFINITY;
     if (t < n) {
         score = 0;
 #pragma unroll 4
         for (int c = 0; c < HS; c += pack) {
-            const Pack key = load_channels(k + t * C + c, HS - c, aligned);
+            const Pack key = load_channels<aligned>(k + t * C + c, HS - c);
 #pragma unroll
             for (int i = 0; i < pack; i++)
                 if (aligned || c + i < HS) score += q[c + i] * key[i];
@@ -392,9 +398,17 @@ __global__ void __launch_bounds__(piece_threads)
     const int packs = (HS + pack - 1) / pack, side_by_side = piece_threads / packs, group = t / packs;
     Pack o = {};
     const int c = t % packs * pack;
-#pragma unroll 4
-    for (int key = group; key < n && group < side_by_side; key += side_by_side)
-        o += p[key] * load_channels(v + key * C + c, HS - c, aligned);
+    for (int first_key = group; first_key < n && group < side_by_side; first_key += 4 * side_by_side) {
+        Pack value[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            value[i] = load_channels<aligned>(v + min(first_key + i * side_by_side, n - 1) * C + c, HS - c);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int key = first_key + i * side_by_side;
+            o += (key < n ? p[key] : 0) * value[i];
+        }
+    }
 #pragma unroll
     for (int i = 0; i < pack; i++) sums[t * pack + i] = o[i];
     __syncthreads();
@@ -426,8 +440,9 @@ inline size_t piece_count(size_t block_size) { return blocks_for(block_size, pie
 void attend(float* out, Pieces pieces, floatX* keys, floatX* values, const float* qkv, const int* positions,
             size_t S, size_t block_size, size_t C, size_t NH, cudaStream_t stream) {
     const size_t HS = C / NH, count = piece_count(block_size);
-    launch_early(attend_kernel, dim3(unsigned(count), unsigned(NH), unsigned(S)), piece_threads, 0, stream,
-                 out, pieces, keys, values, qkv, positions, block_size, int(HS));
+    launch_early(HS % pack == 0 ? attend_kernel<true> : attend_kernel<false>,
+                 dim3(unsigned(count), unsigned(NH), unsigned(S)), piece_threads, 0, stream, out, pieces,
+                 keys, values, qkv, positions, block_size, int(HS));
 }
 
 // Keys and values of the first n positions of one place and layer, from the trainer's forward pass.
@@ -443,10 +458,12 @@ __global__ void keep_keys_values_kernel(floatX* keys, floatX* values, const floa
 // 4. Experts: for every slot of expert j
 //   z = act(W_enc[j] x + b_enc[j])        y = w sum over the units u that fired of z_u W_dec[j][u]
 // An expert's rows are read once for all places that chose it. The blocks of an expert that no place chose
-// end at once.
+// end at once. More slots of an expert than 16 are for other blocks, so that all texts may choose the same
+// expert without waiting for one another.
 // ---------------------------------------------------------------------------------------------------------
 
 constexpr size_t max_places = 64;
+constexpr int share_slots = 16;
 
 // The expert of the blocks `index` along a grid of min(E, slots), and its slots, at most one for each place,
 // in rising order. Returns how many: 0 when there is nothing to do. For all threads of a block.
@@ -480,7 +497,7 @@ __device__ inline int find_slots(ExpertSlots* e, size_t index, const int* choice
 }
 
 // z (S*K,D), w_enc (E,D,C), b_enc (E,D), x (S,C), choice (S,K).  rows_read += rows of w_enc that moved.
-// gridDim.y = min(E, S*K)
+// gridDim: groups of rows, min(E, S*K), shares of the slots
 __global__ void __launch_bounds__(row_group_threads)
     units_kernel(float* z, unsigned long long* rows_read, const floatX* w_enc, const floatX* b_enc,
                  const float* x, const int* choice, size_t S, size_t K, size_t E, size_t D, size_t C,
@@ -492,16 +509,18 @@ __global__ void __launch_bounds__(row_group_threads)
     if (count == 0) return;
     const size_t row = blockIdx.x * size_t(rows_at_once), mine = row + threadIdx.x / vectors_at_once;
     const floatX* weight = w_enc + e.expert * D * C;
-    for (int first = 0; first < count; first += vectors_at_once) {
+    const int share = blockIdx.z * share_slots, end = min(share + share_slots, count);
+    for (int first = share; first < end; first += vectors_at_once) {
         const float* from[vectors_at_once];
 #pragma unroll
-        for (int i = 0; i < vectors_at_once; i++) from[i] = x + e.slots[min(first + i, count - 1)] / K * C;
-        const float sum = multiply_rows(sums, weight, row, D, from, min(count - first, vectors_at_once), C);
+        for (int i = 0; i < vectors_at_once; i++) from[i] = x + e.slots[min(first + i, end - 1)] / K * C;
+        const float sum = multiply_rows(sums, weight, row, D, from, min(end - first, vectors_at_once), C);
         const int to = first + threadIdx.x % vectors_at_once;
-        if (threadIdx.x < warp_size && to < count && mine < D)
+        if (threadIdx.x < warp_size && to < end && mine < D)
             z[e.slots[to] * D + mine] = activate(sum + float(b_enc[e.expert * D + mine]), act);
     }
-    if (threadIdx.x == 0) atomicAdd(rows_read, (unsigned long long)min(size_t(rows_at_once), D - row));
+    if (threadIdx.x == 0 && share == 0)
+        atomicAdd(rows_read, (unsigned long long)min(size_t(rows_at_once), D - row));
 }
 
 // A block has 128 units and a slab of channels, a pack for each lane; a warp has 16 of the units, and goes
@@ -513,7 +532,7 @@ constexpr int part_threads = part_warps * warp_size, slab = warp_size * pack;
 constexpr int fired_rows_at_once = 4, slots_at_once = 8; // of more slots the rows come from the cache
 
 // y (parts,S*K,C): of 128 units each, times the gate weight.  z (S*K,D), w_dec (E,D,C), choice weight (S,K).
-// rows_read += rows of w_dec that moved.  gridDim: parts, slabs, min(E, S*K)
+// rows_read += rows of w_dec that moved.  gridDim: parts, slabs of every share of the slots, min(E, S*K)
 __global__ void __launch_bounds__(part_threads)
     fired_rows_kernel(float* y, unsigned long long* rows_read, const floatX* w_dec, const float* z,
                       const int* choice, const float* weight, size_t S, size_t K, size_t E, size_t D,
@@ -526,12 +545,14 @@ __global__ void __launch_bounds__(part_threads)
     const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size;
     const size_t first_unit = blockIdx.x * size_t(part_units) + warp * warp_units; // of the warp
     const size_t unit = lane < warp_units ? first_unit + lane : D;                 // this lane's, or none
-    const size_t c = blockIdx.y * size_t(slab) + lane * pack;
+    const unsigned slabs = unsigned((C + slab - 1) / slab);
+    const size_t c = blockIdx.y % slabs * size_t(slab) + lane * pack;
+    const int share = blockIdx.y / slabs * share_slots, end = min(share + share_slots, count);
     const bool inside = c < C;
     const floatX* rows = w_dec + (e.expert * D + first_unit) * C + c;
     unsigned read = 0;
-    for (int first = 0; first < count; first += slots_at_once) {
-        const int n = min(count - first, slots_at_once);
+    for (int first = share; first < end; first += slots_at_once) {
+        const int n = min(end - first, slots_at_once);
         float mine[slots_at_once];
         bool any = false;
 #pragma unroll
@@ -571,14 +592,19 @@ __global__ void __launch_bounds__(part_threads)
             for (int k = 0; k < pack; k++) sums[warp][k * warp_size + lane] = sum[i][k];
             __syncthreads();
             const int slot = e.slots[first + i];
-            const size_t to = blockIdx.y * size_t(slab) + lane * pack + warp; // warp k has number k of a pack
+            const size_t to = c + warp; // warp k has number k of a pack
             if (warp >= pack || to >= C) continue;
             float whole = 0;
             for (int other = 0; other < part_warps; other++) whole += sums[other][threadIdx.x];
             y[(blockIdx.x * S * K + slot) * C + to] = weight[slot] * whole;
         }
     }
-    if (lane == 0 && blockIdx.y == 0 && read) atomicAdd(rows_read, (unsigned long long)__popc(read));
+    if (blockIdx.y > 0) return;
+    bool elsewhere = false; // fired for a slot of another share
+#pragma unroll 8
+    for (int i = end; i < count; i++) elsewhere |= unit < D && z[e.slots[i] * D + unit] != 0;
+    read |= __ballot_sync(0xffffffff, elsewhere);
+    if (lane == 0 && read) atomicAdd(rows_read, (unsigned long long)__popc(read));
 }
 
 // ---------------------------------------------------------------------------------------------------------
@@ -714,7 +740,8 @@ struct Decoder {
         const Activation act = c.geglu() || c.solu() ? Activation::none
                                : c.relu()            ? Activation::relu
                                                      : Activation::gelu;
-        const unsigned experts = unsigned(std::min(E, S * K)), places = unsigned(S);
+        const unsigned experts = unsigned(std::min(E, S * K)), places = unsigned(S),
+                       shares = blocks_for(S, share_slots);
         const int *tokens = gpu_inputs.data, *positions = tokens + S;
         const size_t heads = S * NH * piece_count(c.block_size);
         change_routing();
@@ -752,11 +779,12 @@ struct Decoder {
             if (c.moe()) {
                 const unsigned groups = blocks_for(D, rows_at_once);
                 const int warps = row_group_warps(groups * K, C);
-                launch_early(units_kernel, dim3(groups, experts), warps * warp_size, 0, stream, units,
+                launch_early(units_kernel, dim3(groups, experts, shares), warps * warp_size, 0, stream, units,
                              rows_read.data, w.w_enc, w.b_enc, norm.data, router.choice, S, K, E, D, C, act);
-                launch_early(fired_rows_kernel, dim3(unsigned(parts()), blocks_for(C, slab), experts),
-                             part_threads, 0, stream, y.data, rows_read.data, w.w_dec, units, router.choice,
-                             router.weight, S, K, E, D, C);
+                launch_early(fired_rows_kernel,
+                             dim3(unsigned(parts()), blocks_for(C, slab) * shares, experts), part_threads, 0,
+                             stream, y.data, rows_read.data, w.w_dec, units, router.choice, router.weight, S,
+                             K, E, D, C);
                 launch_early(add_experts_kernel, places, row_threads, bytes, stream, after, y.data, parts(),
                              w.b_dec, router.choice, router.weight, K);
             } else {

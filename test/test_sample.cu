@@ -387,6 +387,17 @@ static void test_moved_rows() {
     decoder.step(tokens.data());
     check(memcmp(before.data(), decoder.logits.data, before.size() * sizeof(float)) == 0);
 
+    // The same rows for many places are read, and counted, once; the places of an expert are in several
+    // shares.
+    Decoder one(loaded.model, 1), many(loaded.model, 40);
+    one.step(tokens.data());
+    many.step(vector<int32_t>(40, tokens[0]).data());
+    unsigned long long rows_of_one = 0, rows_of_many = 0;
+    one.rows_read.download(&rows_of_one, 1);
+    many.rows_read.download(&rows_of_many, 1);
+    check(rows_of_one > K * D && rows_of_one == rows_of_many, "%llu, %llu", rows_of_one, rows_of_many);
+    for (const size_t s : {0, 15, 16, 39}) check(logits_of(many, s) == logits_of(one, 0), "place %zu", s);
+
     // A NaN that is read is seen.
     const size_t row = std::find(fired.begin(), fired.end(), true) - fired.begin();
     cuda_check(cudaMemcpy(w.w_dec + row * C, broken.data(), C * sizeof(floatX), cudaMemcpyHostToDevice));
