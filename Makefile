@@ -175,12 +175,12 @@ endif
 # ---------------------------------------------------------------------------------------------------------
 # The CUDA programs: by nvcc for the GPU, and by dev/emu and the C++ compiler for the CPU. What ptxas says of
 # registers and spills is kept beside the binary; test/test_ptxas.sh reads it. Beside the cards' own code there is
-# PTX of the last of them, which newer cards compile when they load it.
+# PTX of the last of them, which newer cards compile when they load it. 90a: with wgmma, which no other card has.
 
 CUDA_LAYERS  = $(B)/libinterp.a $(B)/libmoex.a # train_moex.cu and dev/cpu know nothing of each other
 CUDA_TESTS   = test_kernels test_cuda test_sample test_units
 NVCC_FLAGS   = -std=c++20 -O3 --expt-relaxed-constexpr -lineinfo -t 0 -Xptxas -v \
-               $(foreach a,$(GPU_ARCH),-gencode arch=compute_$(a),code=sm_$(a)) \
+               $(foreach a,$(GPU_ARCH:90=90a),-gencode arch=compute_$(a),code=sm_$(a)) \
                -gencode arch=compute_$(lastword $(GPU_ARCH)),code=compute_$(lastword $(GPU_ARCH)) -Xcompiler -Wall,-Wextra$(if $(OPENMP),$(comma)-fopenmp)
 NVCC_COMPILE = @mkdir -p $(@D); echo "$(NVCC) -> $@"; $(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $@.d -MT $@ $(firstword $(filter %.cu,$^)) $(filter %.o,$^) $(filter %.a,$^) -lcublasLt $(if $(CUDA_LIB),-Xlinker -rpath=$(CUDA_LIB)) -o $@ \
                > $@.ptxas 2>&1 || { grep -v 'ptxas info\|bytes stack' $@.ptxas >&2; exit 1; }

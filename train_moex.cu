@@ -2494,108 +2494,109 @@ __global__ void update_kernel(floatX* weights, float* master, const float* gradi
 //   dw_s = dout_s . (z_s W_dec_j + b_dec_j) = dz_s . z_s + dout_s . b_dec_j      (SonicMoE: Guo et al., 2025,
 // arXiv 2512.14080: nobody need keep y).
 // One product for each expert is a product too small for a large card, launched by a host that must first
-// wait for the counts. Here the whole is cut into tiles of 128 x 128 numbers of one expert, numbered expert
-// by expert, and a block takes every gridDim.x-th of them. Which expert a tile belongs to it finds by going
-// through begin: its tiles come in rising order, so once through is enough for all of them. The host need not
-// know any count, and rows come by way of token[]: no copy of them is gathered before. What would be a second
+// wait for the counts. Here the whole is cut into tiles of numbers of one expert, numbered expert by expert,
+// and a block takes every gridDim.x-th of them. Which expert a tile belongs to it finds by going through
+// begin: its tiles come in rising order, so once through is enough for all of them. The host need not know
+// any count, and rows come by way of token[]: no copy of them is gathered before. What would be a second
 // kernel, to add a bias, to apply an activation, to count or to sum, is an epilogue: done with a tile while
 // it is in registers.
 //
 // A number is one block's sum in rising order. In a row its bits depend on the row and on its expert's matrix
 // alone, not on who else visits the expert; those of a matrix's gradient on the rows of the expert and on how
-// many rows there are; none of them on the number of blocks.
+// many rows there are; none of them on the number of blocks. Cards whose tensor cores are spoken to in
+// different ways, MmaTile and WgmmaTile, may differ in bits.
 
-constexpr int grouped_tile = 128, grouped_threads = 256, grouped_stages = 3;
-constexpr unsigned grouped_blocks = 2; // of a multiprocessor, as far as they fit
-__host__ __device__ constexpr int grouped_tiles(int n) { return (n + grouped_tile - 1) / grouped_tile; }
+constexpr int grouped_rows = 128; // of a tile
+constexpr int grouped_ahead = 2;  // steps of a tile that are on their way while one is multiplied
+__host__ __device__ constexpr int tiles_along(int n, int width) { return (n + width - 1) / width; }
 
-// The product of a tile goes in steps of 64 bytes of each row. While a step is multiplied, the next two are
-// on their way to shared memory (cp.async). An operand lies there as it does in memory, with 16 bytes between
-// rows, as in attention: narrow, the tile's 128 rows of `depth` numbers that are summed over; or wide,
-// `depth` rows that are summed over of the tile's 128 columns.
-constexpr int grouped_depth = 64 / sizeof(floatX);
-constexpr int narrow_stride = grouped_depth + pack, wide_stride = grouped_tile + pack;
-constexpr int grouped_operand = grouped_tile * narrow_stride;
-static_assert(grouped_depth * wide_stride <= grouped_operand);
-constexpr size_t grouped_shared_bytes = grouped_stages * 2 * grouped_operand * sizeof(floatX);
+// A lane has its numbers as mma.sync leaves them: of every 8 rows one, of every 8 columns two. As the columns
+// of a product are in whatever order the rows of b are, those of 32 columns are given an order in which a
+// lane's eight are beside each other, and reach memory in one piece: column 8 t + 2 q + e, of lane t of four,
+// is the 8 q + 2 t + e-th. A wide b has its columns as they lie in memory; there lanes exchange:
+// beside_each_other().
+__device__ inline int ordered(int column) {
+#ifdef PRECISION_FP32
+    return column;
+#else
+    return column / 32 * 32 + column / 2 % 4 * 8 + column / 8 % 4 * 2 + column % 2;
+#endif
+}
 
-// One operand of a tile: `across` rows (wide: columns) of it, of `depth` numbers (wide: rows) to sum over.
-struct Operand {
-    const floatX* from; // the first row, but with `index` row 0, of which row index[i] is taken as the i-th
-    const int* index;
-    int stride, across, depth; // stride: from row to row
+// The product of a tile goes in steps of `depth` numbers of each row that are summed over. An operand of a
+// step lies in shared memory as it does in memory: narrow, the tile's rows (of b: columns), each a line of
+// `depth` numbers; or wide, `depth` lines, one for each number that is summed over, of the tile's rows
+// (columns).
+//
+// By mma.sync: 8 warps, 2 x 4 of them, have 64 x 32 numbers each; in the fp32 build every lane sums the same
+// ones by itself. Between lines there are 16 bytes, as in attention. Two such blocks share a multiprocessor:
+// one multiplies while the other waits or has its epilogue.
+struct MmaTile {
+    static constexpr int columns = 128, depth = 64 / sizeof(floatX), stages = 3, threads = 256;
+    static constexpr unsigned blocks = 2; // of a multiprocessor
+    static constexpr int m = 4, n = 4;    // a lane's share: of 16 m rows, 8 n columns
+    static constexpr bool compiled = true;
+    static constexpr int narrow_stride = depth + pack, wide_stride = columns + pack;
+    static constexpr int a_size = grouped_rows * narrow_stride, stage_size = 2 * a_size; // in numbers
+    static_assert(depth * wide_stride <= a_size && grouped_rows == columns);
+    static constexpr size_t shared_bytes = stages * stage_size * sizeof(floatX);
+
+    __device__ static int warp_row() { return threadIdx.x / 128 * 64; }
+    __device__ static int warp_column() { return threadIdx.x / 32 % 4 * 32; }
+    static constexpr int line_packs(bool wide) { return (wide ? columns : depth) / pack; }
+    __host__ __device__ static constexpr int line_stride(bool wide) {
+        return wide ? wide_stride : narrow_stride;
+    }
+    template <bool wide> __device__ static int place(int line, int column) {
+        return line * line_stride(wide) + column;
+    }
+    __device__ static void publish() {}
+    __device__ static void finish(float[m][n][4]) {}
+    template <bool a_wide, bool b_wide>
+    __device__ __forceinline__ static void multiply(float c[m][n][4], const floatX* a, const floatX* b);
 };
 
-// A thread's share of copying an operand, twice 16 bytes of a step. What there is not arrives as zeros and is
-// not read.
-template <bool wide> struct OperandCopy {
-    static constexpr int packs = (wide ? grouped_tile : grouped_depth) / pack; // of a row
-    static constexpr int half = (wide ? grouped_depth : grouped_tile) / 2;
-    const Operand o;
-    const int row = threadIdx.x / packs, column = threadIdx.x % packs * pack;
-    int at[2]; // which rows are next
-
-    __device__ OperandCopy(const Operand& o) : o(o) { find_rows(0); }
-    __device__ void find_rows(int step) {
-        const int first = wide ? step * grouped_depth : 0, rows = wide ? o.depth : o.across;
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const int r = min(first + row + i * half, rows - 1);
-            at[i] = o.index ? o.index[r] : r;
-        }
-    }
-    __device__ void start(floatX* to, int step) {
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const int r = row + i * half, k = step * grouped_depth + (wide ? r : column);
-            const bool there = k < o.depth && (wide ? column : r) < o.across;
-            const size_t from = size_t(at[i]) * o.stride + (wide ? column : k);
-            copy_async_16(to + r * (wide ? wide_stride : narrow_stride) + column, o.from + (there ? from : 0),
-                          there ? 16 : 0);
-        }
-        if (wide) find_rows(step + 1); // before they are needed
-    }
-};
-
-// c += a b of one step, for the warp's 64 rows and 32 columns
+// c += a b of one step
 template <bool a_wide, bool b_wide>
-__device__ __forceinline__ void multiply_step(float c[4][4][4], const floatX* a, const floatX* b) {
+__device__ __forceinline__ void MmaTile::multiply(float c[m][n][4], const floatX* a, const floatX* b) {
+    a += warp_row() * (a_wide ? 1 : narrow_stride);
+    b += warp_column() * (b_wide ? 1 : narrow_stride);
 #ifndef PRECISION_FP32
-    const uint32_t a_at = a_wide ? lane_address_transposed<grouped_tile>(a) : lane_address<grouped_depth>(a);
-    const uint32_t b_at = b_wide ? lane_address<grouped_tile>(b) : lane_address_transposed<grouped_depth>(b);
+    const uint32_t a_at = a_wide ? lane_address_transposed<columns>(a) : lane_address<depth>(a);
+    const uint32_t b_at = b_wide ? lane_address<columns>(b) : lane_address_transposed<depth>(b);
 #pragma unroll
-    for (int k = 0; k < grouped_depth; k += 16) {
-        uint32_t rows[4][4];
+    for (int k = 0; k < depth; k += 16) {
+        uint32_t rows[m][4];
 #pragma unroll
-        for (int m = 0; m < 4; m++)
+        for (int i = 0; i < m; i++)
             if constexpr (a_wide)
-                ldmatrix_x4_trans(rows[m], a_at + (k * wide_stride + m * 16) * sizeof(floatX));
+                ldmatrix_x4_trans(rows[i], a_at + (k * wide_stride + i * 16) * sizeof(floatX));
             else
-                ldmatrix_x4(rows[m], a_at + (m * 16 * narrow_stride + k) * sizeof(floatX));
+                ldmatrix_x4(rows[i], a_at + (i * 16 * narrow_stride + k) * sizeof(floatX));
 #pragma unroll
-        for (int n = 0; n < 4; n += 2) {
+        for (int j = 0; j < n; j += 2) {
             uint32_t columns[4];
             if constexpr (b_wide)
-                ldmatrix_x4_trans(columns, b_at + (k * wide_stride + n * 8) * sizeof(floatX));
+                ldmatrix_x4_trans(columns, b_at + (k * wide_stride + j * 8) * sizeof(floatX));
             else
-                ldmatrix_x4(columns, b_at + (n * 8 * narrow_stride + k) * sizeof(floatX));
+                ldmatrix_x4(columns, b_at + (j * 8 * narrow_stride + k) * sizeof(floatX));
 #pragma unroll
-            for (int m = 0; m < 4; m++) {
-                mma_m16n8k16(c[m][n], rows[m], columns[0], columns[1]);
-                mma_m16n8k16(c[m][n + 1], rows[m], columns[2], columns[3]);
+            for (int i = 0; i < m; i++) {
+                mma_m16n8k16(c[i][j], rows[i], columns[0], columns[1]);
+                mma_m16n8k16(c[i][j + 1], rows[i], columns[2], columns[3]);
             }
         }
     }
 #else
-    const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
+    const int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * pack;
 #pragma unroll 2 // as far as the registers go
-    for (int k = 0; k < grouped_depth; k++) {
+    for (int k = 0; k < depth; k++) {
         float rows[8], columns[8];
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            const int m = row + i * 8, n = column + i / 2 * 8 + i % 2;
-            rows[i] = a_wide ? a[k * wide_stride + m] : a[m * narrow_stride + k];
-            columns[i] = b_wide ? b[k * wide_stride + n] : b[n * narrow_stride + k];
+            const int r = row + i * 8, j = column + i / pack * 4 * pack + i % pack;
+            rows[i] = a_wide ? a[k * wide_stride + r] : a[r * narrow_stride + k];
+            columns[i] = b_wide ? b[k * wide_stride + j] : b[j * narrow_stride + k];
         }
 #pragma unroll
         for (int i = 0; i < 8; i++)
@@ -2605,44 +2606,203 @@ __device__ __forceinline__ void multiply_step(float c[4][4][4], const floatX* a,
 #endif
 }
 
-// The first row and column of a warp in the tile, and of a lane. 8 warps, 2 x 4 of them, have 64 x 32 numbers
-// each, in registers, in fp32, a lane those that mma.sync gives it; in the fp32 build every lane sums the
-// same ones by itself: pairs of columns, c[i / 2][n][i % 2 * 2] and the next, at row 8 i and column 8 n from
-// its first. On sm_90 wgmma would take the place of multiply_step(), and its layout of the sums that of
-// each_pair().
-__device__ inline int warp_row() { return threadIdx.x / 128 * 64; }
-__device__ inline int warp_column() { return threadIdx.x / 32 % 4 * 32; }
-__device__ inline int lane_row(int i) { return warp_row() + threadIdx.x % 32 / 4 + i * 8; }
-__device__ inline int lane_column(int n) { return warp_column() + threadIdx.x % 4 * 2 + n * 8; }
+#ifndef PRECISION_FP32
+// By wgmma, which only code for sm_90a has: four warps, a warpgroup, multiply 64 x 16 by 16 x 256 numbers
+// that they leave in shared memory, at twice the rate of mma.sync. It goes on by itself: it reads shared
+// memory and adds to registers until wait says that at most so many of the groups closed by commit are still
+// at it.
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+template <int N> __device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+// What threads have written to shared memory before, copies included, wgmma reads after it.
+__device__ __forceinline__ void fence_async_proxy() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
 
-// c += a b of a tile; all threads of the block call
-template <bool a_wide, bool b_wide>
-__device__ __forceinline__ void multiply_tile(float c[4][4][4], const Operand& a, const Operand& b) {
-    extern __shared__ uint4 grouped_memory[];
-    floatX* const shared = (floatX*)grouped_memory; // stages of a, b
-    const int steps = (a.depth + grouped_depth - 1) / grouped_depth;
-    OperandCopy<a_wide> copy_a(a);
-    OperandCopy<b_wide> copy_b(b);
-    const auto load = [&](int step) {
-        floatX* const to = shared + step % grouped_stages * 2 * grouped_operand;
+// c (64,256) += a (64,16) b (256,16)^T. A lane's c: as mma.sync's, warp after warp 16 rows.
+template <bool a_wide, bool b_wide> __device__ __forceinline__ void wgmma(float* c, uint64_t a, uint64_t b) {
+    // clang-format off
+    asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 " %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                 " %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+                 " %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+                 " %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+                 " %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
+                 " %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+                 "%128, %129, 1, 1, 1, %130, %131;"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]),
+                   "+f"(c[8]), "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]),
+                   "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]),
+                   "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31]),
+                   "+f"(c[32]), "+f"(c[33]), "+f"(c[34]), "+f"(c[35]), "+f"(c[36]), "+f"(c[37]), "+f"(c[38]), "+f"(c[39]),
+                   "+f"(c[40]), "+f"(c[41]), "+f"(c[42]), "+f"(c[43]), "+f"(c[44]), "+f"(c[45]), "+f"(c[46]), "+f"(c[47]),
+                   "+f"(c[48]), "+f"(c[49]), "+f"(c[50]), "+f"(c[51]), "+f"(c[52]), "+f"(c[53]), "+f"(c[54]), "+f"(c[55]),
+                   "+f"(c[56]), "+f"(c[57]), "+f"(c[58]), "+f"(c[59]), "+f"(c[60]), "+f"(c[61]), "+f"(c[62]), "+f"(c[63]),
+                   "+f"(c[64]), "+f"(c[65]), "+f"(c[66]), "+f"(c[67]), "+f"(c[68]), "+f"(c[69]), "+f"(c[70]), "+f"(c[71]),
+                   "+f"(c[72]), "+f"(c[73]), "+f"(c[74]), "+f"(c[75]), "+f"(c[76]), "+f"(c[77]), "+f"(c[78]), "+f"(c[79]),
+                   "+f"(c[80]), "+f"(c[81]), "+f"(c[82]), "+f"(c[83]), "+f"(c[84]), "+f"(c[85]), "+f"(c[86]), "+f"(c[87]),
+                   "+f"(c[88]), "+f"(c[89]), "+f"(c[90]), "+f"(c[91]), "+f"(c[92]), "+f"(c[93]), "+f"(c[94]), "+f"(c[95]),
+                   "+f"(c[96]), "+f"(c[97]), "+f"(c[98]), "+f"(c[99]), "+f"(c[100]), "+f"(c[101]), "+f"(c[102]), "+f"(c[103]),
+                   "+f"(c[104]), "+f"(c[105]), "+f"(c[106]), "+f"(c[107]), "+f"(c[108]), "+f"(c[109]), "+f"(c[110]), "+f"(c[111]),
+                   "+f"(c[112]), "+f"(c[113]), "+f"(c[114]), "+f"(c[115]), "+f"(c[116]), "+f"(c[117]), "+f"(c[118]), "+f"(c[119]),
+                   "+f"(c[120]), "+f"(c[121]), "+f"(c[122]), "+f"(c[123]), "+f"(c[124]), "+f"(c[125]), "+f"(c[126]), "+f"(c[127])
+                 : "l"(a), "l"(b), "n"(int(a_wide)), "n"(int(b_wide)));
+    // clang-format on
+}
+
+// An operand lies in lines of 128 bytes. So that neither 8 lines at the same column nor 8 columns of a line
+// share banks, chunk i (16 bytes) of line l stands at i ^ l % 8: the swizzle of 128 bytes. Narrow, a line is
+// a row; wide, it is one number of 64 rows (columns), and after `depth` such lines come those of the next 64.
+// wgmma is told by a descriptor: address / 16; from bit 16 on how far the next 64 are, if wide, and from bit
+// 32 on how far the next 8 lines are, both / 16; bit 62: this swizzle, which it finds by the bits of an
+// address.
+//
+// 2 warpgroups have 64 x 256 numbers each: half of a lane's registers. One block has the multiprocessor for
+// itself, and the next tile's first steps are loaded during the epilogue. The larger the tile, the less is
+// read for each product: a step reads 48 KB from the L2 cache in the time of 1,024 cycles of multiplying.
+struct WgmmaTile {
+    static constexpr int columns = 256, depth = 64, stages = 4, threads = 256;
+    static constexpr unsigned blocks = 1;
+    static constexpr int m = 1, n = 32;
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(MOEX_EMU)
+    static constexpr bool compiled = true;
+#else
+    static constexpr bool compiled = false;
+#endif
+    static constexpr int line = 64, a_size = grouped_rows * line, stage_size = a_size + columns * line;
+    static_assert(line * sizeof(floatX) == 128 && stage_size * sizeof(floatX) % 1024 == 0);
+    // and the sums of UnitsBackward of 8 warps
+    static constexpr size_t shared_bytes = stages * stage_size * sizeof(floatX) + 8 * columns * sizeof(float);
+
+    __device__ static int warp_row() { return threadIdx.x / 32 * 16; }
+    __device__ static int warp_column() { return 0; }
+    static constexpr int line_packs(bool) { return line / pack; }
+    __host__ __device__ static constexpr int line_stride(bool) { return line; }
+    template <bool wide> __device__ static int place(int l, int column) {
+        return l * line + (column / pack ^ l % 8) * pack;
+    }
+    __device__ static uint64_t descriptor(const floatX* p) {
+        const uint64_t next_64 = depth * line * sizeof(floatX), next_8 = 8 * line * sizeof(floatX);
+        return shared_address(p) >> 4 | next_64 >> 4 << 16 | next_8 >> 4 << 32 | uint64_t(1) << 62;
+    }
+    __device__ static void publish() { fence_async_proxy(); }
+    __device__ __forceinline__ static void finish(float c[m][n][4]) {
+        wgmma_wait<0>();
+#pragma unroll
+        for (int i = 0; i < n * 4; i++)
+            asm volatile("" : "+f"(c[0][i / 4][i % 4])::"memory"); // nobody reads it before
+    }
+    // c += a b of one step: is under way when this returns, and the step before has ended
+    template <bool a_wide, bool b_wide>
+    __device__ __forceinline__ static void multiply(float c[m][n][4], const floatX* a, const floatX* b) {
+        const uint64_t a_at = descriptor(a + threadIdx.x / 128 * 64 * line), b_at = descriptor(b);
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < depth; k += 16)
+            wgmma<a_wide, b_wide>(c[0][0], a_at + k * (a_wide ? line : 1) * sizeof(floatX) / 16,
+                                  b_at + k * (b_wide ? line : 1) * sizeof(floatX) / 16);
+        wgmma_commit();
+        wgmma_wait<1>();
+    }
+};
+#endif
+
+// One operand of a tile: `across` rows (wide: columns) of it, of `depth` numbers (wide: rows) to sum over.
+struct Operand {
+    const floatX* from; // the first row, but with `index` row 0, of which row index[i] is taken as the i-th
+    const int* index;
+    int stride, across, depth; // stride: from row to row
+};
+
+// A thread's share of copying an operand, `turns` times 16 bytes of a step. What there is not arrives as
+// zeros and is not read.
+template <class Tile, bool wide, bool is_b> struct OperandCopy {
+    static constexpr int packs = Tile::line_packs(wide), between = Tile::threads / packs; // its lines
+    static constexpr int turns = (is_b ? Tile::columns : grouped_rows) * Tile::depth / pack / Tile::threads;
+    static constexpr int rows =
+        wide ? Tile::depth / between : turns; // wide: then the same ones, further right
+    static_assert(between % (is_b && !wide ? 32 : 8) ==
+                  0); // so far apart lines are put in order, swizzled alike
+    Operand o;
+    const int row = threadIdx.x / packs, column = threadIdx.x % packs * pack;
+    const int place = Tile::template place<wide>(is_b && !wide ? ordered(row) : row, column);
+    int at[rows]; // which rows are next
+
+    __device__ void begin(const Operand& operand) {
+        o = operand;
+        find_rows(0);
+    }
+    __device__ void find_rows(int step) {
+        const int first = wide ? step * Tile::depth : 0, last = (wide ? o.depth : o.across) - 1;
+#pragma unroll
+        for (int i = 0; i < rows; i++) {
+            const int r = min(first + row + i * between, last);
+            at[i] = o.index ? o.index[r] : r;
+        }
+    }
+    __device__ void start(floatX* to, int step) {
+        const char* const from = (const char*)(o.from + column + (wide ? 0 : step * Tile::depth));
+        const long long row_bytes = o.stride * int(sizeof(floatX));
+#pragma unroll
+        for (int i = 0; i < turns; i++) {
+            const int r = row + i % rows * between, c = column + i / rows * packs * pack;
+            const bool there = step * Tile::depth + (wide ? r : c) < o.depth && (wide ? c : r) < o.across;
+            copy_async_16(to + place + i * between * Tile::line_stride(wide),
+                          from + at[i % rows] * row_bytes + i / rows * packs * 16, there ? 16 : 0);
+        }
+        if (wide) find_rows(step + 1); // before they are needed
+    }
+};
+
+// The products of a block's tiles, one after the other; all threads of the block call.
+//
+// All steps, of all tiles, go through the stages in turn. When a step is multiplied, the next is there or on
+// its way, and the one after it is sent for: to the stage of the step before last (with three stages, the
+// last), which all have left, since all have come to the barrier of this one.
+template <class Tile, bool a_wide, bool b_wide> struct TileProducts {
+    OperandCopy<Tile, a_wide, false> a;
+    OperandCopy<Tile, b_wide, true> b;
+    int steps;          // of the tile
+    unsigned stage = 0; // of the next step
+
+    static __device__ floatX* shared() {
+        extern __shared__ __align__(1024) uint4 grouped_memory[];
+        return (floatX*)grouped_memory;
+    }
+    __device__ floatX* stage_of(unsigned ahead) const {
+        return shared() + (stage + ahead) % Tile::stages * Tile::stage_size;
+    }
+    __device__ void load(int step, unsigned ahead) {
         if (step < steps) {
-            copy_a.start(to, step);
-            copy_b.start(to + grouped_operand, step);
+            a.start(stage_of(ahead), step);
+            b.start(stage_of(ahead) + Tile::a_size, step);
         }
         copy_async_commit(); // also of nothing, so that groups are counted as steps are
-    };
-    for (int step = 0; step < grouped_stages - 1; step++) load(step);
-    for (int step = 0; step < steps; step++) {
-        copy_async_wait<grouped_stages - 2>();
-        __syncthreads(); // the step is there for all; and all have left the one before, whose place is next
-        load(step + grouped_stages - 1);
-        const floatX* const a_step = shared + step % grouped_stages * 2 * grouped_operand;
-        const floatX* const b_step = a_step + grouped_operand;
-        multiply_step<a_wide, b_wide>(c, a_step + warp_row() * (a_wide ? 1 : narrow_stride),
-                                      b_step + warp_column() * (b_wide ? 1 : narrow_stride));
     }
-    __syncthreads(); // before the next tile's first steps come
-}
+    __device__ void begin(const Operand& a_operand, const Operand& b_operand) {
+        a.begin(a_operand);
+        b.begin(b_operand);
+        steps = tiles_along(a_operand.depth, Tile::depth);
+        for (int step = 0; step < grouped_ahead; step++) load(step, step);
+    }
+    // c += a b. It may be under way until Tile::finish(); before it comes, the next tile can begin.
+    __device__ __forceinline__ void multiply(float c[Tile::m][Tile::n][4]) {
+        for (int step = 0; step < steps; step++) {
+            copy_async_wait<grouped_ahead - 1>();
+            Tile::publish();
+            __syncthreads();
+            load(step + grouped_ahead, grouped_ahead);
+            Tile::template multiply<a_wide, b_wide>(c, stage_of(0), stage_of(0) + Tile::a_size);
+            stage = (stage + 1) % Tile::stages;
+        }
+    }
+};
 
 // A tile of rows (rows of all experts, M): rows first to first + rows of `expert`, `columns` from `column`
 // on.
@@ -2651,16 +2811,45 @@ struct RowTile {
     int first, rows, column, columns;
 };
 
-// Calls f(i, s, place, c_0, c_1) for the lane's pairs in its columns n: in row s, at place of an array
-// (rows,M)
-template <class F>
-__device__ __forceinline__ void each_pair(const float c[4][4][4], const RowTile& t, int n, int M, F f) {
+// A lane's numbers in the tile: packs, one in each 8 of its warp's 16 m rows, and of its 8 n columns so many:
+template <class Tile> constexpr int lane_packs = 2 * Tile::n / pack;
+template <class Tile> __device__ inline int lane_row(int i) {
+    return Tile::warp_row() + threadIdx.x % 32 / 4 + i * 8;
+}
+template <class Tile> __device__ inline int lane_column(int n) {
+    return Tile::warp_column() + (n * 4 + threadIdx.x % 4) * pack;
+}
+
+// Of a wide b a lane t of four has columns 2 t and 2 t + 1 of each of four times 8; it takes all of the
+// t-th 8.
+template <class Tile> __device__ __forceinline__ void beside_each_other(float c[Tile::m][Tile::n][4]) {
+    if (pack != 8) return;          // in the fp32 build they are
+    float(*const blocks)[4] = c[0]; // (16 rows, 8 columns)
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        if (lane_row(i) >= t.rows) continue;
-        const int s = t.first + lane_row(i);
-        f(i, s, size_t(s) * M + t.column + lane_column(n), c[i / 2][n][i % 2 * 2],
-          c[i / 2][n][i % 2 * 2 + 1]);
+    for (int by = 1; by <= 2; by *= 2)
+#pragma unroll
+        for (int i = 0; i < Tile::m * Tile::n; i++)
+#pragma unroll
+            for (int e = 0; e < 4 && !(i & by); e++) {
+                float &low = blocks[i][e], &high = blocks[i + by][e];
+                const bool upper = threadIdx.x & by;
+                const float got = __shfl_xor_sync(0xffffffff, upper ? low : high, by);
+                low = upper ? got : low;
+                high = upper ? high : got;
+            }
+}
+
+// Calls f(i, s, place, pack) for the lane's n-th packs: in row s, at place of an array (rows,M)
+template <class Tile, class F> __device__ __forceinline__ void
+each_pack(const float c[Tile::m][Tile::n][4], const RowTile& t, int n, int M, F f) {
+#pragma unroll
+    for (int i = 0; i < 2 * Tile::m; i++) {
+        if (lane_row<Tile>(i) >= t.rows) continue;
+        const int s = t.first + lane_row<Tile>(i);
+        Pack v;
+#pragma unroll
+        for (int e = 0; e < pack; e++) v[e] = c[i / 2][(n * pack + e) / 2][i % 2 * 2 + e % 2];
+        f(i, s, size_t(s) * M + t.column + lane_column<Tile>(n), v);
     }
 }
 
@@ -2671,38 +2860,46 @@ struct Grouped {
     int E, M, K;              // M, K multiples of 8
 };
 
-template <bool b_wide, class Epilogue> __global__ void __launch_bounds__(grouped_threads, 2)
-    grouped_kernel(Grouped g, Epilogue epilogue) {
-    const int across = grouped_tiles(g.M);
-    int expert = 0, before = 0; // tiles beside each other, of all experts before
-    for (int tile = blockIdx.x;; tile += gridDim.x) {
-        for (;; expert++) {
-            if (expert == g.E) return;
-            const int down = grouped_tiles(g.begin[expert + 1] - g.begin[expert]);
-            if (tile < (before + down) * across) break;
-            before += down;
+template <class Tile, bool b_wide, class Epilogue>
+__global__ void __launch_bounds__(Tile::threads, Tile::blocks) grouped_kernel(Grouped g, Epilogue epilogue) {
+    if constexpr (!Tile::compiled) {
+        __trap();
+    } else {
+        const int across = tiles_along(g.M, Tile::columns);
+        int tile = blockIdx.x, expert = 0, before = 0; // tiles beside each other, of all experts before
+        TileProducts<Tile, false, b_wide> products;
+        RowTile next;
+        const auto begin_next = [&] { // false: there is none
+            for (;; expert++) {
+                if (expert == g.E) return false;
+                const int down = tiles_along(g.begin[expert + 1] - g.begin[expert], grouped_rows);
+                if (tile < (before + down) * across) break;
+                before += down;
+            }
+            const int number = tile / across, column = tile % across * Tile::columns;
+            const int first = g.begin[expert] + (number - before) * grouped_rows;
+            next = {expert, number,
+                    first,  min(grouped_rows, g.begin[expert + 1] - first),
+                    column, min(Tile::columns, g.M - column)};
+            const floatX* const b = g.b + size_t(expert) * g.M * g.K;
+            products.begin({g.index ? g.a : g.a + size_t(first) * g.K, g.index ? g.index + first : nullptr,
+                            g.K, next.rows, g.K},
+                           {b_wide ? b + column : b + size_t(column) * g.K, nullptr, b_wide ? g.M : g.K,
+                            next.columns, g.K});
+            tile += gridDim.x;
+            return true;
+        };
+        for (bool more = begin_next(); more;) {
+            const RowTile t = next;
+            float c[Tile::m][Tile::n][4] = {};
+            products.multiply(c);
+            more = begin_next();
+            Tile::finish(c);
+            if (b_wide) beside_each_other<Tile>(c);
+            epilogue.template finish<Tile>(c, t, g.M);
         }
-        const int number = tile / across, column = tile % across * grouped_tile;
-        const int first = g.begin[expert] + (number - before) * grouped_tile;
-        const RowTile t = {expert, number,
-                           first,  min(grouped_tile, g.begin[expert + 1] - first),
-                           column, min(grouped_tile, g.M - column)};
-        const floatX* const b = g.b + size_t(expert) * g.M * g.K;
-        float c[4][4][4] = {};
-        multiply_tile<false, b_wide>(c,
-                                     {g.index ? g.a : g.a + size_t(t.first) * g.K,
-                                      g.index ? g.index + t.first : nullptr, g.K, t.rows, g.K},
-                                     {b_wide ? b + t.column : b + size_t(t.column) * g.K, nullptr,
-                                      b_wide ? g.M : g.K, t.columns, g.K});
-        epilogue(c, t, g.M);
     }
 }
-
-__device__ inline float2 load_pair(const floatX* p) {
-    const ChannelPair pair = *(const ChannelPair*)p;
-    return {float(pair.a), float(pair.b)};
-}
-__device__ inline void store_pair(floatX* p, float a, float b) { *(ChannelPair*)p = {floatX(a), floatX(b)}; }
 
 // z = act(h), h = c + bias; counts those that fire
 struct Units {
@@ -2711,18 +2908,22 @@ struct Units {
     unsigned long long* active; // null: not counted
     bool relu;                  // or gelu
 
-    __device__ float unit(float h) const { return !relu ? gelu(h) : h <= 0 ? 0 : h; } // NaN stays NaN
-    __device__ void operator()(const float c[4][4][4], const RowTile& t, int M) const {
+    template <class Tile>
+    __device__ void finish(const float c[Tile::m][Tile::n][4], const RowTile& t, int M) const {
         int fired = 0;
 #pragma unroll
-        for (int n = 0; n < 4; n++) {
-            if (lane_column(n) >= t.columns) continue;
-            const float2 b = load_pair(bias + size_t(t.expert) * M + t.column + lane_column(n));
-            each_pair(c, t, n, M, [&](int, int, size_t place, float c_0, float c_1) {
-                const float z_0 = unit(c_0 + b.x), z_1 = unit(c_1 + b.y);
-                if (h) store_pair(h + place, c_0 + b.x, c_1 + b.y);
-                store_pair(z + place, z_0, z_1);
-                fired += (float(floatX(z_0)) > 0) + (float(floatX(z_1)) > 0);
+        for (int n = 0; n < lane_packs<Tile>; n++) {
+            if (lane_column<Tile>(n) >= t.columns) continue;
+            const Pack b = load_pack(bias + size_t(t.expert) * M + t.column + lane_column<Tile>(n));
+            each_pack<Tile>(c, t, n, M, [&](int, int, size_t place, Pack v) {
+                v += b;
+                if (h) store_pack(h + place, v);
+#pragma unroll
+                for (int e = 0; e < pack; e++) {
+                    v[e] = !relu ? gelu(v[e]) : v[e] <= 0 ? 0 : v[e]; // NaN stays NaN
+                    fired += float(floatX(v[e])) > 0;
+                }
+                store_pack(z + place, v);
             });
         }
         if (!active) return;
@@ -2737,22 +2938,23 @@ struct Weighted {
     const floatX* bias;  // (E,M) null: 0
     const float* weight; // (rows) null: 1
 
-    __device__ void operator()(const float c[4][4][4], const RowTile& t, int M) const {
+    template <class Tile>
+    __device__ void finish(const float c[Tile::m][Tile::n][4], const RowTile& t, int M) const {
 #pragma unroll
-        for (int n = 0; n < 4; n++) {
-            if (lane_column(n) >= t.columns) continue;
-            float2 b = {0, 0};
-            if (bias) b = load_pair(bias + size_t(t.expert) * M + t.column + lane_column(n));
-            each_pair(c, t, n, M, [&](int, int s, size_t place, float c_0, float c_1) {
-                const float w = weight ? weight[s] : 1;
-                store_pair(out + place, w * (c_0 + b.x), w * (c_1 + b.y));
+        for (int n = 0; n < lane_packs<Tile>; n++) {
+            if (lane_column<Tile>(n) >= t.columns) continue;
+            Pack b = {};
+            if (bias) b = load_pack(bias + size_t(t.expert) * M + t.column + lane_column<Tile>(n));
+            each_pack<Tile>(c, t, n, M, [&](int, int s, size_t place, Pack v) {
+                v += b;
+                store_pack(out + place, (weight ? weight[s] : 1) * v);
             });
         }
     }
 };
 
-// dh = weight c act'(h), c being dz. Its sums over the 64 rows of a warp, and those of z dz over its 32
-// columns, are left for others to add up.
+// dh = weight c act'(h), c being dz. Its sums over 64 rows, and those of z dz over the columns of a lane and
+// its three neighbours, are left for others to add up.
 struct UnitsBackward {
     floatX* dh;           // (rows,M)
     const floatX *z, *h;  // (rows,M), h gelu only
@@ -2760,48 +2962,68 @@ struct UnitsBackward {
     float *sums, *z_sums; // (2 tiles,M); (rows,parts(M)) null: not wanted
     bool relu;
 
-    __device__ void operator()(const float c[4][4][4], const RowTile& t, int M) const {
-        float along[8] = {};
+    template <class Tile>
+    __device__ void finish(const float c[Tile::m][Tile::n][4], const RowTile& t, int M) const {
+        // (Tile::columns) a row of sums: that of these 64 rows, or, to be added up below, of a warp's 16
+        float* const warp_sums =
+            (float*)(TileProducts<Tile, false, false>::shared() + Tile::stages * Tile::stage_size);
+        float* const to = Tile::m == 4 ? sums + size_t(2 * t.number + Tile::warp_row() / 64) * M + t.column
+                                       : warp_sums + threadIdx.x / warp_size * Tile::columns;
 #pragma unroll
-        for (int n = 0; n < 4; n++) {
-            if (lane_column(n) >= t.columns) continue; // for a whole warp: there are 8 or none
-            float down_0 = 0, down_1 = 0;
-            each_pair(c, t, n, M, [&](int i, int s, size_t place, float c_0, float c_1) {
-                const float w = weight ? weight[s] : 1;
-                const float2 unit = load_pair(z + place);
-                float d_0 = w * c_0, d_1 = w * c_1;
-                along[i] += unit.x * c_0 + unit.y * c_1;
-                if (relu) {
-                    d_0 = unit.x > 0 ? d_0 : 0;
-                    d_1 = unit.y > 0 ? d_1 : 0;
-                } else {
-                    const float2 before = load_pair(h + place);
-                    d_0 *= gelu_slope(before.x);
-                    d_1 *= gelu_slope(before.y);
-                }
-                store_pair(dh + place, d_0, d_1);
-                down_0 += d_0;
-                down_1 += d_1;
-            });
+        for (int n = 0; n < lane_packs<Tile>; n++) {
+            Pack down = {};
+            float along[2 * Tile::m] = {};
+            if (lane_column<Tile>(n) < t.columns)
+                each_pack<Tile>(c, t, n, M, [&](int i, int s, size_t place, const Pack& dz) {
+                    const float w = weight ? weight[s] : 1;
+                    const Pack unit = load_pack(z + place);
+                    Pack d = w * dz, before;
+                    if (!relu) before = load_pack(h + place);
 #pragma unroll
-            for (int offset = 4; offset < warp_size; offset *= 2) {
-                down_0 += __shfl_xor_sync(0xffffffff, down_0, offset);
-                down_1 += __shfl_xor_sync(0xffffffff, down_1, offset);
+                    for (int e = 0; e < pack; e++) {
+                        along[i] += unit[e] * dz[e];
+                        d[e] = !relu ? d[e] * gelu_slope(before[e]) : unit[e] > 0 ? d[e] : 0;
+                    }
+                    store_pack(dh + place, d);
+                    down += d;
+                });
+            const int column = lane_column<Tile>(n) + sum_of_pack(down);
+            if (column < t.columns) to[column] = down[0];
+            if (!z_sums) continue;
+            const int part = (t.column + lane_column<Tile>(n)) / (4 * pack);
+#pragma unroll
+            for (int i = 0; i < 2 * Tile::m; i++) {
+                const float sum = warp_sum<4>(along[i]);
+                if (threadIdx.x % 4 == 0 && lane_row<Tile>(i) < t.rows && lane_column<Tile>(n) < t.columns)
+                    z_sums[size_t(t.first + lane_row<Tile>(i)) * parts(M) + part] = sum;
             }
-            float* const to = sums + size_t(2 * t.number + warp_row() / 64) * M + t.column + lane_column(n);
-            if (threadIdx.x % warp_size < 4) *(float2*)to = {down_0, down_1};
         }
-        if (!z_sums || warp_column() >= t.columns) return;
-        const int all = parts(M), part = (t.column + warp_column()) / 32;
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            const float sum = warp_sum<4>(along[i]);
-            if (threadIdx.x % 4 == 0 && lane_row(i) < t.rows)
-                z_sums[size_t(t.first + lane_row(i)) * all + part] = sum;
+        if constexpr (Tile::m == 1) {
+            __syncthreads();
+            const int column = threadIdx.x;
+            for (int i = 0; i < 8 && column < t.columns; i += 4) {
+                float sum = 0;
+                for (int warp = i; warp < i + 4; warp++) sum += warp_sums[warp * Tile::columns + column];
+                sums[size_t(2 * t.number + i / 4) * M + t.column + column] = sum;
+            }
         }
     }
-    static __host__ __device__ constexpr int parts(int M) { return (M + 31) / 32; }
-    static constexpr size_t sums_rows(size_t rows, size_t E) { return 2 * (rows / grouped_tile + E); }
+    // The sums of a pack over the 8 lanes that have the same columns: one arrives in v[0]. Which?
+    static __device__ __forceinline__ int sum_of_pack(Pack& v) {
+#pragma unroll
+        for (int half = pack / 2, by = 16; by >= 4; half /= 2, by /= 2) {
+            const bool upper = threadIdx.x & by;
+            if (half == 0) v[0] += __shfl_xor_sync(0xffffffff, v[0], by);
+#pragma unroll
+            for (int e = 0; e < half; e++) {
+                const float got = __shfl_xor_sync(0xffffffff, upper ? v[e] : v[e + half], by);
+                v[e] = (upper ? v[e + half] : v[e]) + got;
+            }
+        }
+        return threadIdx.x % warp_size / 4 * pack / 8;
+    }
+    static __host__ __device__ constexpr int parts(int M) { return tiles_along(M, 4 * pack); }
+    static constexpr size_t sums_rows(size_t rows, size_t E) { return 2 * (rows / grouped_rows + E); }
 };
 
 // db (E,M) += the sums (2 tiles,M) that UnitsBackward left, in the order of the rows
@@ -2811,7 +3033,7 @@ __global__ void grouped_bias_backward_kernel(float* db, const float* sums, const
     int from = 0, to = 0;
     for (int j = 0; j <= expert; j++) {
         from = to;
-        to += 2 * grouped_tiles(begin[j + 1] - begin[j]);
+        to += 2 * tiles_along(begin[j + 1] - begin[j], grouped_rows);
     }
     float sum = 0;
     for (int i = from + threadIdx.y; i < to && m < M; i += 8) sum += sums[size_t(i) * M + m];
@@ -2840,8 +3062,8 @@ struct GroupedGradient {
     }
 };
 constexpr size_t extra_parts(size_t M, size_t N) {
-    const size_t tiles = size_t(grouped_tiles(int(M))) * grouped_tiles(int(N));
-    return round_up(2 * grouped_blocks * multiprocessors, tiles) / tiles;
+    const size_t tiles = size_t(tiles_along(int(M), grouped_rows)) * tiles_along(int(N), MmaTile::columns);
+    return round_up(2 * MmaTile::blocks * multiprocessors, tiles) / tiles;
 }
 constexpr size_t least_part = 256; // rows
 inline size_t part_rows(size_t rows, size_t M, size_t N) {
@@ -2849,38 +3071,58 @@ inline size_t part_rows(size_t rows, size_t M, size_t N) {
     return std::max(least_part, (rows + parts - 1) / parts);
 }
 
-__global__ void __launch_bounds__(grouped_threads, 2) grouped_gradient_kernel(GroupedGradient g) {
-    const int across = grouped_tiles(g.N), tiles = grouped_tiles(g.M) * across; // of a part
-    int expert = 0, before = 0, extra = 0; // parts, extra ones, of all before
-    for (int tile = blockIdx.x;; tile += gridDim.x) {
-        int parts;
-        for (;; expert++) {
-            if (expert == g.E) return;
-            parts = g.parts_of(expert);
-            if (tile < (before + parts) * tiles) break;
-            before += parts;
-            extra += max(parts - 1, 0);
-        }
-        const int part = tile / tiles - before, begin = g.begin[expert];
-        const size_t rows = g.begin[expert + 1] - begin;
-        const int from = begin + int(rows * part / parts), to = begin + int(rows * (part + 1) / parts);
-        const int m = tile % tiles / across * grouped_tile, n = tile % tiles % across * grouped_tile;
-        const int down = min(grouped_tile, g.M - m), columns = min(grouped_tile, g.N - n);
-        float c[4][4][4] = {};
-        multiply_tile<true, true>(c, {g.a + size_t(from) * g.M + m, nullptr, g.M, down, to - from},
-                                  {g.b + (g.index ? 0 : size_t(from) * g.N) + n,
-                                   g.index ? g.index + from : nullptr, g.N, columns, to - from});
-        float* const out =
-            part ? g.parts + size_t(extra + part - 1) * g.M * g.N : g.out + size_t(expert) * g.M * g.N;
-        const RowTile t = {expert, 0, m, down, n, columns}; // its rows are those of the matrix
+template <class Tile> __global__ void __launch_bounds__(Tile::threads, Tile::blocks)
+    grouped_gradient_kernel(GroupedGradient g) {
+    if constexpr (!Tile::compiled) {
+        __trap();
+    } else {
+        const int across = tiles_along(g.N, Tile::columns),
+                  tiles = tiles_along(g.M, grouped_rows) * across; // of a part
+        int tile = blockIdx.x, expert = 0, before = 0, extra = 0;  // parts, extra ones, of all before
+        TileProducts<Tile, true, true> products;
+        RowTile next; // its rows are those of the matrix
+        float* next_out;
+        bool next_adds;
+        const auto begin_next = [&] { // false: there is none
+            int parts;
+            for (;; expert++) {
+                if (expert == g.E) return false;
+                parts = g.parts_of(expert);
+                if (tile < (before + parts) * tiles) break;
+                before += parts;
+                extra += max(parts - 1, 0);
+            }
+            const int part = tile / tiles - before, begin = g.begin[expert];
+            const size_t rows = g.begin[expert + 1] - begin;
+            const int from = begin + int(rows * part / parts), to = begin + int(rows * (part + 1) / parts);
+            const int m = tile % tiles / across * grouped_rows, n = tile % across * Tile::columns;
+            next = {expert, 0, m, min(grouped_rows, g.M - m), n, min(Tile::columns, g.N - n)};
+            next_adds = part == 0;
+            next_out =
+                part ? g.parts + size_t(extra + part - 1) * g.M * g.N : g.out + size_t(expert) * g.M * g.N;
+            products.begin({g.a + size_t(from) * g.M + m, nullptr, g.M, next.rows, to - from},
+                           {g.b + (g.index ? 0 : size_t(from) * g.N) + n, g.index ? g.index + from : nullptr,
+                            g.N, next.columns, to - from});
+            tile += gridDim.x;
+            return true;
+        };
+        for (bool more = begin_next(); more;) {
+            const RowTile t = next;
+            float* const out = next_out;
+            const bool adds = next_adds;
+            float c[Tile::m][Tile::n][4] = {};
+            products.multiply(c);
+            more = begin_next();
+            Tile::finish(c);
+            beside_each_other<Tile>(c);
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (lane_column(i) >= columns) continue;
-            each_pair(c, t, i, g.N, [&](int, int, size_t place, float c_0, float c_1) {
-                float2* const pair = (float2*)(out + place);
-                const float2 was = part ? float2{0, 0} : *pair;
-                *pair = {was.x + c_0, was.y + c_1};
-            });
+            for (int i = 0; i < lane_packs<Tile>; i++) {
+                if (lane_column<Tile>(i) >= t.columns) continue;
+                each_pack<Tile>(c, t, i, g.N, [&](int, int, size_t place, Pack v) {
+                    if (adds) v += load_pack(out + place);
+                    store_pack(out + place, v);
+                });
+            }
         }
     }
 }
@@ -2902,16 +3144,50 @@ __global__ void add_extra_parts_kernel(GroupedGradient g) {
     }
 }
 
-// All on a card of so many multiprocessors: that the blocks begin at once is what makes their shares even.
+// What the launches need to know of the card: that all blocks begin at once is what makes their shares even.
+struct Chip {
+    unsigned multiprocessors = 0;
+    bool wgmma = false; // has it, and this program's code for it
+};
+inline Chip this_chip() {
+    int device = 0, count = 0, major = 0, minor = 0;
+    cuda_check(cudaGetDevice(&device));
+    cuda_check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+    cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+    cuda_check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+    bool wgmma = false;
+#ifndef PRECISION_FP32
+    cudaFuncAttributes
+        kernel; // empty where it was not compiled for sm_90a; else half of its registers are sums
+    cuda_check(cudaFuncGetAttributes(&kernel, grouped_gradient_kernel<WgmmaTile>));
+    wgmma = major == 9 && minor == 0 && kernel.numRegs > 128;
+#endif
+    return {unsigned(count), wgmma};
+}
+template <class F> void with_tile([[maybe_unused]] const Chip& chip, F f) {
+#ifndef PRECISION_FP32
+    if (chip.wgmma) return f(WgmmaTile{});
+#endif
+    f(MmaTile{});
+}
+
 template <class Epilogue> void grouped_multiply(const Grouped& g, bool b_wide, const Epilogue& epilogue,
-                                                unsigned multiprocessors, cudaStream_t stream) {
-    const auto kernel = b_wide ? grouped_kernel<true, Epilogue> : grouped_kernel<false, Epilogue>;
-    kernel<<<grouped_blocks * multiprocessors, grouped_threads, grouped_shared_bytes, stream>>>(g, epilogue);
+                                                const Chip& chip, cudaStream_t stream) {
+    with_tile(chip, [&](auto tile) {
+        typedef decltype(tile) Tile;
+        const auto kernel =
+            b_wide ? grouped_kernel<Tile, true, Epilogue> : grouped_kernel<Tile, false, Epilogue>;
+        kernel<<<Tile::blocks * chip.multiprocessors, Tile::threads, Tile::shared_bytes, stream>>>(g,
+                                                                                                   epilogue);
+    });
     cuda_check(cudaGetLastError());
 }
-void grouped_gradient(const GroupedGradient& g, unsigned multiprocessors, cudaStream_t stream) {
-    grouped_gradient_kernel<<<grouped_blocks * multiprocessors, grouped_threads, grouped_shared_bytes,
-                              stream>>>(g);
+void grouped_gradient(const GroupedGradient& g, const Chip& chip, cudaStream_t stream) {
+    with_tile(chip, [&](auto tile) {
+        typedef decltype(tile) Tile;
+        grouped_gradient_kernel<Tile>
+            <<<Tile::blocks * chip.multiprocessors, Tile::threads, Tile::shared_bytes, stream>>>(g);
+    });
     add_extra_parts_kernel<<<count_blocks, 256, 0, stream>>>(g);
     cuda_check(cudaGetLastError());
 }
@@ -2942,18 +3218,22 @@ struct Product {
 };
 
 // A block gets more than 48 KB of shared memory only if its kernel has asked for it, once.
-inline void prepare_kernels() {
+inline void prepare_kernels(const Chip& chip) {
     const auto ask = [](auto kernel, size_t bytes) {
         cuda_check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
     };
-    const auto ask_grouped = [&](auto epilogue) {
-        ask(grouped_kernel<false, decltype(epilogue)>, grouped_shared_bytes);
-        ask(grouped_kernel<true, decltype(epilogue)>, grouped_shared_bytes);
-    };
-    ask_grouped(Units{});
-    ask_grouped(Weighted{});
-    ask_grouped(UnitsBackward{});
-    ask(grouped_gradient_kernel, grouped_shared_bytes);
+    for (const bool wgmma : {false, chip.wgmma})
+        with_tile({chip.multiprocessors, wgmma}, [&](auto tile) {
+            typedef decltype(tile) Tile;
+            const auto ask_grouped = [&](auto epilogue) {
+                ask(grouped_kernel<Tile, false, decltype(epilogue)>, Tile::shared_bytes);
+                ask(grouped_kernel<Tile, true, decltype(epilogue)>, Tile::shared_bytes);
+            };
+            ask_grouped(Units{});
+            ask_grouped(Weighted{});
+            ask_grouped(UnitsBackward{});
+            ask(grouped_gradient_kernel<Tile>, Tile::shared_bytes);
+        });
     ask(layernorm_backward_kernel, layernorm_sums * most_channels * sizeof(float));
 #ifndef PRECISION_FP32
     for (const size_t head_size : {32, 64, 128})
@@ -2997,8 +3277,8 @@ struct Gpu {
     }
     // The algorithm of every kind of product met so far; none where cuBLASLt knows none.
     std::map<std::array<size_t, 7>, std::optional<cublasLtMatmulAlgo_t>> algorithms;
-    unsigned multiprocessors = 0; // of the card; bits do not depend on it
-    size_t refused = 0;           // how often an algorithm of the kind did not serve the size
+    Chip chip;
+    size_t refused = 0; // how often an algorithm of the kind did not serve the size
 
     Gpu() {
         for (Branch& branch : branches) {
@@ -3010,11 +3290,8 @@ struct Gpu {
         cuda_check(cudaStreamCreate(&copies));
         cuda_check(cudaEventCreateWithFlags(&forked, cudaEventDisableTiming));
         cublas_check(cublasLtCreate(&blas));
-        int device = 0, count = 0;
-        cuda_check(cudaGetDevice(&device));
-        cuda_check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-        multiprocessors = unsigned(count);
-        prepare_kernels();
+        chip = this_chip();
+        prepare_kernels(chip);
     }
     Gpu(const Gpu&) = delete;
     ~Gpu() {
@@ -3297,7 +3574,7 @@ inline void experts_encode(Gpu& gpu, const Experts& e) {
     if (e.by_hand) {
         floatX* const h = e.relu && !e.keeps_h ? nullptr : e.h;
         grouped_multiply({e.tokens_x, e.w_enc, e.begin, e.router.token, int(e.E), int(e.D), int(e.C)}, false,
-                         Units{e.z, h, e.b_enc, e.active, e.relu}, gpu.multiprocessors, gpu.stream);
+                         Units{e.z, h, e.b_enc, e.active, e.relu}, gpu.chip, gpu.stream);
         return;
     }
     fork_branches(gpu);
@@ -3315,7 +3592,7 @@ inline void experts_decode(Gpu& gpu, const Experts& e) {
     gpu.mark("experts_decode");
     if (e.by_hand) {
         grouped_multiply({e.z, e.w_dec, e.begin, nullptr, int(e.E), int(e.C), int(e.D)}, !e.w_dec_transposed,
-                         Weighted{e.y, e.b_dec, e.router.slot_weight}, gpu.multiprocessors, gpu.stream);
+                         Weighted{e.y, e.b_dec, e.router.slot_weight}, gpu.chip, gpu.stream);
         return;
     }
     fork_branches(gpu);
@@ -3336,8 +3613,8 @@ inline void experts_backward_by_hand(Gpu& gpu, const Experts& e) {
     gpu.mark("experts_backward dh");
     grouped_multiply(
         {e.tokens_dout, e.w_dec, e.begin, r.token, E, D, C}, e.w_dec_transposed,
-        UnitsBackward{e.dh, e.z, e.h, r.slot_weight, e.partial, r.E ? e.z_sums : nullptr, e.relu},
-        gpu.multiprocessors, gpu.stream);
+        UnitsBackward{e.dh, e.z, e.h, r.slot_weight, e.partial, r.E ? e.z_sums : nullptr, e.relu}, gpu.chip,
+        gpu.stream);
     grouped_bias_backward_kernel<<<dim3(blocks_for(e.D, warp_size), E), dim3(warp_size, 8), 0, gpu.stream>>>(
         e.db_enc, e.partial, e.begin, D);
     cuda_check(cudaGetLastError());
@@ -3346,17 +3623,17 @@ inline void experts_backward_by_hand(Gpu& gpu, const Experts& e) {
                          {e.z_sums, UnitsBackward::parts(D), e.b_dec}, r, gpu.marked("combine_backward"));
     gpu.mark("experts_backward dx");
     grouped_multiply({e.dh, e.w_enc, e.begin, nullptr, E, C, D}, true, Weighted{e.dx, nullptr, nullptr},
-                     gpu.multiprocessors, gpu.stream);
+                     gpu.chip, gpu.stream);
     gpu.mark("experts_backward dW_dec");
     if (e.w_dec_transposed)
-        grouped_gradient({e.dw_dec, e.parts, e.dy, e.z, e.begin, nullptr, E, C, D, parts},
-                         gpu.multiprocessors, gpu.stream);
+        grouped_gradient({e.dw_dec, e.parts, e.dy, e.z, e.begin, nullptr, E, C, D, parts}, gpu.chip,
+                         gpu.stream);
     else
-        grouped_gradient({e.dw_dec, e.parts, e.z, e.dy, e.begin, nullptr, E, D, C, parts},
-                         gpu.multiprocessors, gpu.stream);
+        grouped_gradient({e.dw_dec, e.parts, e.z, e.dy, e.begin, nullptr, E, D, C, parts}, gpu.chip,
+                         gpu.stream);
     gpu.mark("experts_backward dW_enc");
-    grouped_gradient({e.dw_enc, e.parts, e.dh, e.tokens_x, e.begin, r.token, E, D, C, parts},
-                     gpu.multiprocessors, gpu.stream);
+    grouped_gradient({e.dw_enc, e.parts, e.dh, e.tokens_x, e.begin, r.token, E, D, C, parts}, gpu.chip,
+                     gpu.stream);
     gpu.mark("experts_backward db_dec");
     if (e.db_dec) bias_backward(e.db_dec, e.partial, e.dy, e.begin, e.slots(), e.E, e.C, gpu.stream);
 }

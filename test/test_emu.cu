@@ -730,6 +730,85 @@ static void test_cp_async() {
 #endif
 }
 
+// A warpgroup's product. Its operands lie in lines of 128 bytes, chunk c of line l at c ^ l % 8: of a row 64
+// numbers that are summed over, or, wide, of one of these numbers 64 rows.
+template <bool a_wide, bool b_wide>
+__device__ __forceinline__ void warpgroup_multiply(float* d, uint64_t a, uint64_t b) {
+    // clang-format off
+    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 " %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, 1, 1, 1, %34, %35;"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]),
+                   "+f"(d[8]), "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15]),
+                   "+f"(d[16]), "+f"(d[17]), "+f"(d[18]), "+f"(d[19]), "+f"(d[20]), "+f"(d[21]), "+f"(d[22]), "+f"(d[23]),
+                   "+f"(d[24]), "+f"(d[25]), "+f"(d[26]), "+f"(d[27]), "+f"(d[28]), "+f"(d[29]), "+f"(d[30]), "+f"(d[31])
+                 : "l"(a), "l"(b), "n"(int(a_wide)), "n"(int(b_wide)));
+    // clang-format on
+}
+__device__ inline void warpgroup_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ inline void warpgroup_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int N> __device__ void warpgroup_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+__device__ inline uint64_t descriptor(const void* p) {
+    return __cvta_generic_to_shared(p) >> 4 | uint64_t(8192 >> 4) << 16 | uint64_t(1024 >> 4) << 32 |
+           uint64_t(1) << 62;
+}
+enum class Mistake { none, no_fence, no_proxy_fence, overwritten, register_written, no_wait, missing_warp };
+// d (64,64) = a (64,64) b (64,64)^T, wide: a, b (64 of the sum, 64 rows). The last 16 numbers go in a group
+// of their own. Behind d, what each warp has between the two waits.
+template <bool a_wide, bool b_wide, Mistake mistake>
+__global__ void multiply_warpgroup(float* d, const __nv_bfloat16* a, const __nv_bfloat16* b) {
+    extern __shared__ uint4 tiles[];
+    for (int i = threadIdx.x; i < 1024; i += 128) {
+        const int line = i % 512 / 8, chunk = i % 8;
+        copy16(tiles + i / 512 * 512 + line * 8 + (chunk ^ line % 8), (i < 512 ? a : b) + i % 512 * 8, 16);
+    }
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    if (mistake != Mistake::no_proxy_fence) asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    __syncthreads();
+    if (mistake == Mistake::missing_warp && threadIdx.x >= 96) return;
+    float c[32] = {};
+    if (mistake != Mistake::no_fence) warpgroup_fence();
+    const uint64_t a_at = descriptor(tiles), b_at = descriptor(tiles + 512);
+    for (int k = 0; k < 4; k++) {
+        warpgroup_multiply<a_wide, b_wide>(c, a_at + k * (a_wide ? 128 : 2), b_at + k * (b_wide ? 128 : 2));
+        if (k >= 2) warpgroup_commit();
+    }
+    if (mistake == Mistake::register_written) c[5] = 1;
+    if (mistake == Mistake::overwritten && threadIdx.x == 0) tiles[800] = {1, 1, 1, 1};
+    if (mistake == Mistake::no_wait) return;
+    warpgroup_wait<1>();
+    if (threadIdx.x % 32 == 0) d[64 * 64 + threadIdx.x / 32] = c[0];
+    warpgroup_wait<0>();
+    const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
+    for (int i = 0; i < 32; i++) d[(row + i / 2 % 2 * 8) * 64 + column + i / 4 * 8 + i % 2] = c[i];
+}
+template <bool a_wide, bool b_wide> void test_wgmma(const char* what) {
+    std::mt19937 random(2);
+    std::vector<__nv_bfloat16> a(64 * 64), b(64 * 64);
+    for (auto* matrix : {&a, &b})
+        for (__nv_bfloat16& x : *matrix) x = float(int(random() % 64) - 32) / 8;
+    Device<__nv_bfloat16> da(a), db(b);
+    Device<float> d(64 * 64 + 4);
+    multiply_warpgroup<a_wide, b_wide, Mistake::none><<<1, 128, 16384>>>(d.data, da.data, db.data);
+    const std::vector<float> got = d.get();
+    bool right = true;
+    for (int m = 0; m < 64; m++)
+        for (int n = 0; n < 64; n++) {
+            double sum = 0; // exact in fp32
+            for (int k = 0; k < 64; k++)
+                sum += double(float(a[a_wide ? k * 64 + m : m * 64 + k])) *
+                       float(b[b_wide ? k * 64 + n : n * 64 + k]);
+            right = right && got[m * 64 + n] == sum;
+        }
+    check(right, what);
+#ifdef MOEX_EMU
+    for (int warp = 0; warp < 4; warp++)
+        check(std::isnan(got[64 * 64 + warp]), "sums are not there before the last wait");
+#endif
+}
+
 // Two warps produce, two consume, through named barriers 1 (full) and 2 (empty) of all 128 threads.
 __global__ void produce_and_consume(int* out, int rounds) {
     __shared__ int buffer[64];
@@ -1331,6 +1410,27 @@ static void test_strictness() {
         "limit is 49152");
     check_stops(
         __LINE__, [] { trap<<<1, 1>>>(); }, "kernel trap", "__trap");
+    Device<__nv_bfloat16> zeros(std::vector<__nv_bfloat16>(64 * 64));
+    Device<float> product(64 * 64 + 4);
+    const auto stops = [&](int line, auto mistake, const char* why) {
+        check_stops(
+            line,
+            [&] {
+                multiply_warpgroup<false, true, mistake()>
+                    <<<1, 128, 16384>>>(product.data, zeros.data, zeros.data);
+            },
+            "kernel multiply_warpgroup", "wgmma (line ", why);
+    };
+    using M = Mistake;
+    stops(__LINE__, std::integral_constant<M, M::no_fence>(), "no wgmma.fence");
+    stops(__LINE__, std::integral_constant<M, M::no_proxy_fence>(), "without fence.proxy.async since");
+    stops(__LINE__, std::integral_constant<M, M::overwritten>(), "an operand was written before");
+    stops(__LINE__, std::integral_constant<M, M::register_written>(), "a register of its sums was written");
+    stops(__LINE__, std::integral_constant<M, M::no_wait>(), "the block has ended");
+    stops(__LINE__, std::integral_constant<M, M::missing_warp>(), "not by warp 3");
+    setenv("EMU_SM", "80", 1);
+    stops(__LINE__, std::integral_constant<M, M::none>(), "the device has none");
+    unsetenv("EMU_SM");
     setenv("EMU_ORDER", "sideways", 1);
     check_stops(
         __LINE__, [] { trap<<<1, 1>>>(); }, "EMU_ORDER is 'sideways'");
@@ -1769,6 +1869,9 @@ int main() {
         test_mma();
         test_ldmatrix();
         test_cp_async();
+        test_wgmma<false, false>("wgmma");
+        test_wgmma<false, true>("wgmma, b wide");
+        test_wgmma<true, true>("wgmma, a and b wide");
         test_other_ptx();
         test_bf16();
         test_cublaslt();

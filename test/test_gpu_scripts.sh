@@ -59,7 +59,7 @@ log() {
     for i in {11..31} classifier; do
         name=_Z8kernel${i}v registers=16 spills=0
         [[ $i == classifier ]] && name=_Z17classifier_kernelPfi registers=$1 spills=$2
-        echo "ptxas info    : Compiling entry function '$name' for 'sm_90'"
+        echo "ptxas info    : Compiling entry function '$name' for 'sm_90a'"
         echo "    0 bytes stack frame, $spills bytes spill stores, $spills bytes spill loads"
         echo "ptxas info    : Used $registers registers, 256 bytes smem"
     done > "$dir/log.ptxas"

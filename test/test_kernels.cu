@@ -1589,8 +1589,10 @@ static void test_experts_by_hand(Gpu& gpu, const ExpertsCase& c, bool relu, bool
         e.router.choice = choice, e.router.weight = weight;
         e.router.slot = slot_of, e.router.token = token_of, e.router.slot_weight = slot_weight;
     }
-    const unsigned multiprocessors = gpu.multiprocessors;
-    auto on_another_card = [&] { gpu.multiprocessors = gpu.multiprocessors == 1 ? multiprocessors : 1; };
+    const unsigned multiprocessors = gpu.chip.multiprocessors;
+    auto on_another_card = [&] {
+        gpu.chip.multiprocessors = gpu.chip.multiprocessors == 1 ? multiprocessors : 1;
+    };
 
     run(
         what,
@@ -1629,7 +1631,7 @@ static void test_experts_by_hand(Gpu& gpu, const ExpertsCase& c, bool relu, bool
             experts_backward(gpu, e);
         },
         dx, dw_enc, db_enc, dw_dec, db_dec, dh, dy, dweight, partial, z_sums);
-    check(gpu.multiprocessors == multiprocessors);
+    check(gpu.chip.multiprocessors == multiprocessors);
     rh = relu ? rz : h.after();
     const Numbers rdout = gathered(dout.before(), token, Numbers(slots, 1), C),
                   rdy = gathered(dout.before(), token, w, C);
@@ -1660,6 +1662,15 @@ static void test_experts_by_hand(Gpu& gpu, const ExpertsCase& c, bool relu, bool
     compare(what + " dweight", dweight, rdweight, fp32_sum);
 }
 
+// By hand: by mma.sync on every card, and by wgmma where there is.
+template <class F> void each_way(Gpu& gpu, F test) {
+    const Chip chip = gpu.chip;
+    test();
+    gpu.chip.wgmma = false;
+    if (chip.wgmma) test();
+    gpu.chip = chip;
+}
+
 // By hand the bits of a slot are those of its own row and expert: alone, or with all the others.
 static void test_neighbours(Gpu& gpu) {
     const size_t E = 3, M = 136, K = 40, rows = 300;
@@ -1670,7 +1681,7 @@ static void test_neighbours(Gpu& gpu) {
         "grouped",
         [&] {
             grouped_multiply({a, b, begin, nullptr, int(E), int(M), int(K)}, false,
-                             Units{together, before, bias, nullptr, true}, gpu.multiprocessors, gpu.stream);
+                             Units{together, before, bias, nullptr, true}, gpu.chip, gpu.stream);
         },
         together, before);
     const Numbers all = together.after(), h = before.after();
@@ -1684,7 +1695,7 @@ static void test_neighbours(Gpu& gpu) {
             "grouped, alone",
             [&] {
                 grouped_multiply({a, b, one, token, int(E), int(M), int(K)}, false,
-                                 Units{alone, nullptr, bias, nullptr, true}, gpu.multiprocessors, gpu.stream);
+                                 Units{alone, nullptr, bias, nullptr, true}, gpu.chip, gpu.stream);
             },
             alone);
         const Numbers got = alone.after();
@@ -1704,7 +1715,7 @@ static void test_all_experts(Gpu& gpu) {
         for (const ExpertsCase& c : cases) {
             test_experts(gpu, c, relu, false);
             fused += test_experts(gpu, c, relu, true);
-            test_experts_by_hand(gpu, c, relu);
+            each_way(gpu, [&] { test_experts_by_hand(gpu, c, relu); });
         }
     // By hand, where tiles end in every way: rows, columns, channels of the sum; where the rows of an expert
     // are cut into parts, of one, of two, of all.
@@ -1713,8 +1724,8 @@ static void test_all_experts(Gpu& gpu) {
                                  {257, 1, 1, 72, 136, "dense"},
                                  {700, 4, 1, 72, 136, "same"},
                                  {600, 3, 2, 136, 264, "few"}})
-        test_experts_by_hand(gpu, c, true, true);
-    test_neighbours(gpu);
+        each_way(gpu, [&] { test_experts_by_hand(gpu, c, true, true); });
+    each_way(gpu, [&] { test_neighbours(gpu); });
     if (!getenv("EMU_CUBLASLT_EPILOGUES")) check(fused > 0, "no fused epilogue was tested");
 
     // Some experts have too few tokens for any fused algorithm, forward or backward: bias and activation are

@@ -150,6 +150,7 @@ static Card measure_card(Clock& clock, const Settings& settings, JsonLines& json
     cuda_check(cudaGetDeviceProperties(&properties, 0));
     Card card{};
     card.multiprocessors = properties.multiProcessorCount;
+    card.wgmma = gpu.chip.wgmma;
     int kilohertz = 0; // the highest clock
     cuda_check(cudaDeviceGetAttribute(&kilohertz, cudaDevAttrClockRate, 0));
     card.issue = 4 * card.multiprocessors * kilohertz * 1e3;

@@ -74,7 +74,7 @@ build() {
     make -s -j "$jobs" B="$b" GPU_ARCH="$arch" all "$b"/{make_chess,sample_cpu,test_programs,test_interp} \
         "$b"/{bench_gpu,train_moex,sample,bsp_gpu}{,_fp32} "$b"/gpu/test_{kernels,cuda,sample,units}{,_fp32} || return 1
     echo "kernels by ptxas, sm_$arch:"
-    dev/bench/ptxas_table.sh "$b/train_moex.ptxas" "sm_$arch"
+    dev/bench/ptxas_table.sh "$b/train_moex.ptxas" "sm_${arch/#90/90a}"
     test/test_ptxas.sh "$b"/{train_moex,sample}.ptxas
 }
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # What ptxas says of every kernel, as a table: registers, shared memory, spilled bytes, and how many of its
-# warps a multiprocessor of that architecture can hold.  ptxas_table.sh LOG [sm_90]
+# warps a multiprocessor of that architecture can hold.  ptxas_table.sh LOG [sm_90a]
 # LOG is what `make` keeps beside a CUDA program (build/train_moex.ptxas). Threads and dynamic shared memory are
 # decided at the launch; here they stand for preset small in bf16 (C 768, heads of 64, E 8).
 set -euo pipefail
-log=$1 arch=${2:-sm_90}
+log=$1 arch=${2:-sm_90a}
 c++filt < "$log" | awk -v arch="$arch" '
     BEGIN {
         # threads dynamic_shared_bytes of each launch; 256 0 where nothing is said
@@ -20,6 +20,8 @@ c++filt < "$log" | awk -v arch="$arch" '
             launch[name "<128>"] = "128 " (128 + 4 * 32) * 136 * 2 + 512
         }
         launch["grouped_kernel"] = launch["grouped_gradient_kernel"] = "256 " 3 * 2 * 128 * 40 * 2
+        launch["grouped_kernel wgmma"] = launch["grouped_gradient_kernel wgmma"] = \
+            "256 " 4 * (128 + 256) * 128 + 8 * 256 * 4
         launch["attention_forward_plain_kernel"] = launch["attention_backward_dq_plain_kernel"] = "128 0"
         launch["attention_backward_dkv_plain_kernel"] = "128 0"
         launch["embedding_backward_chunks_kernel"] = launch["router_backward_statistics_kernel"] = "64 0"
@@ -28,8 +30,8 @@ c++filt < "$log" | awk -v arch="$arch" '
         launch["dispatch_scan_kernel"] = "1024 32"
         launch["classifier_kernel"] = launch["sum_losses_kernel"] = launch["sum_partials_kernel"] = "1024 0"
         # what a multiprocessor has: threads, blocks, shared memory in KiB
-        limits["sm_80"] = "2048 32 164"; limits["sm_89"] = "1536 24 100"; limits["sm_90"] = "2048 32 228"
-        if (!(arch in limits)) { print "moex: " arch ": expected sm_80, sm_89 or sm_90" > "/dev/stderr"; exit 1 }
+        limits["sm_80"] = "2048 32 164"; limits["sm_89"] = "1536 24 100"; limits["sm_90a"] = "2048 32 228"
+        if (!(arch in limits)) { print "moex: " arch ": expected sm_80, sm_89 or sm_90a" > "/dev/stderr"; exit 1 }
         split(limits[arch], limit, " ")
         printf "%-41s %9s %11s %13s %6s %7s %9s\n", "kernel (" arch ")", "registers", "shared, B", "dynamic, B", \
             "spills", "threads", "occupancy"
@@ -48,6 +50,10 @@ c++filt < "$log" | awk -v arch="$arch" '
         if (match($0, /[0-9]+ bytes smem/)) shared = substr($0, RSTART) + 0
         plain = name
         sub(/<.*/, "", plain)
+        if (name ~ /WgmmaTile/) {
+            if (arch != "sm_90a") next # empty: it has none
+            plain = plain " wgmma"
+        }
         split((name in launch) ? launch[name] : (plain in launch) ? launch[plain] : "256 0", at, " ")
         threads = at[1]; dynamic = at[2]; warps = threads / 32
         # Registers are given to a warp in units of 256, shared memory to a block in units of 128 and with

@@ -20,11 +20,18 @@ struct Card {
     double bandwidth, matrix, mma, vector; // bytes; FLOP of library products, of mma.sync, of fp32 arithmetic
     double issue;                          // instructions of warps: 4 a cycle and multiprocessor
     double multiprocessors, launch;        // seconds from the end of a short kernel to the end of the next
+    bool wgmma;                            // for the experts by hand
 };
 inline Card h100_datasheet(bool fp32) {
     const double vector = 67e12, matrix = fp32 ? vector : 989e12;
-    return {3.35e12,         matrix, fp32 ? vector : 0.629 * matrix, vector, 4 * multiprocessors * 1.755e9,
-            multiprocessors, 2.5e-6};
+    return {3.35e12,
+            matrix,
+            fp32 ? vector : 0.629 * matrix,
+            vector,
+            4 * multiprocessors * 1.755e9,
+            multiprocessors,
+            2.5e-6,
+            !fp32};
 }
 
 struct MatrixProduct {
@@ -280,11 +287,18 @@ inline double product_seconds(const MatrixProduct& p, const Card& card, double s
     return p.count / together * best + p.count / std::min(p.count, streams) * card.launch;
 }
 
-// Ours: rounds of tiles of 128 x 128 on all blocks, at the rate of mma.sync. Even loads are not cut.
+// Ours: rounds of tiles on all blocks, at the rate of mma.sync or, by wgmma, as the library's of 128 x 256.
+// Even loads are not cut.
 inline double grouped_seconds(const MatrixProduct& p, const Card& card) {
-    const double blocks = grouped_blocks * card.multiprocessors;
-    const double tiles = p.count * std::ceil(p.M / grouped_tile) * std::ceil(p.N / grouped_tile);
-    return std::ceil(tiles / blocks) * blocks * 2 * grouped_tile * grouped_tile * p.K / card.mma;
+    double seconds = 0;
+    with_tile({unsigned(card.multiprocessors), card.wgmma}, [&](auto tile) {
+        typedef decltype(tile) Tile;
+        const double blocks = Tile::blocks * card.multiprocessors;
+        const double tiles = p.count * std::ceil(p.M / grouped_rows) * std::ceil(p.N / Tile::columns);
+        const double flops = std::ceil(tiles / blocks) * blocks * 2 * grouped_rows * Tile::columns * p.K;
+        seconds = flops / (card.wgmma ? 0.8 * card.matrix : card.mma);
+    });
+    return seconds;
 }
 
 // Seconds to be expected of one call, before it has been measured.

@@ -15,7 +15,8 @@
 //
 //     emu/types.h    qualifiers, dim3, vector types        emu/fiber.h    switching stacks
 //     emu/machine.h  blocks, threads, shared memory        emu/device.h   what device code calls
-//     emu/ptx.h      mma, ldmatrix, cp.async, ...          emu/streams.h  streams and events
+//     emu/ptx.h      mma, ldmatrix, cp.async, ...          emu/wgmma.h    wgmma
+//     emu/streams.h  streams and events
 //     cuda_runtime.h the host's side (this file)           cublasLt.h     matrix products with epilogues
 //     cuda_bf16.h    bfloat16                              nccl.h         between processes and threads
 //
@@ -31,6 +32,7 @@
 //                                         events allow: what differs lacks a wait
 //               EMU_THREADS=n             workers (default: OMP_NUM_THREADS, or the cores this process may
 //                                         use, at most 16)
+//               EMU_SM=80                 a device without wgmma (90: with it)
 //               EMU_MEMORY=bytes          what cudaMalloc gives before cudaErrorMemoryAllocation
 //               EMU_DEVICES=n             how many devices there are (8)
 //               EMU_CUBLASLT_..=          what cublasLt refuses: see cublasLt.h
@@ -193,7 +195,7 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
     strcpy(p->name, "emulated");
     p->totalGlobalMem = emu::device_memory().total();
     p->sharedMemPerBlock = emu::shared_default;
-    p->sharedMemPerBlockOptin = emu::shared_opt_in;
+    p->sharedMemPerBlockOptin = emu::shared_opt_in();
     p->sharedMemPerMultiprocessor = 228 << 10;
     p->reservedSharedMemPerBlock = emu::shared_window;
     p->totalConstMem = 64 << 10;
@@ -204,7 +206,7 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
     p->maxThreadsPerMultiProcessor = 2048;
     p->maxThreadsDim[0] = p->maxThreadsDim[1] = 1024, p->maxThreadsDim[2] = 64;
     p->maxGridSize[0] = 0x7fffffff, p->maxGridSize[1] = p->maxGridSize[2] = 65535;
-    p->major = 9, p->minor = 0;
+    p->major = emu::compute_capability() / 10, p->minor = 0;
     p->multiProcessorCount = 132;
     p->maxBlocksPerMultiProcessor = 32;
     p->clockRate = 1980000, p->memoryClockRate = 2619000, p->memoryBusWidth = 5120;
@@ -810,13 +812,26 @@ inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return delete ex
 template <class F> cudaError_t cudaFuncSetAttribute(F* kernel, cudaFuncAttribute attribute, int value) {
     if (attribute == cudaFuncAttributePreferredSharedMemoryCarveout) return cudaSuccess;
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value < 0 ||
-        size_t(value) > emu::shared_opt_in)
+        size_t(value) > emu::shared_opt_in())
         return emu::result(cudaErrorInvalidValue);
     std::lock_guard lock(emu::shared_limits().mutex);
     emu::shared_limits().bytes[reinterpret_cast<const void*>(kernel)] = size_t(value);
     return cudaSuccess;
 }
-// By threads and shared memory; registers are not known here.
+struct cudaFuncAttributes {
+    size_t sharedSizeBytes, constSizeBytes, localSizeBytes;
+    int maxThreadsPerBlock, numRegs, ptxVersion, binaryVersion, cacheModeCA, maxDynamicSharedSizeBytes;
+};
+// Registers are not known here: the most that a thread has.
+template <class F> cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, F* kernel) {
+    *a = {};
+    a->maxThreadsPerBlock = int(emu::max_threads);
+    a->numRegs = 255;
+    a->ptxVersion = a->binaryVersion = emu::compute_capability();
+    a->maxDynamicSharedSizeBytes = int(emu::shared_limits().of(reinterpret_cast<const void*>(kernel)));
+    return cudaSuccess;
+}
+// By threads and shared memory; nor are registers here.
 template <class F> cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, F*, int threads,
                                                                              size_t dynamic_shared) {
     if (threads < 1) return emu::result(cudaErrorInvalidValue);

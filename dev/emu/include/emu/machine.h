@@ -30,8 +30,15 @@ constexpr int warpSize = 32;
 
 namespace emu {
 
-constexpr size_t shared_default = 48 << 10;      // of one block: static and dynamic together
-constexpr size_t shared_opt_in = 227 << 10;      // with cudaFuncAttributeMaxDynamicSharedMemorySize (sm_90)
+// Of the device: 90, or 80 for one that has no wgmma.
+inline int compute_capability() {
+    const char* const text = getenv("EMU_SM");
+    return text && atoi(text) == 80 ? 80 : 90;
+}
+
+constexpr size_t shared_default = 48 << 10; // of one block: static and dynamic together
+// with cudaFuncAttributeMaxDynamicSharedMemorySize
+inline size_t shared_opt_in() { return (compute_capability() == 90 ? 227 : 163) << 10; }
 constexpr size_t shared_window = 1 << 10;        // the shared address of the first byte: no valid one is 0
 constexpr size_t shared_arena_bytes = 512 << 10; // room for the red zones of sanitized builds
 constexpr unsigned max_threads = 1024, named_barriers = 16;
@@ -45,7 +52,36 @@ struct AsyncCopy { // one cp.async on its way to shared memory
 
 struct AsyncCopies { // of one thread
     std::vector<AsyncCopy> pending;
-    unsigned group; // groups committed so far
+    unsigned group;      // groups committed so far
+    uint64_t fences = 0; // between the proxies, and blocks begun
+};
+
+// What of wgmma is in flight: one warp's 16 rows of each product (see wgmma.h)
+struct SumsInFlight {
+    int columns;
+    unsigned products;      // in flight that are added to them
+    float* places[32][128]; // the registers of each lane, which are theirs again after the last of these
+    float d[16][256];
+};
+struct ProductInFlight {
+    unsigned group;
+    int line, columns;
+    uint64_t a, b; // descriptors
+    bool a_transposed, b_transposed;
+    SumsInFlight* sums;
+    std::vector<char> operands; // what was read when it started
+};
+struct WarpProducts {
+    std::vector<ProductInFlight> products;
+    std::vector<std::unique_ptr<SumsInFlight>> sums;
+    unsigned group = 0; // groups committed so far
+    size_t started = 0; // products of this block
+    bool fenced = false;
+};
+struct StartedProduct { // by the first warp of a warpgroup that comes to it: the others must follow
+    int line;
+    uint64_t a, b;
+    bool operator==(const StartedProduct&) const = default;
 };
 
 struct alignas(64) Thread { // one line of the cache
@@ -121,6 +157,12 @@ struct Worker {
     uint64_t block_number = 0;
     std::vector<AsyncCopies> copies = std::vector<AsyncCopies>(max_threads); // of every thread
     bool any_copies = false; // has cp.async been used since the worker was made?
+    // Of every 16 bytes of shared memory the thread that last copied there, and how many fences it had
+    // passed.
+    std::vector<std::pair<unsigned, uint64_t>> copied;
+    std::vector<WarpProducts> products = std::vector<WarpProducts>(max_threads / 32);
+    std::vector<StartedProduct> started_products[max_threads / 128];
+    bool any_products = false; // has wgmma been used since the worker was made?
     std::vector<SharedObject> shared_objects;
 };
 
@@ -194,8 +236,8 @@ inline void wake(Worker& w, Thread* thread) {
     w.n_hasty += thread->number / 32 == w.hasty;
 }
 
-// Where threads that are drawn one by one keep step with each other, a barrier that only holds back who is far
-// ahead is not missed. So in random order one warp of a block goes before all others whenever it can.
+// Where threads that are drawn one by one keep step with each other, a barrier that only holds back who is
+// far ahead is not missed. So in random order one warp of a block goes before all others whenever it can.
 inline Thread* take_ready(Worker& w) {
     if (w.launch->random) {
         size_t drawn = w.random.below(w.n_hasty ? w.n_hasty : w.n_ready), at = w.first_ready;
@@ -260,7 +302,7 @@ inline void run_one(Worker& w, unsigned number, Fiber* fiber) {
     t.waits_at = nullptr;
     t.barrier = -1;
     t.exited = t.waited = false;
-    if (w.any_copies) w.copies[number].pending.clear(), w.copies[number].group = 0;
+    if (w.any_copies) w.copies[number].pending.clear(), w.copies[number].group = 0, w.copies[number].fences++;
     self = &t;
     threadIdx = t.index;
     w.launch->body(w.launch->arguments);
@@ -441,11 +483,27 @@ inline char* shared_memory(uint64_t address, size_t bytes, const char* name) {
     return worker->shared + (address - shared_window);
 }
 
+// No product may outlive its block, and all warps of a warpgroup must have started each.
+inline void end_products(Worker& w) {
+    for (unsigned i = 0; i < max_threads / 32; i++) {
+        WarpProducts& p = w.products[i];
+        if (!p.products.empty())
+            die("wgmma (line %d): the block has ended and warp %u has not waited for it", p.products[0].line,
+                i);
+        if (p.started != w.started_products[i / 4].size())
+            die("wgmma (line %d): not by warp %u of the warpgroup", w.started_products[i / 4][p.started].line,
+                i % 4);
+    }
+    for (unsigned i = 0; i < max_threads / 32; i++) w.products[i].started = w.products[i].fenced = 0;
+    for (std::vector<StartedProduct>& started : w.started_products) started.clear();
+}
+
 // ---- workers --------------------------------------------------------------------------------------------
 
 inline unsigned core_count() {
     for (const char* name : {"EMU_THREADS", "OMP_NUM_THREADS"})
-        if (const char* text = getenv(name); text && atoi(text) > 0) return unsigned(std::min(atoi(text), 16));
+        if (const char* text = getenv(name); text && atoi(text) > 0)
+            return unsigned(std::min(atoi(text), 16));
     cpu_set_t set; // more than 16 workers would need more stacks than Linux maps for one process
     return sched_getaffinity(0, sizeof set, &set) == 0 ? std::min(16u, unsigned(CPU_COUNT(&set))) : 1;
 }
@@ -579,6 +637,7 @@ inline void run_block(Worker& w, const Launch& launch, size_t number) {
     memset(w.shared, 0xFF, launch.dynamic_shared);
     w.shared_used = w.shared_end = launch.dynamic_shared;
     switch_fiber(w.home, *idle_fiber(w));
+    if (w.any_products) end_products(w);
 }
 
 // All blocks of a launch, in order or, for EMU_ORDER=random, in steps that visit each once.

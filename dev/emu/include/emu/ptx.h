@@ -3,7 +3,7 @@
 // table below with the operands they take; anything else stops the program and names it. Register layouts
 // are those of the PTX manual, section "warp level matrix instructions".
 #pragma once
-#include "device.h"
+#include "wgmma.h"
 #include <initializer_list>
 
 namespace emu {
@@ -53,6 +53,11 @@ enum class Op {
     commit,
     wait_group,
     wait_all,
+    fence_proxy,
+    wgmma,
+    wgmma_fence,
+    wgmma_commit,
+    wgmma_wait,
     bar,
     ex2,
     lg2,
@@ -67,11 +72,12 @@ enum class Op {
 };
 
 // An instruction and the operands it takes: letters are constraints, i an immediate number, {} a list of
-// registers, [] an address. Variants of one instruction are lines of their own.
+// registers (more than four of a kind with their number), [] an address. Variants of one instruction are
+// lines of their own.
 struct Known {
     const char *mnemonic, *operands;
     Op op;
-    int count;     // ldmatrix: matrices
+    int count;     // ldmatrix: matrices; wgmma: columns
     bool modifier; // ldmatrix: .trans; cp.async: .cg, which moves 16 bytes only; others: .ftz
 };
 constexpr Known known_instructions[] = {
@@ -89,6 +95,14 @@ constexpr Known known_instructions[] = {
     {"cp.async.commit_group", "", Op::commit, 0, false},
     {"cp.async.wait_group", "i", Op::wait_group, 0, false},
     {"cp.async.wait_all", "", Op::wait_all, 0, false},
+    {"fence.proxy.async", "", Op::fence_proxy, 0, false},
+    {"fence.proxy.async.shared", "", Op::fence_proxy, 0, false},
+    {"wgmma.fence.sync.aligned", "", Op::wgmma_fence, 0, false},
+    {"wgmma.commit_group.sync.aligned", "", Op::wgmma_commit, 0, false},
+    {"wgmma.wait_group.sync.aligned", "i", Op::wgmma_wait, 0, false},
+    {"wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16", "{32f},l,l,i,i,i,i,i", Op::wgmma, 64, false},
+    {"wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16", "{64f},l,l,i,i,i,i,i", Op::wgmma, 128, false},
+    {"wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16", "{128f},l,l,i,i,i,i,i", Op::wgmma, 256, false},
     {"bar.sync", "i", Op::bar, 0, false},
     {"bar.sync", "r", Op::bar, 0, false},
     {"bar.sync", "i,i", Op::bar, 0, false},
@@ -111,8 +125,6 @@ constexpr Known known_instructions[] = {
     {"tanh.approx.f32", "f,f", Op::tanh, 0, false},
     {"cvt.rn.bf16x2.f32", "r,f,f", Op::cvt, 0, false},
 };
-
-inline float bf16_to_float(uint16_t bits) { return std::bit_cast<float>(uint32_t(bits) << 16); }
 
 // Round to nearest, ties to even; NaN becomes the hardware's 0x7fff.
 inline uint16_t float_to_bf16(float x) {
@@ -206,6 +218,7 @@ inline void cp_async(uint64_t to, const void* from, int64_t bytes, int64_t sourc
     char* place = shared_memory(to, size_t(bytes), name);
     memset(place, 0xFF, size_t(bytes));
     worker->any_copies = true;
+    if (worker->copied.empty()) worker->copied.resize(shared_arena_bytes / 16, {0, UINT64_MAX});
     AsyncCopies& mine = worker->copies[self->number];
     mine.pending.push_back({mine.group, place, from, unsigned(bytes), unsigned(source_bytes)});
 }
@@ -219,6 +232,8 @@ inline void land_copies(unsigned newest, bool open) {
         if (open || c.group + newest < group) {
             memcpy(c.to, c.from, c.source_bytes);
             memset(c.to + c.source_bytes, 0, c.bytes - c.source_bytes);
+            worker->copied[size_t(c.to - worker->shared) / 16] = {self->number,
+                                                                  worker->copies[self->number].fences};
         } else {
             copies[kept++] = c;
         }
@@ -249,20 +264,21 @@ struct Instruction {
     const char* mnemonic;
     int count;
     bool modifier;
-    Argument arguments[16];
-    int n_arguments;
+    int first_argument, n_arguments; // of the Assembly's
 };
 
 // Parsed by the compiler, so that what is left at run time is the instruction alone. A text that cannot be
 // understood is reported when a thread comes to it.
 struct Assembly {
     static constexpr int max_instructions = 4;
+    static constexpr int max_arguments = 144;
     Instruction program[max_instructions] = {};
-    int n = 0, line;
+    Instruction::Argument all_arguments[max_arguments] = {};
+    int n = 0, n_arguments = 0, line;
     const char* complaint = nullptr;
     Text about{};            // the piece of the text that the complaint is about
     const char* wanted = ""; // the operands it should have
-    char shape[64] = {};     // the operands it has
+    char shape[160] = {};    // the operands it has
 
     // `constraints` has a letter for each operand, outputs first; the text is the program's own.
     constexpr Assembly(const char* text, const char* constraints, int line) : line(line) {
@@ -290,13 +306,14 @@ struct Assembly {
             erase(mnemonic, hint);
         if (n == max_instructions) return complain("too many instructions in one asm statement", name);
         Instruction& instruction = program[n++];
-        size_t written = 0;
+        instruction.first_argument = n_arguments;
+        size_t written = 0, list = 0; // `list`: where its first register is written
         bool in_list = false, address_offset = false;
-        for (int i = 0; i < 64; i++) shape[i] = 0;
+        for (char& c : shape) c = 0;
         while (at < end) {
-            if (written + 2 > sizeof shape || instruction.n_arguments == 16)
+            if (written + 2 > sizeof shape || n_arguments == max_arguments)
                 return complain("too many operands", name);
-            Instruction::Argument& argument = instruction.arguments[instruction.n_arguments];
+            Instruction::Argument& argument = all_arguments[n_arguments];
             const char c = *at++;
             if (c == '%' || digit(c) || c == '-') {
                 int64_t value = digit(c) ? c - '0' : 0;
@@ -308,22 +325,25 @@ struct Assembly {
                     if (value >= known) return complain("an operand number without an operand", name);
                     argument = {int(value), 0};
                     shape[written++] = constraints[value] == 'n' ? 'i' : constraints[value];
-                    instruction.n_arguments++;
+                    n_arguments++;
                 } else if (address_offset) {
-                    instruction.arguments[instruction.n_arguments - 1].value = value;
+                    all_arguments[n_arguments - 1].value = value;
                 } else {
                     argument = {-1, value};
                     shape[written++] = 'i';
-                    instruction.n_arguments++;
+                    n_arguments++;
                 }
                 address_offset = false;
-            } else if (c == '+' && instruction.n_arguments > 0) {
+            } else if (c == '+' && n_arguments > instruction.first_argument) {
                 address_offset = true;
             } else if (!blank(c)) {
+                if (c == '}') written = counted(list, written);
                 in_list = c == '{' || (in_list && c != '}');
                 if (c != ',' || !in_list) shape[written++] = c; // commas between the registers of a list go
+                if (c == '{') list = written;
             }
         }
+        instruction.n_arguments = n_arguments - instruction.first_argument;
         complain("the emulator does not know the PTX instruction", name);
         for (const Known& known : known_instructions) {
             if (!(Text{known.mnemonic, size(known.mnemonic)} == mnemonic)) continue;
@@ -337,6 +357,21 @@ struct Assembly {
             complaint = nullptr;
             return;
         }
+    }
+
+    // Of a list that begins at `list` more than four registers of a kind become their number and the letter.
+    constexpr size_t counted(size_t list, size_t written) {
+        const size_t n = written - list;
+        if (n <= 4) return written;
+        for (size_t i = list + 1; i < written; i++)
+            if (shape[i] != shape[list]) return written;
+        const char letter = shape[list];
+        written = list;
+        for (size_t unit = n < 100 ? 10 : 100; unit > 0; unit /= 10)
+            if (n >= unit) shape[written++] = char('0' + n / unit % 10);
+        shape[written++] = letter;
+        for (size_t i = written; i < list + n; i++) shape[i] = 0;
+        return written;
     }
 
     static constexpr size_t size(const char* s) {
@@ -365,7 +400,7 @@ struct Assembly {
     }
 
     EMU_INLINE void execute(const Instruction& instruction, const AsmOperand* operands) const {
-        const Instruction::Argument* const arguments = instruction.arguments;
+        const Instruction::Argument* const arguments = all_arguments + instruction.first_argument;
         const auto place = [&](int i) -> const AsmOperand& { return operands[arguments[i].operand]; };
         const auto number = [&](int i) -> int64_t { // an integer operand, an address or an immediate
             const Instruction::Argument& a = arguments[i];
@@ -392,7 +427,7 @@ struct Assembly {
         case Op::ldmatrix: {
             LdmatrixLane lane{uint64_t(number(instruction.count)), {}};
             ldmatrix(lane, instruction.count, instruction.modifier, instruction.mnemonic, line);
-            for (int i = 0; i < instruction.count; i++) place(i).set(lane.value[i]);
+            for (int i = 0; i < 4 && i < instruction.count; i++) place(i).set(lane.value[i]);
             break;
         }
         case Op::cp_async: {
@@ -410,6 +445,29 @@ struct Assembly {
             break;
         case Op::wait_all:
             land_copies(0, true);
+            break;
+        case Op::fence_proxy:
+            worker->copies[self->number].fences++;
+            break;
+        case Op::wgmma: {
+            float* sums[128];
+            const int n = instruction.count / 2;
+            for (int i = 0; i < n; i++) sums[i] = static_cast<float*>(place(i).place);
+            for (int i = 0; i < 3; i++)
+                if (number(n + 2 + i) != 1) die("wgmma (line %d): only scales of 1 are emulated", line);
+            wgmma({sums, instruction.count, uint64_t(number(n)), uint64_t(number(n + 1)), number(n + 5) != 0,
+                   number(n + 6) != 0},
+                  line);
+            break;
+        }
+        case Op::wgmma_fence:
+            wgmma_fence(line);
+            break;
+        case Op::wgmma_commit:
+            wgmma_commit(line);
+            break;
+        case Op::wgmma_wait:
+            wgmma_wait(unsigned(number(0)), line);
             break;
         case Op::bar:
             barrier_wait(unsigned(number(0)),
