@@ -2533,8 +2533,9 @@ __device__ inline int ordered(int column) {
 // one multiplies while the other waits or has its epilogue.
 struct MmaTile {
     static constexpr int columns = 128, depth = 64 / sizeof(floatX), stages = 3, threads = 256;
-    static constexpr unsigned blocks = 2; // of a multiprocessor
-    static constexpr int m = 4, n = 4;    // a lane's share: of 16 m rows, 8 n columns
+    static constexpr unsigned blocks = 2;   // of a multiprocessor
+    static constexpr int m = 4, n = 4;      // a lane's share: of 16 m rows, 8 n columns
+    static constexpr int window = 8 / pack; // packs that it asks for ahead, as far as the registers go
     static constexpr bool compiled = true;
     static constexpr int narrow_stride = depth + pack, wide_stride = columns + pack;
     static constexpr int a_size = grouped_rows * narrow_stride, stage_size = 2 * a_size; // in numbers
@@ -2669,7 +2670,7 @@ template <bool a_wide, bool b_wide> __device__ __forceinline__ void wgmma(float*
 struct WgmmaTile {
     static constexpr int columns = 256, depth = 64, stages = 4, threads = 256;
     static constexpr unsigned blocks = 1;
-    static constexpr int m = 1, n = 32;
+    static constexpr int m = 1, n = 32, window = 8;
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(MOEX_EMU)
     static constexpr bool compiled = true;
 #else
@@ -2722,7 +2723,8 @@ struct Operand {
 
 // A thread's share of copying an operand, `turns` times 16 bytes of a step. What there is not arrives as
 // zeros and is not read.
-template <class Tile, bool wide, bool is_b> struct OperandCopy {
+template <class Tile, bool wide, bool is_b, bool gathers>
+struct OperandCopy { // gathers: `index` may be given
     static constexpr int packs = Tile::line_packs(wide), between = Tile::threads / packs; // its lines
     static constexpr int turns = (is_b ? Tile::columns : grouped_rows) * Tile::depth / pack / Tile::threads;
     static constexpr int rows =
@@ -2742,8 +2744,8 @@ template <class Tile, bool wide, bool is_b> struct OperandCopy {
         const int first = wide ? step * Tile::depth : 0, last = (wide ? o.depth : o.across) - 1;
 #pragma unroll
         for (int i = 0; i < rows; i++) {
-            const int r = min(first + row + i * between, last);
-            at[i] = o.index ? o.index[r] : r;
+            const int r = first + row + i * between;
+            at[i] = gathers && o.index ? o.index[min(r, last)] : r;
         }
     }
     __device__ void start(floatX* to, int step) {
@@ -2754,9 +2756,11 @@ template <class Tile, bool wide, bool is_b> struct OperandCopy {
             const int r = row + i % rows * between, c = column + i / rows * packs * pack;
             const bool there = step * Tile::depth + (wide ? r : c) < o.depth && (wide ? c : r) < o.across;
             copy_async_16(to + place + i * between * Tile::line_stride(wide),
-                          from + at[i % rows] * row_bytes + i / rows * packs * 16, there ? 16 : 0);
+                          from + (gathers ? at[i % rows] : (wide ? step * Tile::depth : 0) + r) * row_bytes +
+                              i / rows * packs * 16,
+                          there ? 16 : 0);
         }
-        if (wide) find_rows(step + 1); // before they are needed
+        if (wide && gathers) find_rows(step + 1); // before they are needed
     }
 };
 
@@ -2766,8 +2770,8 @@ template <class Tile, bool wide, bool is_b> struct OperandCopy {
 // its way, and the one after it is sent for: to the stage of the step before last (with three stages, the
 // last), which all have left, since all have come to the barrier of this one.
 template <class Tile, bool a_wide, bool b_wide> struct TileProducts {
-    OperandCopy<Tile, a_wide, false> a;
-    OperandCopy<Tile, b_wide, true> b;
+    OperandCopy<Tile, a_wide, false, !a_wide> a; // the tokens: a's rows, or, for a matrix's gradient, b's
+    OperandCopy<Tile, b_wide, true, a_wide> b;
     int steps;          // of the tile
     unsigned stage = 0; // of the next step
 
@@ -2839,18 +2843,39 @@ template <class Tile> __device__ __forceinline__ void beside_each_other(float c[
             }
 }
 
-// Calls f(i, s, place, pack) for the lane's n-th packs: in row s, at place of an array (rows,M)
+// The lane's n-th pack of its i-th row
+template <class Tile>
+__device__ __forceinline__ Pack lane_pack(const float c[Tile::m][Tile::n][4], int n, int i) {
+    Pack v;
+#pragma unroll
+    for (int e = 0; e < pack; e++) v[e] = c[i / 2][(n * pack + e) / 2][i % 2 * 2 + e % 2];
+    return v;
+}
+
+// Calls f(i, place, pack) for the lane's n-th packs, each at place of an array (rows,M)
 template <class Tile, class F> __device__ __forceinline__ void
 each_pack(const float c[Tile::m][Tile::n][4], const RowTile& t, int n, int M, F f) {
 #pragma unroll
-    for (int i = 0; i < 2 * Tile::m; i++) {
-        if (lane_row<Tile>(i) >= t.rows) continue;
-        const int s = t.first + lane_row<Tile>(i);
-        Pack v;
+    for (int i = 0; i < 2 * Tile::m; i++)
+        if (lane_row<Tile>(i) < t.rows)
+            f(i, size_t(t.first + lane_row<Tile>(i)) * M + t.column + lane_column<Tile>(n),
+              lane_pack<Tile>(c, n, i));
+}
+
+// What an epilogue reads it asks for while the last products are under way: packs as they lie in memory, the
+// nearest ones instead of those that are not there.
+template <class Tile>
+__device__ __forceinline__ const uint4* nearest(const floatX* row, const RowTile& t, int n) {
+    return (const uint4*)(row + t.column + min(lane_column<Tile>(n), t.columns - pack));
+}
+template <class Tile> __device__ __forceinline__ int nearest_row(const RowTile& t, int i) {
+    return t.first + min(lane_row<Tile>(i), t.rows - 1);
+}
+template <class Tile> __device__ __forceinline__ void ask_bias(uint4 ahead[Tile::window], const floatX* bias,
+                                                               const RowTile& t, int M) {
 #pragma unroll
-        for (int e = 0; e < pack; e++) v[e] = c[i / 2][(n * pack + e) / 2][i % 2 * 2 + e % 2];
-        f(i, s, size_t(s) * M + t.column + lane_column<Tile>(n), v);
-    }
+    for (int n = 0; n < lane_packs<Tile>; n++)
+        ahead[n] = bias ? *nearest<Tile>(bias + size_t(t.expert) * M, t, n) : uint4{};
 }
 
 // What all experts' rows are multiplied by: out (rows,M) = a (.,K) B.   B (E,M,K), or wide (E,K,M)
@@ -2893,10 +2918,15 @@ __global__ void __launch_bounds__(Tile::threads, Tile::blocks) grouped_kernel(Gr
             const RowTile t = next;
             float c[Tile::m][Tile::n][4] = {};
             products.multiply(c);
+            uint4 ahead[Tile::window];
+            if (!b_wide) epilogue.template ask<Tile>(ahead, t, g.M);
             more = begin_next();
             Tile::finish(c);
-            if (b_wide) beside_each_other<Tile>(c);
-            epilogue.template finish<Tile>(c, t, g.M);
+            if (b_wide) { // then they would not have the registers
+                beside_each_other<Tile>(c);
+                epilogue.template ask<Tile>(ahead, t, g.M);
+            }
+            epilogue.template finish<Tile>(c, ahead, t, g.M);
         }
     }
 }
@@ -2908,14 +2938,24 @@ struct Units {
     unsigned long long* active; // null: not counted
     bool relu;                  // or gelu
 
-    template <class Tile>
-    __device__ void finish(const float c[Tile::m][Tile::n][4], const RowTile& t, int M) const {
+    template <class Tile> __device__ void ask(uint4 ahead[Tile::window], const RowTile& t, int M) const {
+        ask_bias<Tile>(ahead, bias, t, M);
+    }
+    template <class Tile> __device__ void finish(const float c[Tile::m][Tile::n][4],
+                                                 const uint4 ahead[Tile::window], const RowTile& t,
+                                                 int M) const {
+        relu ? finish_as<Tile, true>(c, ahead, t, M) : finish_as<Tile, false>(c, ahead, t, M);
+    }
+    template <class Tile, bool relu>
+    __device__ __forceinline__ void finish_as(const float c[Tile::m][Tile::n][4],
+                                              const uint4 ahead[Tile::window], const RowTile& t,
+                                              int M) const {
         int fired = 0;
 #pragma unroll
         for (int n = 0; n < lane_packs<Tile>; n++) {
             if (lane_column<Tile>(n) >= t.columns) continue;
-            const Pack b = load_pack(bias + size_t(t.expert) * M + t.column + lane_column<Tile>(n));
-            each_pack<Tile>(c, t, n, M, [&](int, int, size_t place, Pack v) {
+            const Pack b = load_pack((const floatX*)&ahead[n]);
+            each_pack<Tile>(c, t, n, M, [&](int, size_t place, Pack v) {
                 v += b;
                 if (h) store_pack(h + place, v);
 #pragma unroll
@@ -2938,16 +2978,22 @@ struct Weighted {
     const floatX* bias;  // (E,M) null: 0
     const float* weight; // (rows) null: 1
 
-    template <class Tile>
-    __device__ void finish(const float c[Tile::m][Tile::n][4], const RowTile& t, int M) const {
+    template <class Tile> __device__ void ask(uint4 ahead[Tile::window], const RowTile& t, int M) const {
+        ask_bias<Tile>(ahead, bias, t, M);
+    }
+    template <class Tile> __device__ void finish(const float c[Tile::m][Tile::n][4],
+                                                 const uint4 ahead[Tile::window], const RowTile& t,
+                                                 int M) const {
+        float w[2 * Tile::m];
+#pragma unroll
+        for (int i = 0; i < 2 * Tile::m; i++) w[i] = weight ? weight[nearest_row<Tile>(t, i)] : 1;
 #pragma unroll
         for (int n = 0; n < lane_packs<Tile>; n++) {
             if (lane_column<Tile>(n) >= t.columns) continue;
-            Pack b = {};
-            if (bias) b = load_pack(bias + size_t(t.expert) * M + t.column + lane_column<Tile>(n));
-            each_pack<Tile>(c, t, n, M, [&](int, int s, size_t place, Pack v) {
+            const Pack b = load_pack((const floatX*)&ahead[n]);
+            each_pack<Tile>(c, t, n, M, [&](int i, size_t place, Pack v) {
                 v += b;
-                store_pack(out + place, (weight ? weight[s] : 1) * v);
+                store_pack(out + place, w[i] * v);
             });
         }
     }
@@ -2962,41 +3008,65 @@ struct UnitsBackward {
     float *sums, *z_sums; // (2 tiles,M); (rows,parts(M)) null: not wanted
     bool relu;
 
-    template <class Tile>
-    __device__ void finish(const float c[Tile::m][Tile::n][4], const RowTile& t, int M) const {
+    // z, pack j of all of the lane's, row after row of the same columns
+    template <class Tile> __device__ uint4 unit_pack(const RowTile& t, int M, int j) const {
+        const int n = j / (2 * Tile::m), i = j % (2 * Tile::m);
+        return *nearest<Tile>(z + size_t(nearest_row<Tile>(t, i)) * M, t, n);
+    }
+    template <class Tile> __device__ void ask(uint4 ahead[Tile::window], const RowTile& t, int M) const {
+#pragma unroll
+        for (int j = 0; j < Tile::window; j++) ahead[j] = unit_pack<Tile>(t, M, j);
+    }
+    template <class Tile> __device__ void finish(const float c[Tile::m][Tile::n][4],
+                                                 uint4 ahead[Tile::window], const RowTile& t, int M) const {
+        relu ? finish_as<Tile, true>(c, ahead, t, M) : finish_as<Tile, false>(c, ahead, t, M);
+    }
+    template <class Tile, bool relu> __device__ __forceinline__ void
+    finish_as(const float c[Tile::m][Tile::n][4], uint4 ahead[Tile::window], const RowTile& t, int M) const {
+        constexpr int rows = 2 * Tile::m, packs = lane_packs<Tile>;
         // (Tile::columns) a row of sums: that of these 64 rows, or, to be added up below, of a warp's 16
         float* const warp_sums =
             (float*)(TileProducts<Tile, false, false>::shared() + Tile::stages * Tile::stage_size);
         float* const to = Tile::m == 4 ? sums + size_t(2 * t.number + Tile::warp_row() / 64) * M + t.column
                                        : warp_sums + threadIdx.x / warp_size * Tile::columns;
+        float w[rows], along[rows][(packs + 3) / 4]; // along a row: of every fourth n; the lanes share them
 #pragma unroll
-        for (int n = 0; n < lane_packs<Tile>; n++) {
+        for (int n = 0; n < packs; n++) {
             Pack down = {};
-            float along[2 * Tile::m] = {};
-            if (lane_column<Tile>(n) < t.columns)
-                each_pack<Tile>(c, t, n, M, [&](int i, int s, size_t place, const Pack& dz) {
-                    const float w = weight ? weight[s] : 1;
-                    const Pack unit = load_pack(z + place);
-                    Pack d = w * dz, before;
-                    if (!relu) before = load_pack(h + place);
 #pragma unroll
-                    for (int e = 0; e < pack; e++) {
-                        along[i] += unit[e] * dz[e];
-                        d[e] = !relu ? d[e] * gelu_slope(before[e]) : unit[e] > 0 ? d[e] : 0;
-                    }
-                    store_pack(dh + place, d);
-                    down += d;
-                });
+            for (int i = 0; i < rows; i++) { // of what is not there dz is 0
+                if (n == 0) w[i] = weight ? weight[nearest_row<Tile>(t, i)] : 1;
+                const int j = n * rows + i;
+                const Pack unit = load_pack((const floatX*)&ahead[j % Tile::window]);
+                if (j + Tile::window < packs * rows)
+                    ahead[j % Tile::window] = unit_pack<Tile>(t, M, j + Tile::window);
+                const Pack dz = lane_pack<Tile>(c, n, i);
+                const size_t place =
+                    size_t(t.first + lane_row<Tile>(i)) * M + t.column + lane_column<Tile>(n);
+                const bool there = lane_row<Tile>(i) < t.rows && lane_column<Tile>(n) < t.columns;
+                Pack d = w[i] * dz, before;
+                if (!relu && there) before = load_pack(h + place);
+                float sum = 0;
+#pragma unroll
+                for (int e = 0; e < pack; e++) {
+                    sum += unit[e] * dz[e];
+                    d[e] = relu ? unit[e] > 0 ? d[e] : 0 : there ? d[e] * gelu_slope(before[e]) : 0;
+                }
+                if (there) store_pack(dh + place, d);
+                down += d;
+                sum = warp_sum<4>(sum);
+                if (threadIdx.x % 4 == n % 4) along[i][n / 4] = sum;
+            }
             const int column = lane_column<Tile>(n) + sum_of_pack(down);
             if (column < t.columns) to[column] = down[0];
-            if (!z_sums) continue;
-            const int part = (t.column + lane_column<Tile>(n)) / (4 * pack);
+        }
 #pragma unroll
-            for (int i = 0; i < 2 * Tile::m; i++) {
-                const float sum = warp_sum<4>(along[i]);
-                if (threadIdx.x % 4 == 0 && lane_row<Tile>(i) < t.rows && lane_column<Tile>(n) < t.columns)
-                    z_sums[size_t(t.first + lane_row<Tile>(i)) * parts(M) + part] = sum;
-            }
+        for (int k = 0; k < rows * ((packs + 3) / 4); k++) {
+            const int i = k % rows, n = k / rows * 4 + int(threadIdx.x % 4);
+            if (z_sums && n < packs && lane_row<Tile>(i) < t.rows &&
+                Tile::warp_column() + n * 4 * pack < t.columns)
+                z_sums[size_t(t.first + lane_row<Tile>(i)) * parts(M) +
+                       (t.column + Tile::warp_column()) / (4 * pack) + n] = along[i][k / rows];
         }
         if constexpr (Tile::m == 1) {
             __syncthreads();
@@ -3118,7 +3188,7 @@ template <class Tile> __global__ void __launch_bounds__(Tile::threads, Tile::blo
 #pragma unroll
             for (int i = 0; i < lane_packs<Tile>; i++) {
                 if (lane_column<Tile>(i) >= t.columns) continue;
-                each_pack<Tile>(c, t, i, g.N, [&](int, int, size_t place, Pack v) {
+                each_pack<Tile>(c, t, i, g.N, [&](int, size_t place, Pack v) {
                     if (adds) v += load_pack(out + place);
                     store_pack(out + place, v);
                 });
