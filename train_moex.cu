@@ -3055,7 +3055,7 @@ struct UnitsBackward {
                 if (there) store_pack(dh + place, d);
                 down += d;
                 sum = warp_sum<4>(sum);
-                if (threadIdx.x % 4 == n % 4) along[i][n / 4] = sum;
+                if (int(threadIdx.x % 4) == n % 4) along[i][n / 4] = sum;
             }
             const int column = lane_column<Tile>(n) + sum_of_pack(down);
             if (column < t.columns) to[column] = down[0];
