@@ -6,7 +6,8 @@
 //   1. Numbers, checks, and what a thread, a warp and a launch are made of
 //   2. Kernels, each forward beside its backward, in the order a token meets them:
 //        LayerNorm . embedding . bias . attention . expert statistics . router . load balance . dispatch .
-//        scaled deviations . experts . GEGLU, SoLU . combine . classifier . update . experts by hand
+//        scaled deviations . experts . GEGLU, SoLU . combine . classifier . update . products of a tile .
+//        experts by hand
 //   3. Matrix products (cuBLASLt)
 //   4. Several GPUs
 //   5. The model's memory
@@ -2484,27 +2485,12 @@ __global__ void update_kernel(floatX* weights, float* master, const float* gradi
 }
 
 // ---------------------------------------------------------------------------------------------------------
-// Experts by hand: the products of all experts in one launch, grouped products
+// Products of a tile, by mma.sync and by wgmma: what the experts by hand are made of
 //
-// Expert j multiplies its own rows, s from begin[j] to begin[j + 1], by its own matrices; x_s is row token[s]
-// of x, dout_s of dout, w_s the slot's gate weight:
-//   z_s = act(x_s W_enc_j^T + b_enc_j)                  y_s = w_s (z_s W_dec_j + b_dec_j)
-//   dz_s = dout_s W_dec_j^T     dh_s = w_s dz_s act'    dx_s = dh_s W_enc_j      db_enc_j += sum of dh_s
-//   dW_enc_j += sum of dh_s^T x_s                       dW_dec_j += sum of z_s^T (w_s dout_s)
-//   dw_s = dout_s . (z_s W_dec_j + b_dec_j) = dz_s . z_s + dout_s . b_dec_j      (SonicMoE: Guo et al., 2025,
-// arXiv 2512.14080: nobody need keep y).
-// One product for each expert is a product too small for a large card, launched by a host that must first
-// wait for the counts. Here the whole is cut into tiles of numbers of one expert, numbered expert by expert,
-// and a block takes every gridDim.x-th of them. Which expert a tile belongs to it finds by going through
-// begin: its tiles come in rising order, so once through is enough for all of them. The host need not know
-// any count, and rows come by way of token[]: no copy of them is gathered before. What would be a second
-// kernel, to add a bias, to apply an activation, to count or to sum, is an epilogue: done with a tile while
-// it is in registers.
-//
-// A number is one block's sum in rising order. In a row its bits depend on the row and on its expert's matrix
-// alone, not on who else visits the expert; those of a matrix's gradient on the rows of the expert and on how
-// many rows there are; none of them on the number of blocks. Cards whose tensor cores are spoken to in
-// different ways, MmaTile and WgmmaTile, may differ in bits.
+// A block multiplies a tile of numbers at a time: 128 rows of a by 128 or 256 columns, which are rows of b,
+// each summed over `depth` numbers. It does so in one of two ways, as the card has it, MmaTile or WgmmaTile:
+// how an operand lies in shared memory, how it is multiplied, and which sums a lane then has. How the
+// operands come there is the same for both, and so are the epilogues.
 
 constexpr int grouped_rows = 128; // of a tile
 constexpr int grouped_ahead = 2;  // steps of a tile that are on their way while one is multiplied
@@ -2807,6 +2793,29 @@ template <class Tile, bool a_wide, bool b_wide> struct TileProducts {
         }
     }
 };
+
+// ---------------------------------------------------------------------------------------------------------
+// Experts by hand: the products of all experts in one launch, grouped products
+//
+// Expert j multiplies its own rows, s from begin[j] to begin[j + 1], by its own matrices; x_s is row token[s]
+// of x, dout_s of dout, w_s the slot's gate weight:
+//   z_s = act(x_s W_enc_j^T + b_enc_j)                  y_s = w_s (z_s W_dec_j + b_dec_j)
+//   dz_s = dout_s W_dec_j^T     dh_s = w_s dz_s act'    dx_s = dh_s W_enc_j      db_enc_j += sum of dh_s
+//   dW_enc_j += sum of dh_s^T x_s                       dW_dec_j += sum of z_s^T (w_s dout_s)
+//   dw_s = dout_s . (z_s W_dec_j + b_dec_j) = dz_s . z_s + dout_s . b_dec_j      (SonicMoE: Guo et al., 2025,
+// arXiv 2512.14080: nobody need keep y).
+// One product for each expert is a product too small for a large card, launched by a host that must first
+// wait for the counts. Here the whole is cut into tiles of numbers of one expert, numbered expert by expert,
+// and a block takes every gridDim.x-th of them. Which expert a tile belongs to it finds by going through
+// begin: its tiles come in rising order, so once through is enough for all of them. The host need not know
+// any count, and rows come by way of token[]: no copy of them is gathered before. What would be a second
+// kernel, to add a bias, to apply an activation, to count or to sum, is an epilogue: done with a tile while
+// it is in registers.
+//
+// A number is one block's sum in rising order. In a row its bits depend on the row and on its expert's matrix
+// alone, not on who else visits the expert; those of a matrix's gradient on the rows of the expert and on how
+// many rows there are; none of them on the number of blocks. Cards whose tensor cores are spoken to in
+// different ways, MmaTile and WgmmaTile, may differ in bits.
 
 // A tile of rows (rows of all experts, M): rows first to first + rows of `expert`, `columns` from `column`
 // on.
