@@ -3,6 +3,7 @@
 # bounds or misaligned, races in shared memory, reads of what was never written, barriers that not all threads
 # reach. Eight runs: every tool on MoE-X in bf16, and on a topk gelu model that computes again in fp32.
 #   test_sanitizer.sh FOLDER [all]      all: three variants in either precision, 24 runs
+#   TOOLS='racecheck initcheck' test_sanitizer.sh FOLDER      these tools only
 # Its tools are known to report kernels of NVIDIA's libraries, whose work they cannot follow on every card. Those
 # reports, by the kernel's name, are counted and left out; whatever names a kernel or a file of ours fails.
 bin=$(realpath "$1") passed=0 failed=0 left_out=0
@@ -64,7 +65,7 @@ run() {
 }
 
 moe=() topk=(--router topk --act gelu --recompute 2) dense=(--ffn dense --act gelu)
-for tool in memcheck racecheck initcheck synccheck; do
+for tool in ${TOOLS:-memcheck racecheck initcheck synccheck}; do
     run "$tool" "" "${moe[@]}"
     run "$tool" _fp32 "${topk[@]}"
     [[ ${2:-} == all ]] || continue
