@@ -460,6 +460,7 @@ static void check_experts_by() {
         for (const bool measured : {true, false}) {
             Flags flags;
             flags.experts_by = "auto";
+            model.by_hand = false; // a run begins with the library's
             const std::string said = measure_choices(model, flags, measured ? 0 : INFINITY);
             check(said.rfind("experts by " + flags.experts_by + ", ", 0) == 0 &&
                       (said.find(", by hand ") != std::string::npos) == measured &&
