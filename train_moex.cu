@@ -380,29 +380,17 @@ __global__ void layernorm_backward_kernel(floatX* dx, float* partial, const floa
         for (int c = lane * pack; c < C; c += run_channels) {
             const Pack d = load_pack(dout + n * C + c), v = load_pack(x + n * C + c);
             const Pack w = load_pack(norm.weight + c);
-            Pack g = load_pack(dx + n * C + c), normed;
+            Pack g = load_pack(dx + n * C + c);
 #pragma unroll
             for (int i = 0; i < pack; i++) {
-                normed[i] = (v[i] - m) * r;
-                g[i] =
-                    float(floatX(g[i] + r * (w[i] * d[i] - sum - normed[i] * sum_norm))); // as it is stored
+                const float normed = (v[i] - m) * r;
+                g[i] += r * (w[i] * d[i] - sum - normed * sum_norm);
+                const int p = place_of_channel(c + i);
+                weight_sums[p] += normed * d[i];
+                bias_sums[p] += d[i];
+                if (sums == 3) dx_sums[p] += float(floatX(g[i])); // as it is stored
             }
             store_pack(dx + n * C + c, g);
-            // All are read before any is written, lest each wait for the one before.
-            const auto at = [&](float* sums, int i) -> float& { return sums[place_of_channel(c + i)]; };
-            Pack of_weight, of_bias, of_dx;
-#pragma unroll
-            for (int i = 0; i < pack; i++) {
-                of_weight[i] = at(weight_sums, i) + normed[i] * d[i];
-                of_bias[i] = at(bias_sums, i) + d[i];
-                if (sums == 3) of_dx[i] = at(dx_sums, i) + g[i];
-            }
-#pragma unroll
-            for (int i = 0; i < pack; i++) {
-                at(weight_sums, i) = of_weight[i];
-                at(bias_sums, i) = of_bias[i];
-                if (sums == 3) at(dx_sums, i) = of_dx[i];
-            }
         }
     }
     __syncthreads();
