@@ -2507,7 +2507,8 @@ __device__ inline int ordered(int column) {
 // one multiplies while the other waits or has its epilogue.
 struct MmaTile {
     static constexpr int columns = 128, depth = 64 / sizeof(floatX), stages = 3, threads = 256;
-    static constexpr unsigned blocks = 2;   // of a multiprocessor
+    static constexpr unsigned blocks =
+        sizeof(floatX) == 4 ? 1 : 2;        // of a multiprocessor; fp32 needs the registers
     static constexpr int m = 4, n = 4;      // a lane's share: of 16 m rows, 8 n columns
     static constexpr int window = 8 / pack; // packs that it asks for ahead, as far as the registers go
     static constexpr bool compiled = true;
