@@ -43,11 +43,7 @@ __device__ inline void wait_for_kernel_before() {
 
 // Before that wait: what no kernel of the step writes, on its way to the cache.
 constexpr size_t line_bytes = 128;
-__device__ inline void prefetch_line(const void* p) {
-#if defined(MOEX_EMU) || defined(__CUDA_ARCH__)
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
-#endif
-}
+__device__ inline void prefetch_line(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 __device__ inline void prefetch(const void* from, size_t bytes) { // by the threads of a block
     for (size_t i = threadIdx.x * line_bytes; i < bytes; i += blockDim.x * line_bytes)
         prefetch_line((const char*)from + i);
@@ -56,12 +52,8 @@ __device__ inline void prefetch(const void* from, size_t bytes) { // by the thre
 // Launches a kernel that begins with that wait. What is before it on the stream must be a kernel, too.
 template <class... P, class... A> void launch_early(void (*kernel)(P...), dim3 grid, unsigned threads,
                                                     size_t shared, cudaStream_t stream, A... arguments) {
-    static const bool possible = [] {
-        int device = 0, major = 0;
-        cuda_check(cudaGetDevice(&device));
-        cuda_check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-        return major >= 9;
-    }();
+    cudaFuncAttributes compiled; // for an older card it would not wait, even if a newer one runs it
+    cuda_check(cudaFuncGetAttributes(&compiled, kernel));
     cudaLaunchAttribute early = {};
     early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     early.val.programmaticStreamSerializationAllowed = 1;
@@ -71,7 +63,7 @@ template <class... P, class... A> void launch_early(void (*kernel)(P...), dim3 g
     config.dynamicSmemBytes = shared;
     config.stream = stream;
     config.attrs = &early;
-    config.numAttrs = possible ? 1 : 0;
+    config.numAttrs = compiled.ptxVersion >= 90 ? 1 : 0;
     cuda_check(cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...));
 }
 

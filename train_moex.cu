@@ -1548,8 +1548,7 @@ choose_experts(int* choice, float* weight, const Scores& g, const Router& r, boo
         next_best<lanes>(&score, &expert, g, r.standing, E);
         if (r.ranks && !(r.ranks >> rank & 1)) continue;
         const float before = highest;
-        highest =
-            k == 0 ? score : fmaxf(highest, score); // the first has it, unless `standing` says otherwise
+        highest = k == 0 ? score : fmaxf(highest, score); // the first has it, but for `standing`
         sum = (highest == before ? sum : sum * expf(before - highest)) + expf(score - highest);
         if (k % lanes == lane && inside) {
             choice[k] = expert;
@@ -1561,10 +1560,11 @@ choose_experts(int* choice, float* weight, const Scores& g, const Router& r, boo
     return highest;
 }
 
+// The token of a lane, eight of which share one.
 __device__ inline int lane_token() { return int(blockIdx.x * router_block + threadIdx.x / router_experts); }
 
-// out (E): the sums of f(n, j) over the tokens n of a block, of experts j. Lane i of a warp has its token i /
-// 8 and every eighth expert from i % 8 on, in f as in the kernels below.
+// out (E): for each expert j the sum of f(n, j) over the tokens n of a block. All its threads call; f is
+// called for a lane's own token and for every eighth expert from lane % 8 on.
 template <class F> __device__ void sum_over_block(float* out, const Router& r, F f) {
     __shared__ float sums[router_warps][router_experts];
     const int warp = threadIdx.x / warp_size, lane = threadIdx.x % warp_size, E = int(r.E);
@@ -1584,7 +1584,8 @@ template <class F> __device__ void sum_over_block(float* out, const Router& r, F
     }
 }
 
-// The scores (E) of one token as those see them who made them: a lane has its first in a register.
+// The scores (E) of a lane's token, for experts whose score this lane has computed: the first of them is in a
+// register.
 struct OwnScores {
     float first;
     const float* all; // null: there is no such token
@@ -1595,7 +1596,7 @@ struct OwnScores {
 __global__ void __launch_bounds__(router_warps* warp_size, 2)
     router_forward_kernel(Router r, float* partial, const floatX* x) {
     const int E = int(r.E), K = int(r.K);
-    const unsigned packs = unsigned(r.C / pack); // of a row
+    const unsigned packs = unsigned(r.C / pack); // of a row; x has less than 2^32, in 64 GiB
     const int N = int(r.N), first = int(blockIdx.x * router_block + threadIdx.x / warp_size * router_tokens);
     const Statistics s = r.statistics;
     float first_score = 0;
@@ -1613,8 +1614,8 @@ __global__ void __launch_bounds__(router_warps* warp_size, 2)
                 }
 #pragma unroll
                 for (int j = 0; j < router_experts; j++) {
-                    const Pack w = load_pack(rows + (min(j0 + j, E - 1) * packs + p) *
-                                                        pack); // past the last: for nobody
+                    const unsigned row = min(j0 + j, E - 1); // past the last: for nobody
+                    const Pack w = load_pack(rows + (row * packs + p) * pack);
 #pragma unroll
                     for (int t = 0; t < router_tokens; t++)
 #pragma unroll
@@ -2507,9 +2508,8 @@ __device__ inline int ordered(int column) {
 // one multiplies while the other waits or has its epilogue.
 struct MmaTile {
     static constexpr int columns = 128, depth = 64 / sizeof(floatX), stages = 3, threads = 256;
-    static constexpr unsigned blocks =
-        sizeof(floatX) == 4 ? 1 : 2;        // of a multiprocessor; fp32 needs the registers
-    static constexpr int m = 4, n = 4;      // a lane's share: of 16 m rows, 8 n columns
+    static constexpr unsigned blocks = pack == 4 ? 1 : 2; // of a multiprocessor; fp32 needs the registers
+    static constexpr int m = 4, n = 4;                    // a lane's share: of 16 m rows, 8 n columns
     static constexpr int window = 8 / pack; // packs that it asks for ahead, as far as the registers go
     static constexpr bool compiled = true;
     static constexpr int narrow_stride = depth + pack, wide_stride = columns + pack;

@@ -27,4 +27,4 @@ else
     done
     [[ -n ${MOEX_TESTS:-} || ! -x $b/gpu/test_exchange ]] || runs+=("$b/gpu/test_exchange")
 fi
-TEST_JOBS=${TEST_JOBS:-1} exec test/run.sh "${runs[@]}"
+TEST_JOBS=1 exec test/run.sh "${runs[@]}"
